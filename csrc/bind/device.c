@@ -1,0 +1,180 @@
+/* device.c - _core.Device: a backend's op table, its device handle, its lock.
+ *
+ * Everything that computes holds a Device and takes its lock for the length of a core call, because
+ * the thread pool inside serves one caller at a time. Knows nothing about arrays.
+ */
+#define PY_SSIZE_T_CLEAN
+#include "bind.h"
+
+#include <stdatomic.h>
+#include <string.h>
+
+enum { MAX_THREADS = 1024 };
+static const char *const tier_names[] = {"baseline", "avx2", "avx512", NULL};
+
+typedef struct {
+    PyObject_HEAD
+    const r1_ops *ops;
+    r1_dev *dev;
+    atomic_flag busy;
+} Device;
+
+static PyObject *
+device_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"threads", "tier", NULL};
+    Py_ssize_t threads = 0;
+    const char *tier = "auto";
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|ns:Device", names, &threads, &tier)) {
+        return NULL;
+    }
+    if (threads < 0 || threads > MAX_THREADS) {
+        return PyErr_Format(PyExc_ValueError, "Device: threads is %zd, must be in 0 (all) .. %d",
+                            threads, (int)MAX_THREADS);
+    }
+    const r1_ops *ops = r1_cpu_ops(tier);
+    if (ops == NULL || ops->abi != R1_OPS_ABI) {
+        return PyErr_Format(PyExc_ValueError,
+                            "Device: tier '%s' is unknown, or this processor or build lacks it; "
+                            "_core.tiers() lists those there are", tier);
+    }
+    Device *self = (Device *)type->tp_alloc(type, 0);
+    if (self == NULL) {
+        return NULL;
+    }
+    self->ops = ops;
+    atomic_flag_clear(&self->busy);
+    r1_status st = {0};
+    if (ops->dev_open(&self->dev, threads ? (size_t)threads : cpu_count(), &st) != R1_OK) {
+        Py_DECREF(self);
+        return status_raise(&st);
+    }
+    return (PyObject *)self;
+}
+
+static void
+device_dealloc(PyObject *object)
+{
+    Device *self = (Device *)object;
+    PyTypeObject *type = Py_TYPE(object);
+    if (self->dev) {
+        self->ops->dev_close(self->dev);
+    }
+    type->tp_free(object);
+    Py_DECREF(type);
+}
+
+r1_dev *
+device_get(PyObject *device, const r1_ops **ops)
+{
+    if (Py_TYPE(device)->tp_dealloc != device_dealloc) { /* the type is final: this tells it */
+        PyErr_Format(PyExc_TypeError, "device must be a r1grpo._core.Device, not %s",
+                     Py_TYPE(device)->tp_name);
+        return NULL;
+    }
+    Device *self = (Device *)device;
+    if (ops) {
+        *ops = self->ops;
+    }
+    return self->dev;
+}
+
+int
+device_acquire(PyObject *device)
+{
+    if (atomic_flag_test_and_set(&((Device *)device)->busy)) {
+        PyErr_SetString(PyExc_RuntimeError, "device is busy: another thread is computing on it");
+        return -1;
+    }
+    return 0;
+}
+
+void
+device_release(PyObject *device)
+{
+    atomic_flag_clear(&((Device *)device)->busy);
+}
+
+static PyObject *
+device_threads(PyObject *object, void *Py_UNUSED(closure))
+{
+    Device *self = (Device *)object;
+    return PyLong_FromSize_t(self->ops->dev_threads(self->dev));
+}
+
+static PyObject *
+device_tier(PyObject *object, void *Py_UNUSED(closure))
+{
+    const char *slash = strrchr(((Device *)object)->ops->name, '/'); /* "cpu/avx512" */
+    return PyUnicode_FromString(slash ? slash + 1 : ((Device *)object)->ops->name);
+}
+
+static PyObject *
+device_name(PyObject *object, void *Py_UNUSED(closure))
+{
+    return PyUnicode_FromString(((Device *)object)->ops->name);
+}
+
+static PyObject *
+device_repr(PyObject *object)
+{
+    Device *self = (Device *)object;
+    return PyUnicode_FromFormat("Device('%s', threads=%zu)", self->ops->name,
+                                self->ops->dev_threads(self->dev));
+}
+
+static PyGetSetDef device_getset[] = {
+    {"threads", device_threads, NULL, "Number of threads, the caller's included.", NULL},
+    {"tier", device_tier, NULL, "Instruction-set tier: 'baseline', 'avx2' or 'avx512'.", NULL},
+    {"name", device_name, NULL, "Backend and tier: 'cpu/avx512'.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+PyDoc_STRVAR(device_doc,
+             "Device(threads=0, tier='auto')\n--\n\n"
+             "What the core computes on: a pool of threads and the kernels of one instruction-set\n"
+             "tier. threads=0 takes the CPUs that this process may use. Results do not depend on\n"
+             "threads; they do depend on the tier. One thread at a time may compute on a device.");
+
+static PyType_Slot device_slots[] = {
+    {Py_tp_new, device_new},       {Py_tp_dealloc, device_dealloc}, {Py_tp_repr, device_repr},
+    {Py_tp_getset, device_getset}, {Py_tp_doc, (void *)device_doc}, {0, NULL},
+};
+
+static PyType_Spec device_spec = {
+    .name = "r1grpo._core.Device",
+    .basicsize = sizeof(Device),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = device_slots,
+};
+
+PyDoc_STRVAR(tiers_doc, "tiers()\n--\n\nThe tiers that this build and this processor have, slowest first.");
+
+static PyObject *
+tiers(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    PyObject *list = PyList_New(0);
+    for (int i = 0; list && tier_names[i]; i++) {
+        if (r1_cpu_ops(tier_names[i])) {
+            PyObject *name = PyUnicode_FromString(tier_names[i]);
+            if (name == NULL || PyList_Append(list, name) < 0) {
+                Py_CLEAR(list);
+            }
+            Py_XDECREF(name);
+        }
+    }
+    PyObject *tuple = list ? PyList_AsTuple(list) : NULL;
+    Py_XDECREF(list);
+    return tuple;
+}
+
+static PyMethodDef device_methods[] = {
+    {"tiers", tiers, METH_NOARGS, tiers_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+int
+device_bind_add(PyObject *module)
+{
+    return add_type(module, &device_spec) < 0 ? -1 : PyModule_AddFunctions(module, device_methods);
+}

@@ -1,0 +1,29 @@
+/* model_bind.h - what model_bind.c and decode_bind.c share: the model's object and its lock. */
+#ifndef R1_MODEL_BIND_H
+#define R1_MODEL_BIND_H
+
+#include <stdatomic.h>
+
+#include "bind.h"
+
+#include "../model/model.h"
+
+typedef struct {
+    PyObject_HEAD
+    r1_model *model;
+    PyObject *device; /* the one of the last call: model->dev belongs to it */
+    r1_call *call;    /* the call in progress, for the poll */
+    double polled;
+    atomic_flag busy;
+} ModelObject;
+
+void model_dealloc(PyObject *object);
+/* The object as a model, or NULL with a TypeError. */
+ModelObject *model_cast(PyObject *object);
+/* As call_begin and call_close, with the model's lock held in between. */
+int model_begin(ModelObject *self, r1_call *c);
+PyObject *model_end(ModelObject *self, r1_call *c);
+
+int decode_bind_add(PyObject *module);
+
+#endif

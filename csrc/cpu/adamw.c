@@ -1,0 +1,132 @@
+/* adamw.c - the update: the gradient's norm, and AdamW. Loshchilov & Hutter 2019, algorithm 2.
+ *
+ *   g' = grad_scale g
+ *   m = beta1 m + (1 - beta1) g'
+ *   v = beta2 v + (1 - beta2) g'^2
+ *   p = p - lr (m / (1 - beta1^step) / (sqrt(v / (1 - beta2^step)) + eps) + weight_decay p)
+ *
+ * Tensors are contiguous (whole parameters, gradients, moments) and float32. The bias corrections are
+ * computed once, in float64; root and quotients are correctly rounded. The schedule multiplier of the
+ * algorithm is inside lr; weight decay is decoupled, as in the algorithm.
+ *
+ * sum_squares is float64: blocks of 4,096 elements, 8 chains and a tree each, added in index order,
+ * so threads and tensor size cannot change a bit. Both in parallel over blocks. */
+#include "cpu.h"
+#include "simd.h"
+#include "split.h"
+
+enum {
+    BLOCK = 4096, /* elements of a partial sum, or of a task of the update */
+    ROUND = 256,  /* partial sums that are held at a time */
+    CHAINS = 8,
+};
+
+typedef struct {
+    const float *g;
+    size_t n;
+    double partial[ROUND];
+} square_job;
+
+static void
+square_block(void *ctx, size_t task, size_t worker)
+{
+    (void)worker;
+    square_job *job = ctx;
+    const float *g = job->g + task * BLOCK;
+    size_t n = split_end(job->n, task * BLOCK, BLOCK) - task * BLOCK, i = 0;
+    double sum[CHAINS] = {0};
+    for (; i + CHAINS <= n; i += CHAINS) {
+        for (size_t j = 0; j < CHAINS; j++) {
+            double x = g[i + j];
+            sum[j] += x * x;
+        }
+    }
+    for (size_t j = 0; i + j < n; j++) {
+        double x = g[i + j];
+        sum[j] += x * x;
+    }
+    job->partial[task] = ((sum[0] + sum[4]) + (sum[2] + sum[6])) +
+                         ((sum[1] + sum[5]) + (sum[3] + sum[7]));
+}
+
+r1_code
+TIER(sum_squares)(r1_dev *dev, double *sum, const r1_tensor *g, r1_status *st)
+{
+    (void)st;
+    assert(g->ld == g->cols || g->rows <= 1);
+    size_t n = g->rows * g->cols, step = (size_t)ROUND * BLOCK;
+    double total = 0.0;
+    for (size_t first = 0; first < n; first += step) {
+        square_job job = {.g = (const float *)g->data + first,
+                          .n = split_end(n, first, step) - first};
+        size_t blocks = split_count(job.n, BLOCK);
+        r1_pool_run(dev->pool, blocks, square_block, &job);
+        for (size_t i = 0; i < blocks; i++) {
+            total += job.partial[i];
+        }
+    }
+    *sum = total;
+    return R1_OK;
+}
+
+typedef struct {
+    float *p, *m, *v;
+    const float *g;
+    size_t n;
+    const r1_adamw_spec *spec;
+    float m_scale, v_scale; /* 1 / (1 - beta^step) */
+} adamw_job;
+
+static void
+adamw_block(void *ctx, size_t task, size_t worker)
+{
+    (void)worker;
+    const adamw_job *job = ctx;
+    const r1_adamw_spec *spec = job->spec;
+    size_t first = task * BLOCK, end = split_end(job->n, first, BLOCK);
+    vf beta1 = vf_set1(spec->beta1), rest1 = vf_set1(1.0f - spec->beta1);
+    vf beta2 = vf_set1(spec->beta2), rest2 = vf_set1(1.0f - spec->beta2);
+    vf minus_lr = vf_set1(-spec->lr), decay = vf_set1(spec->weight_decay);
+    for (size_t i = first; i < end; i += W) {
+        size_t left = end - i;
+        vf g = vf_load_left(job->g + i, left) * vf_set1(spec->grad_scale);
+        vf m = vf_fma(beta1, vf_load_left(job->m + i, left), rest1 * g);
+        vf v = vf_fma(beta2, vf_load_left(job->v + i, left), rest2 * (g * g));
+        vf p = vf_load_left(job->p + i, left);
+        vf root = vf_sqrt(v * vf_set1(job->v_scale)) + vf_set1(spec->eps);
+        vf step = vf_fma(decay, p, m * vf_set1(job->m_scale) / root);
+        vf_store_left(job->m + i, m, left);
+        vf_store_left(job->v + i, v, left);
+        vf_store_left(job->p + i, vf_fma(minus_lr, step, p), left);
+    }
+}
+
+/* 1 / (1 - beta^step), the power by squaring: no libm. */
+static float
+correction(float beta, uint64_t step)
+{
+    double power = 1.0, square = beta;
+    for (; step > 0; step >>= 1) {
+        if (step & 1) {
+            power *= square;
+        }
+        square *= square;
+    }
+    return (float)(1.0 / (1.0 - power));
+}
+
+r1_code
+TIER(adamw)(r1_dev *dev, const r1_tensor *p, const r1_tensor *m, const r1_tensor *v,
+            const r1_tensor *g, const r1_adamw_spec *spec, r1_status *st)
+{
+    (void)st;
+    size_t n = p->rows * p->cols;
+    assert(m->rows * m->cols == n && v->rows * v->cols == n && g->rows * g->cols == n);
+    assert(p->rows <= 1 || (p->ld == p->cols && g->ld == g->cols));
+    assert(p->rows <= 1 || (m->ld == m->cols && v->ld == v->cols));
+    assert(spec->step >= 1);
+    adamw_job job = {p->data, m->data, v->data, g->data, n, spec,
+                     correction(spec->beta1, spec->step), correction(spec->beta2, spec->step)};
+    r1_pool_run(dev->pool, split_count(n, BLOCK), adamw_block, &job);
+    return R1_OK;
+}

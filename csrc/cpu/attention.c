@@ -1,0 +1,306 @@
+/* attention.c - causal attention over a block KV cache.  Vaswani et al. 2017, eq. 1; the online
+ * softmax of Milakov & Gimelshein 2018.
+ *
+ *   s[n,h,j] = scale q[n,h] . k[j,g],   j <= pos[n],   g = h / (H / Hkv)
+ *   o[n,h] = sum_j exp(s[j] - lse) v[j,g],   lse[n,h] = log sum_j exp(s[j])
+ *
+ * q (N, H D), o (N, H Dv), lse (N, H); K blocks (D, 64), V blocks (64, Dv). Saved: o and lse.
+ *
+ * Order of sums, the same for prefill, decode and training, because it depends on nothing but the
+ * absolute positions of the keys:
+ *   - a score is one chain over D; keys are the lanes;
+ *   - inside a chunk of 512 keys, block after block of 64: m' = max(m, scores), c = exp(m - m'),
+ *     l = l c + p (lane by lane, lanes summed at the end of the chunk), acc = acc c + p v, where
+ *     p v is four chains, one per quarter of the block, added in order;
+ *   - chunks in ascending order: the first is taken as it is, each next one merges by
+ *     M' = max(M, m), L = L exp(M - M') + l exp(m - M'), likewise the vectors.
+ * A key beyond pos[n] is never read into a sum.
+ *
+ * Rows are worked on in groups of consecutive positions of one sequence, so that a key is loaded
+ * once for all; no row's bits depend on its group. Knows nothing about which rows are prompt.
+ */
+#include "attention_tile.h"
+#include "split.h"
+
+enum { CHUNK = 512, TASK_ROWS = 32, QUARTER = KEYS / 4 };
+
+typedef struct {
+    const r1_tensor *o, *lse, *q;
+    const r1_kv *kv;
+    const r1_seqs *seqs;
+    size_t H;
+    float scale;
+} fwd_job;
+
+static float *
+block_k(const r1_kv *kv, size_t block, size_t g)
+{
+    return (float *)kv->k + (block * kv->Hkv + g) * kv->D * KEYS;
+}
+
+static float *
+block_v(const r1_kv *kv, size_t block, size_t g)
+{
+    return (float *)kv->v + (block * kv->Hkv + g) * KEYS * kv->Dv;
+}
+
+/* ---- one group of rows, one head ---- */
+
+/* What a chunk has summed so far; lane r of the vectors is row r. */
+typedef struct {
+    vf m;                                  /* largest score */
+    vf l[TILE_ROWS];                       /* sum of p, in W partial sums */
+    _Alignas(64) float acc[TILE_ROWS][R1_MAX_HEAD_DIM]; /* sum of p v */
+} chunk_state;
+
+/* Scores to probabilities: scales and masks s (row r sees `valid` + r keys), updates m and l and
+ * leaves p in s. Returns the factor by which each row's acc must shrink. */
+TILE_INLINE vf
+block_softmax(chunk_state *st, float (*s)[KEYS], size_t rows, float scale, ptrdiff_t valid,
+              size_t lanes)
+{
+    float largest[W] = {0};
+    for (size_t r = 0; r < rows; r++) {
+        vf m = vf_set1(-__builtin_inff());
+        for (size_t j = 0; j < lanes; j += W) {
+            vf x = vf_load(s[r] + j) * vf_set1(scale);
+            ptrdiff_t left = valid + (ptrdiff_t)r - (ptrdiff_t)j;
+            if (left < W) {
+                x = vf_select(vi_first((size_t)clamp_to(left, W)), x, vf_set1(-__builtin_inff()));
+            }
+            vf_store(s[r] + j, x);
+            m = vf_max(m, x);
+        }
+        largest[r] = vf_hmax(m);
+    }
+    vf m = vf_max(st->m, vf_load(largest));
+    vf shrink = vf_exp(st->m - m);
+    for (size_t r = 0; r < rows; r++) {
+        vf l = st->l[r] * vf_set1(shrink[r]);
+        for (size_t j = 0; j < lanes; j += W) {
+            vf p = vf_exp(vf_load(s[r] + j) - vf_set1(m[r]));
+            vf_store(s[r] + j, p);
+            l = l + p;
+        }
+        st->l[r] = l;
+    }
+    st->m = m;
+    return shrink;
+}
+
+/* acc = acc shrink + p v on `vecs` vectors of columns from column c0 */
+TILE_INLINE void
+block_columns(chunk_state *st, float (*p)[KEYS], size_t rows, size_t vecs, vf shrink,
+              const float *v, size_t Dv, size_t c0, size_t cols, ptrdiff_t valid)
+{
+    for (size_t quarter = 0; quarter < 4; quarter++) {
+        size_t j = quarter * QUARTER;
+        vf c[TILE_ROWS][2] = {{{0}}};
+        tile_until(c, rows, vecs, (tile_ab){p[0] + j, KEYS, 1, v + j * Dv + c0, Dv, cols}, QUARTER,
+                   valid - (ptrdiff_t)j);
+#pragma GCC unroll 8
+        for (size_t r = 0; r < rows; r++) {
+            for (size_t i = 0; i < vecs; i++) {
+                float *acc = st->acc[r] + c0 + i * W;
+                vf a = vf_load_left(acc, cols);
+                a = quarter == 0 ? vf_fma(a, vf_set1(shrink[r]), c[r][i]) : a + c[r][i];
+                vf_store_left(acc, a, cols);
+            }
+        }
+    }
+}
+
+TILE_INLINE void
+block_values(chunk_state *st, float (*p)[KEYS], size_t rows, vf shrink, const float *v, size_t Dv,
+             ptrdiff_t valid)
+{
+    size_t c0 = 0;
+    for (; c0 + 2 * W <= Dv; c0 += 2 * W) {
+        block_columns(st, p, rows, 2, shrink, v, Dv, c0, W, valid);
+    }
+    for (; c0 + W <= Dv; c0 += W) {
+        block_columns(st, p, rows, 1, shrink, v, Dv, c0, W, valid);
+    }
+    if (c0 < Dv) {
+        block_columns(st, p, rows, 1, shrink, v, Dv, c0, Dv - c0, valid);
+    }
+}
+
+/* total (M, L, vectors) = merge(total, chunk); x = x a + y b per row */
+static void
+chunk_merge(vf *M, vf *L, float (*total)[R1_MAX_HEAD_DIM], const chunk_state *st, vf l, size_t rows,
+            size_t Dv)
+{
+    vf m = vf_max(*M, st->m);
+    vf a = vf_exp(*M - m), b = vf_exp(st->m - m);
+    *L = vf_fma(l, b, *L * a);
+    *M = m;
+    for (size_t r = 0; r < rows; r++) {
+        for (size_t c = 0; c < Dv; c += W) {
+            vf x = vf_load(total[r] + c) * vf_set1(a[r]);
+            x = vf_fma(vf_load(st->acc[r] + c), vf_set1(b[r]), x);
+            vf_store(total[r] + c, x);
+        }
+    }
+}
+
+/* Rows n .. n + count - 1 of head h: consecutive positions of one sequence, inside one key block.
+ * Rows beyond count hold the last row's q; what they give is thrown away. */
+TILE_INLINE void
+group_fwd(const fwd_job *job, size_t rows, size_t count, size_t n, size_t h)
+{
+    const r1_kv *kv = job->kv;
+    const r1_seqs *seqs = job->seqs;
+    const int32_t *blocks = seqs->blocks + (size_t)seqs->seq[n] * seqs->max_blocks;
+    size_t D = kv->D, Dv = kv->Dv, g = h / (job->H / kv->Hkv);
+    size_t keys = (size_t)seqs->pos[n] + count;
+    _Alignas(64) float q[TILE_ROWS][R1_MAX_HEAD_DIM];
+    _Alignas(64) float s[TILE_ROWS][KEYS];
+    _Alignas(64) float total[TILE_ROWS][R1_MAX_HEAD_DIM];
+    chunk_state st;
+    vf M = {0}, L = {0};
+
+    for (size_t r = 0; r < rows; r++) {
+        size_t row = n + (r < count ? r : count - 1);
+        memcpy(q[r], row_f32(job->q, row) + h * D, D * sizeof(float));
+    }
+    for (size_t first = 0; first < keys; first += CHUNK) {
+        st.m = vf_set1(-__builtin_inff());
+        for (size_t r = 0; r < rows; r++) {
+            st.l[r] = vf_set1(0.0f);
+            memset(st.acc[r], 0, (Dv + W - 1) / W * W * sizeof(float));
+        }
+        for (size_t base = first; base < keys && base < first + CHUNK; base += KEYS) {
+            size_t block = (size_t)blocks[base / KEYS];
+            ptrdiff_t valid = seqs->pos[n] + 1 - (ptrdiff_t)base; /* keys that row 0 sees */
+            size_t lanes = keys - base < KEYS ? keys - base : KEYS;
+            lanes = (lanes + 2 * W - 1) / (2 * W) * (2 * W);
+            tile_scores(s, rows, q[0], R1_MAX_HEAD_DIM, block_k(kv, block, g), D, lanes);
+            vf shrink = block_softmax(&st, s, rows, job->scale, valid, lanes);
+            block_values(&st, s, rows, shrink, block_v(kv, block, g), Dv, valid);
+        }
+        float sums[W] = {0};
+        for (size_t r = 0; r < rows; r++) {
+            sums[r] = vf_sum(st.l[r]);
+        }
+        if (first == 0) {
+            M = st.m;
+            L = vf_load(sums);
+            for (size_t r = 0; r < rows; r++) {
+                memcpy(total[r], st.acc[r], Dv * sizeof(float));
+            }
+        } else {
+            chunk_merge(&M, &L, total, &st, vf_load(sums), rows, Dv);
+        }
+    }
+    vf lse = M + vf_log(L);
+    for (size_t r = 0; r < count; r++) {
+        float *o = row_f32(job->o, n + r) + h * Dv;
+        for (size_t c = 0; c < Dv; c += W) {
+            vf_store_left(o + c, vf_load(total[r] + c) / vf_set1(L[r]), Dv - c);
+        }
+        row_f32(job->lse, n + r)[h] = lse[r];
+    }
+}
+
+/* ---- groups: positions [8 i, 8 i + 8) of a sequence, as far as its rows reach ---- */
+
+/* A task owns the groups that begin in its rows, so that no group is cut by a task's border. */
+static void
+attention_fwd_task(void *ctx, size_t task, size_t worker)
+{
+    (void)worker;
+    const fwd_job *job = ctx;
+    const r1_seqs *seqs = job->seqs;
+    size_t h = task % job->H, begin = task / job->H * TASK_ROWS;
+    size_t end = split_end(seqs->N, begin, TASK_ROWS);
+    for (size_t n = begin; n < end;) {
+        size_t b = (size_t)seqs->seq[n], t = (size_t)seqs->pos[n];
+        size_t left = (size_t)seqs->q_start[b + 1] - n, count = TILE_ROWS - t % TILE_ROWS;
+        count = count < left ? count : left;
+        if (t % TILE_ROWS != 0 && n != (size_t)seqs->q_start[b]) {
+            /* inside a group that began before this task */
+        } else if (count == 1) {
+            group_fwd(job, 1, 1, n, h);
+        } else {
+            group_fwd(job, TILE_ROWS, count, n, h);
+        }
+        n += count;
+    }
+}
+
+r1_code
+TIER(attention_fwd)(r1_dev *dev, const r1_tensor *o, const r1_tensor *lse, const r1_tensor *q,
+                    const r1_kv *kv, const r1_seqs *seqs, size_t H, float scale, r1_status *st)
+{
+    (void)st;
+    assert(kv->D <= R1_MAX_HEAD_DIM && kv->Dv <= R1_MAX_HEAD_DIM && H % kv->Hkv == 0);
+    fwd_job job = {o, lse, q, kv, seqs, H, scale};
+    r1_pool_run(dev->pool, split_count(seqs->N, TASK_ROWS) * H, attention_fwd_task, &job);
+    return R1_OK;
+}
+
+/* ---- the cache ---- */
+
+typedef struct {
+    const r1_kv *kv;
+    const r1_tensor *k, *v;
+    const r1_seqs *seqs;
+    const int32_t *pairs;
+} kv_job;
+
+static void
+kv_write_task(void *ctx, size_t task, size_t worker)
+{
+    (void)worker;
+    const kv_job *job = ctx;
+    const r1_kv *kv = job->kv;
+    const r1_seqs *seqs = job->seqs;
+    size_t begin = task * TASK_ROWS, end = split_end(seqs->N, begin, TASK_ROWS);
+    for (size_t n = begin; n < end; n++) {
+        size_t t = (size_t)seqs->pos[n], slot = t % KEYS;
+        size_t at = (size_t)seqs->seq[n] * seqs->max_blocks + t / KEYS;
+        size_t block = (size_t)seqs->blocks[at];
+        for (size_t g = 0; g < kv->Hkv; g++) {
+            const float *k = row_f32(job->k, n) + g * kv->D;
+            float *kb = block_k(kv, block, g) + slot;
+            for (size_t d = 0; d < kv->D; d++) {
+                kb[d * KEYS] = k[d];
+            }
+            memcpy(block_v(kv, block, g) + slot * kv->Dv,
+                   row_f32(job->v, n) + g * kv->Dv, kv->Dv * sizeof(float));
+        }
+    }
+}
+
+r1_code
+TIER(kv_write)(r1_dev *dev, const r1_kv *kv, const r1_tensor *k, const r1_tensor *v,
+               const r1_seqs *seqs, r1_status *st)
+{
+    (void)st;
+    kv_job job = {kv, k, v, seqs, NULL};
+    r1_pool_run(dev->pool, split_count(seqs->N, TASK_ROWS), kv_write_task, &job);
+    return R1_OK;
+}
+
+static void
+kv_copy_task(void *ctx, size_t task, size_t worker)
+{
+    (void)worker;
+    const kv_job *job = ctx;
+    const r1_kv *kv = job->kv;
+    size_t from = (size_t)job->pairs[2 * task], to = (size_t)job->pairs[2 * task + 1];
+    memcpy(block_k(kv, to, 0), block_k(kv, from, 0),
+           kv->Hkv * kv->D * KEYS * sizeof(float));
+    memcpy(block_v(kv, to, 0), block_v(kv, from, 0),
+           kv->Hkv * kv->Dv * KEYS * sizeof(float));
+}
+
+r1_code
+TIER(kv_copy)(r1_dev *dev, const r1_kv *kv, const int32_t *pairs, size_t n, r1_status *st)
+{
+    (void)st;
+    kv_job job = {kv, NULL, NULL, NULL, pairs};
+    r1_pool_run(dev->pool, n, kv_copy_task, &job);
+    return R1_OK;
+}

@@ -1,0 +1,215 @@
+/* attention_bwd.c - gradient of causal attention over whole packed sequences.
+ *
+ *   p[i,j] = exp(scale q[i] . k[j] - lse[i]),  j <= i     (recomputed; lse saved by forward)
+ *   delta[i] = do[i] . o[i]
+ *   ds[i,j] = p[i,j] (do[i] . v[j] - delta[i]) scale
+ *   dq[i] = sum_j ds[i,j] k[j]     dk[j] = sum_i ds[i,j] q[i]     dv[j] = sum_i p[i,j] do[i]
+ *
+ * q, dq (N, H D); k, dk (N, Hkv D); v, dv (N, Hkv Dv); o, dout (N, H Dv); lse (N, H). dq, dk and dv
+ * are overwritten. Dao et al. 2022, algorithm 4, with the sums in this order:
+ *   - a dot product over D or Dv is one chain, keys are the lanes (as in forward); delta is
+ *     W chains and a tree;
+ *   - dq: one chain over keys ascending;  dk, dv: one chain over the KV head's query heads
+ *     ascending and, in each, over queries ascending.
+ * Only causal pairs enter a sum. A sequence's gradient depends on that sequence alone: one task is
+ * one (sequence, KV head), which owns its rows of dk and dv and its heads of dq.
+ */
+#include "attention_tile.h"
+
+enum { QUERIES = 32 }; /* rows of p and ds that are kept at a time */
+
+typedef struct {
+    const r1_tensor *dq, *dk, *dv, *dout, *o, *lse, *q, *k, *v;
+    const r1_seqs *seqs;
+    size_t H, Hkv, D, Dv;
+    float scale;
+} bwd_job;
+
+/* One block of 64 keys (j0 ..) against QUERIES queries (i0 ..) of one head. */
+typedef struct {
+    size_t row0, T; /* the sequence: its first packed row, its length */
+    size_t h, g;    /* query head, KV head */
+    size_t j0, nj, i0, ni;
+    _Alignas(64) float kt[R1_MAX_HEAD_DIM * KEYS]; /* (D, 64) */
+    _Alignas(64) float vt[R1_MAX_HEAD_DIM * KEYS]; /* (Dv, 64) */
+    _Alignas(64) float p[QUERIES][KEYS];
+    _Alignas(64) float ds[QUERIES][KEYS];
+} bwd_block;
+
+/* xt (D, 64) = transpose of x (n, D); missing keys are 0 */
+static void
+transpose_keys(float *xt, const float *x, size_t ld, size_t n, size_t D)
+{
+    for (size_t d = 0; d < D; d++) {
+        for (size_t j = 0; j < KEYS; j++) {
+            xt[d * KEYS + j] = j < n ? x[j * ld + d] : 0.0f;
+        }
+    }
+}
+
+static float
+dot(const float *a, const float *b, size_t n)
+{
+    vf sum = {0};
+    for (size_t c = 0; c < n; c += W) {
+        sum = vf_fma(vf_load_left(a + c, n - c), vf_load_left(b + c, n - c), sum);
+    }
+    return vf_sum(sum);
+}
+
+/* p and ds of queries i .. i + TILE_ROWS - 1 of the block (i counts from i0); rows beyond the
+ * sequence repeat its last one and are read by nobody. */
+static void
+rows_scores(bwd_block *x, const bwd_job *job, size_t i)
+{
+    float q[TILE_ROWS][R1_MAX_HEAD_DIM], dout[TILE_ROWS][R1_MAX_HEAD_DIM];
+    float lse[TILE_ROWS], delta[TILE_ROWS];
+    for (size_t r = 0; r < TILE_ROWS; r++) {
+        size_t n = x->row0 + x->i0 + (i + r < x->ni ? i + r : x->ni - 1);
+        memcpy(q[r], row_f32(job->q, n) + x->h * job->D, job->D * sizeof(float));
+        memcpy(dout[r], row_f32(job->dout, n) + x->h * job->Dv, job->Dv * sizeof(float));
+        lse[r] = row_f32(job->lse, n)[x->h];
+        delta[r] = dot(dout[r], row_f32(job->o, n) + x->h * job->Dv, job->Dv);
+    }
+    ptrdiff_t valid = (ptrdiff_t)(x->i0 + i + 1) - (ptrdiff_t)x->j0; /* keys that row i sees */
+    size_t lanes = (size_t)clamp_to(valid + TILE_ROWS - 1, KEYS);
+    lanes = (lanes + 2 * W - 1) / (2 * W) * (2 * W);
+    float(*p)[KEYS] = x->p + i, (*ds)[KEYS] = x->ds + i;
+    tile_scores(p, TILE_ROWS, q[0], R1_MAX_HEAD_DIM, x->kt, job->D, lanes);
+    tile_scores(ds, TILE_ROWS, dout[0], R1_MAX_HEAD_DIM, x->vt, job->Dv, lanes);
+    for (size_t r = 0; r < TILE_ROWS; r++) {
+        for (size_t j = 0; j < lanes; j += W) {
+            vf s = vf_load(p[r] + j) * vf_set1(job->scale);
+            vf e = vf_exp(s - vf_set1(lse[r]));
+            vf_store(p[r] + j, e);
+            vf d = vf_load(ds[r] + j) - vf_set1(delta[r]);
+            vf_store(ds[r] + j, e * d * vf_set1(job->scale));
+        }
+    }
+}
+
+/* c (count rows of `ld`, cols) += a chain per element; `until` as in tile_until, else tile_from */
+TILE_INLINE void
+product_columns(float *c, size_t ld, size_t count, size_t vecs, tile_ab x, ptrdiff_t n,
+                ptrdiff_t limit, int until)
+{
+    vf t[TILE_ROWS][2] = {{{0}}};
+#pragma GCC unroll 8
+    for (size_t r = 0; r < TILE_ROWS; r++) {
+        if (r < count) {
+            t[r][0] = vf_load_left(c + r * ld, x.cols);
+            t[r][1] = vecs == 2 ? vf_load(c + r * ld + W) : t[r][0];
+        }
+    }
+    if (until) {
+        tile_until(t, TILE_ROWS, vecs, x, n, limit);
+    } else {
+        tile_from(t, TILE_ROWS, vecs, x, n, limit);
+    }
+#pragma GCC unroll 8
+    for (size_t r = 0; r < TILE_ROWS; r++) {
+        if (r < count) {
+            vf_store_left(c + r * ld, t[r][0], x.cols);
+            if (vecs == 2) {
+                vf_store(c + r * ld + W, t[r][1]);
+            }
+        }
+    }
+}
+
+TILE_INLINE void
+product(float *c, size_t ldc, size_t count, const float *a, size_t lda, size_t ka, const float *b,
+        size_t ldb, size_t cols, ptrdiff_t n, ptrdiff_t limit, int until)
+{
+    size_t c0 = 0;
+    for (; c0 + 2 * W <= cols; c0 += 2 * W) {
+        tile_ab x = {a, lda, ka, b + c0, ldb, W};
+        product_columns(c + c0, ldc, count, 2, x, n, limit, until);
+    }
+    for (; c0 + W <= cols; c0 += W) {
+        tile_ab x = {a, lda, ka, b + c0, ldb, W};
+        product_columns(c + c0, ldc, count, 1, x, n, limit, until);
+    }
+    if (c0 < cols) {
+        tile_ab x = {a, lda, ka, b + c0, ldb, cols - c0};
+        product_columns(c + c0, ldc, count, 1, x, n, limit, until);
+    }
+}
+
+/* dq[i ..] += ds k */
+static void
+rows_dq(const bwd_block *x, const bwd_job *job, size_t i)
+{
+    size_t n = x->row0 + x->i0 + i, count = x->ni - i < TILE_ROWS ? x->ni - i : TILE_ROWS;
+    product(row_f32(job->dq, n) + x->h * job->D, job->dq->ld, count, x->ds[i], KEYS, 1,
+            row_f32(job->k, x->row0 + x->j0) + x->g * job->D, job->k->ld, job->D,
+            (ptrdiff_t)x->nj, (ptrdiff_t)(x->i0 + i + 1) - (ptrdiff_t)x->j0, 1);
+}
+
+/* dx[j ..] += pt^T y: dv from p and do, dk from ds and q */
+static void
+rows_dkv(const bwd_block *x, const r1_tensor *dx, const r1_tensor *y, const float (*pt)[KEYS],
+         size_t j, size_t width)
+{
+    size_t n = x->row0 + x->j0 + j, count = x->nj - j < TILE_ROWS ? x->nj - j : TILE_ROWS;
+    product(row_f32(dx, n) + x->g * width, dx->ld, count, pt[0] + j, 1, KEYS,
+            row_f32(y, x->row0 + x->i0) + x->h * width, y->ld, width, (ptrdiff_t)x->ni,
+            (ptrdiff_t)(x->j0 + j) - (ptrdiff_t)x->i0, 0);
+}
+
+static void
+zero_columns(const r1_tensor *x, size_t row0, size_t rows, size_t c0, size_t cols)
+{
+    for (size_t n = row0; n < row0 + rows; n++) {
+        memset(row_f32(x, n) + c0, 0, cols * sizeof(float));
+    }
+}
+
+static void
+attention_bwd_task(void *ctx, size_t task, size_t worker)
+{
+    (void)worker;
+    const bwd_job *job = ctx;
+    size_t b = task / job->Hkv, per = job->H / job->Hkv;
+    bwd_block x;
+    x.g = task % job->Hkv;
+    x.row0 = (size_t)job->seqs->q_start[b];
+    x.T = (size_t)job->seqs->q_start[b + 1] - x.row0;
+    zero_columns(job->dq, x.row0, x.T, x.g * per * job->D, per * job->D);
+    zero_columns(job->dk, x.row0, x.T, x.g * job->D, job->D);
+    zero_columns(job->dv, x.row0, x.T, x.g * job->Dv, job->Dv);
+    for (x.j0 = 0; x.j0 < x.T; x.j0 += KEYS) {
+        const float *k = row_f32(job->k, x.row0 + x.j0) + x.g * job->D;
+        const float *v = row_f32(job->v, x.row0 + x.j0) + x.g * job->Dv;
+        x.nj = x.T - x.j0 < KEYS ? x.T - x.j0 : KEYS;
+        transpose_keys(x.kt, k, job->k->ld, x.nj, job->D);
+        transpose_keys(x.vt, v, job->v->ld, x.nj, job->Dv);
+        for (x.h = x.g * per; x.h < (x.g + 1) * per; x.h++) {
+            for (x.i0 = x.j0; x.i0 < x.T; x.i0 += QUERIES) {
+                x.ni = x.T - x.i0 < QUERIES ? x.T - x.i0 : QUERIES;
+                for (size_t i = 0; i < x.ni; i += TILE_ROWS) {
+                    rows_scores(&x, job, i);
+                    rows_dq(&x, job, i);
+                }
+                for (size_t j = 0; j < x.nj && x.j0 + j < x.i0 + x.ni; j += TILE_ROWS) {
+                    rows_dkv(&x, job->dv, job->dout, (const float(*)[KEYS])x.p, j, job->Dv);
+                    rows_dkv(&x, job->dk, job->q, (const float(*)[KEYS])x.ds, j, job->D);
+                }
+            }
+        }
+    }
+}
+
+r1_code
+TIER(attention_bwd)(r1_dev *dev, const r1_tensor *dq, const r1_tensor *dk, const r1_tensor *dv,
+                    const r1_tensor *dout, const r1_tensor *o, const r1_tensor *lse,
+                    const r1_tensor *q, const r1_tensor *k, const r1_tensor *v,
+                    const r1_seqs *seqs, size_t H, size_t Hkv, float scale, r1_status *st)
+{
+    (void)st;
+    size_t D = k->cols / Hkv, Dv = v->cols / Hkv;
+    assert(H % Hkv == 0 && D <= R1_MAX_HEAD_DIM && Dv <= R1_MAX_HEAD_DIM);
+    bwd_job job = {dq, dk, dv, dout, o, lse, q, k, v, seqs, H, Hkv, D, Dv, scale};
+    r1_pool_run(dev->pool, seqs->B * Hkv, attention_bwd_task, &job);
+    return R1_OK;
+}

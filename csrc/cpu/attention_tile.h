@@ -1,0 +1,115 @@
+/* attention_tile.h - the inner loop of attention, forward and backward: rows of a small matrix
+ * product, some of them shortened by the causal mask.
+ *
+ *   c[r][:] += sum over k ascending of a[r lda + k ka] b[k ldb + :],   r < rows
+ *
+ * c is `vecs` vectors wide and stays in registers; every element is one chain of multiply-adds.
+ * Row r of a causal tile is one position later than row r - 1, so it sums one k more at the end
+ * (`tile_until`) or one less at the start (`tile_from`). A k outside a row's limits is skipped, not
+ * multiplied by 0: what lies there may be NaN.
+ *
+ * rows (TILE_ROWS or 1), vecs (1 or 2) are constants where these are inlined.
+ */
+#ifndef R1_ATTENTION_TILE_H
+#define R1_ATTENTION_TILE_H
+
+#include "cpu.h"
+#include "simd.h"
+
+enum {
+    KEYS = R1_KV_BLOCK,
+    TILE_ROWS = W == 16 ? 8 : 4, /* with two vectors a row, as many chains as registers can feed */
+};
+
+#define TILE_INLINE static inline __attribute__((always_inline))
+
+typedef struct {
+    const float *a;
+    size_t lda, ka;
+    const float *b;
+    size_t ldb, cols; /* cols < W: the vector is loaded by mask */
+} tile_ab;
+
+/* k in [first, end) for every row */
+TILE_INLINE void
+tile_all(vf (*c)[2], size_t rows, size_t vecs, tile_ab x, ptrdiff_t first, ptrdiff_t end)
+{
+    for (ptrdiff_t k = first; k < end; k++) {
+        const float *b = x.b + (size_t)k * x.ldb, *a = x.a + (size_t)k * x.ka;
+        vf b0 = vf_load_left(b, x.cols);
+        vf b1 = vecs == 2 ? vf_load(b + W) : b0;
+#pragma GCC unroll 8
+        for (size_t r = 0; r < rows; r++) {
+            vf ar = vf_set1(a[r * x.lda]);
+            c[r][0] = vf_fma(ar, b0, c[r][0]);
+            if (vecs == 2) {
+                c[r][1] = vf_fma(ar, b1, c[r][1]);
+            }
+        }
+    }
+}
+
+/* k in [first, end), row r only where its own limit lets it: k < limit + r (until) or
+ * k >= limit + r (from) */
+TILE_INLINE void
+tile_edge(vf (*c)[2], size_t rows, size_t vecs, tile_ab x, ptrdiff_t first, ptrdiff_t end,
+          ptrdiff_t limit, int until)
+{
+    for (ptrdiff_t k = first; k < end; k++) {
+        const float *b = x.b + (size_t)k * x.ldb, *a = x.a + (size_t)k * x.ka;
+        vf b0 = vf_load_left(b, x.cols);
+        vf b1 = vecs == 2 ? vf_load(b + W) : b0;
+#pragma GCC unroll 8
+        for (size_t r = 0; r < rows; r++) {
+            if ((k < limit + (ptrdiff_t)r) == until) {
+                vf ar = vf_set1(a[r * x.lda]);
+                c[r][0] = vf_fma(ar, b0, c[r][0]);
+                if (vecs == 2) {
+                    c[r][1] = vf_fma(ar, b1, c[r][1]);
+                }
+            }
+        }
+    }
+}
+
+static inline ptrdiff_t
+clamp_to(ptrdiff_t x, ptrdiff_t n)
+{
+    return x < 0 ? 0 : x < n ? x : n;
+}
+
+/* row r: k in [0, min(n, limit + r)) */
+TILE_INLINE void
+tile_until(vf (*c)[2], size_t rows, size_t vecs, tile_ab x, ptrdiff_t n, ptrdiff_t limit)
+{
+    ptrdiff_t all = clamp_to(limit, n);
+    tile_all(c, rows, vecs, x, 0, all);
+    tile_edge(c, rows, vecs, x, all, clamp_to(limit + (ptrdiff_t)rows - 1, n), limit, 1);
+}
+
+/* row r: k in [max(0, limit + r), n) */
+TILE_INLINE void
+tile_from(vf (*c)[2], size_t rows, size_t vecs, tile_ab x, ptrdiff_t n, ptrdiff_t limit)
+{
+    ptrdiff_t all = clamp_to(limit + (ptrdiff_t)rows - 1, n);
+    tile_edge(c, rows, vecs, x, clamp_to(limit, n), all, limit, 0);
+    tile_all(c, rows, vecs, x, all, n);
+}
+
+/* s (rows, 64) = q (rows, ldq) times kt (D, 64), for the first `lanes` keys rounded up to a tile */
+TILE_INLINE void
+tile_scores(float (*s)[KEYS], size_t rows, const float *q, size_t ldq, const float *kt, size_t D,
+            size_t lanes)
+{
+    for (size_t j = 0; j < lanes; j += 2 * W) {
+        vf c[TILE_ROWS][2] = {{{0}}};
+        tile_all(c, rows, 2, (tile_ab){q, ldq, 1, kt + j, KEYS, W}, 0, (ptrdiff_t)D);
+#pragma GCC unroll 8
+        for (size_t r = 0; r < rows; r++) {
+            vf_store(s[r] + j, c[r][0]);
+            vf_store(s[r] + j + W, c[r][1]);
+        }
+    }
+}
+
+#endif

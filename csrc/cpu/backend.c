@@ -1,0 +1,81 @@
+/* backend.c - the CPU's op table of one instruction-set tier, its device and its memory.
+ *
+ * The device is a thread pool; device memory is host memory. Knows nothing about any op. */
+#include <string.h>
+
+#include "cpu.h"
+
+#define TEXT_(x) #x
+#define TEXT(x) TEXT_(x)
+
+r1_code
+TIER(dev_open)(r1_dev **out, size_t threads, r1_status *st)
+{
+    *out = NULL;
+    r1_dev *dev = r1_alloc(1, sizeof *dev);
+    if (dev == NULL) {
+        return R1_FAIL(st, R1_ENOMEM, "no memory for a device");
+    }
+    r1_code code = r1_pool_open(&dev->pool, threads, st);
+    if (code != R1_OK) {
+        r1_free(dev);
+        return code;
+    }
+    *out = dev;
+    return R1_OK;
+}
+
+void
+TIER(dev_close)(r1_dev *dev)
+{
+    if (dev != NULL) {
+        r1_pool_close(dev->pool);
+        r1_free(dev);
+    }
+}
+
+size_t
+TIER(dev_threads)(const r1_dev *dev)
+{
+    return r1_pool_threads(dev->pool);
+}
+
+void *
+TIER(mem_alloc)(r1_dev *dev, size_t bytes)
+{
+    (void)dev;
+    return r1_alloc(bytes, 1);
+}
+
+void
+TIER(mem_free)(r1_dev *dev, void *p)
+{
+    (void)dev;
+    r1_free(p);
+}
+
+r1_code
+TIER(mem_upload)(r1_dev *dev, void *dst, const void *src, size_t bytes, r1_status *st)
+{
+    (void)dev;
+    (void)st;
+    memcpy(dst, src, bytes);
+    return R1_OK;
+}
+
+r1_code
+TIER(mem_download)(r1_dev *dev, void *dst, const void *src, size_t bytes, r1_status *st)
+{
+    (void)dev;
+    (void)st;
+    memcpy(dst, src, bytes);
+    return R1_OK;
+}
+
+#define R1_ENTRY(op) .op = TIER(op),
+extern const r1_ops TIER(r1_ops);
+const r1_ops TIER(r1_ops) = {
+    .abi = R1_OPS_ABI,
+    .name = "cpu/" TEXT(R1_TIER),
+    R1_CPU_OPS(R1_ENTRY)
+};

@@ -1,0 +1,52 @@
+/* cpu.h - what the files of the CPU backend share: the device, the weight, and the names of a tier.
+ *
+ * setup.py compiles every file of this folder but isa.c once per tier with -DR1_TIER=avx512 (avx2,
+ * baseline) and that tier's instruction flags. TIER(rmsnorm_fwd) is rmsnorm_fwd_avx512 there.
+ */
+#ifndef R1_CPU_H
+#define R1_CPU_H
+
+#include <assert.h>
+
+#include "../ops.h"
+
+#define R1_JOIN_(a, b) a##_##b
+#define R1_JOIN(a, b) R1_JOIN_(a, b)
+#define TIER(name) R1_JOIN(name, R1_TIER)
+
+struct r1_dev {
+    r1_pool *pool;
+};
+
+/* master (E O, I) row-major; panels: for each expert and each panel of R1_PANEL output columns the
+ * (I, R1_PANEL) transpose, the last panel padded with zeros: what matmul_nt streams. */
+enum { R1_PANEL = 32 };
+struct r1_weight {
+    size_t E, O, I;
+    r1_dtype dtype;
+    float *master; /* (E O, I) */
+    float *panels; /* (E, ceil(O / 32), I, 32) */
+};
+
+/* Every op of the table that is one function here. */
+#define R1_CPU_OPS(X)                                                                             \
+    X(dev_open) X(dev_close) X(dev_threads) X(mem_alloc) X(mem_free) X(mem_upload)                \
+    X(mem_download) X(fill_zero) X(weight_open) X(weight_close) X(weight_master) X(weight_pack)   \
+    X(matmul_nt) X(matmul_nn) X(matmul_tn) X(bias_bwd) X(add) X(gather_rows) X(scatter_rows)      \
+    X(embed_fwd) X(embed_bwd) X(rmsnorm_fwd) X(rmsnorm_bwd) X(rope) X(mla_expand_fwd)             \
+    X(mla_expand_bwd) X(kv_write) X(kv_copy) X(attention_fwd) X(attention_bwd) X(swiglu_fwd)      \
+    X(swiglu_bwd) X(router_fwd) X(router_bwd) X(router_load) X(balance_loss)                      \
+    X(router_bias_update) X(dispatch_plan) X(combine_fwd) X(combine_bwd) X(dispatch_bwd)          \
+    X(logp_scratch) X(logp_fwd) X(logp_bwd) X(sample) X(token_loss) X(score_loss) X(advantage)    \
+    X(sum_squares) X(adamw)
+
+#define R1_DECLARE(op) __typeof__(*((r1_ops *)0)->op) TIER(op);
+R1_CPU_OPS(R1_DECLARE)
+
+static inline float *
+row_f32(const r1_tensor *x, size_t n)
+{
+    return (float *)x->data + n * x->ld;
+}
+
+#endif

@@ -1,0 +1,41 @@
+/* isa.c - which instruction-set tier this processor runs. Compiled once, for any processor.
+ *
+ * The tiers are the same files compiled with other flags (cpu.h); bits are promised within a tier.
+ * Knows nothing about what the tables hold. */
+#include <string.h>
+
+#include "../ops.h"
+
+extern const r1_ops r1_ops_baseline;
+#if defined(__x86_64__)
+extern const r1_ops r1_ops_avx512, r1_ops_avx2;
+
+static int
+has_avx512(void)
+{
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("fma");
+}
+
+static int
+has_avx2(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+#endif
+
+const r1_ops *
+r1_cpu_ops(const char *tier)
+{
+    int any = strcmp(tier, "auto") == 0;
+#if defined(__x86_64__)
+    if ((any || strcmp(tier, "avx512") == 0) && has_avx512()) {
+        return &r1_ops_avx512;
+    }
+    if ((any || strcmp(tier, "avx2") == 0) && has_avx2()) {
+        return &r1_ops_avx2;
+    }
+#endif
+    return any || strcmp(tier, "baseline") == 0 ? &r1_ops_baseline : NULL;
+}

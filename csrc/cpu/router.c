@@ -1,0 +1,254 @@
+/* router.c - which experts a token goes to.  DeepSeek-V3, eq. 12-16, and the Gate of its code.
+ *
+ *   scores = sigmoid(logits) or softmax(logits)          (N, E)
+ *   choice = scores + bias                               bias steers the choice alone
+ *   group score = sum of the two largest choices of the group (the largest alone without a bias)
+ *   the best top_groups groups keep their experts; idx = the K largest choices, descending
+ *   weight = scores[idx] [/ (sum + 1e-20)] scale         (N, K)
+ *
+ * Every tie goes to the lowest index. Saved: scores, idx. Backward, with idx constant:
+ *
+ *   g_k = scale dweight_k, or normalised scale (dweight_k - sum_j dweight_j s_j / sum) / sum
+ *   ds = dscores, with g_k added at idx_k
+ *   sigmoid: dlogits = ds s (1 - s)      softmax: dlogits = s (ds - sum_e ds s)
+ *
+ * Sums over K are chains, sums over E are W chains and a tree. A row is one task's alone.
+ *
+ * The load counts and the bias update (section 2.1.2) are here too; the balance loss: balance.c.
+ */
+#include "cpu.h"
+#include "simd.h"
+#include "split.h"
+
+typedef struct {
+    int32_t *idx_out;
+    const int32_t *idx;
+    const r1_tensor *weight, *scores, *logits, *bias;
+    const r1_tensor *dlogits, *dweight, *dscores;
+    const r1_router_spec *spec;
+    size_t rows; /* of a task */
+} router_job;
+
+static void
+row_softmax(float *s, const float *x, size_t E)
+{
+    vf m = vf_set1(-__builtin_inff()), sum = {0};
+    for (size_t e = 0; e < E; e += W) {
+        size_t n = E - e < W ? E - e : W;
+        m = vf_max(m, vf_select(vi_first(n), vf_load_n(x + e, n), vf_set1(-__builtin_inff())));
+    }
+    m = vf_set1(vf_hmax(m));
+    for (size_t e = 0; e < E; e += W) {
+        size_t n = E - e < W ? E - e : W;
+        vf y = vf_select(vi_first(n), vf_exp(vf_load_n(x + e, n) - m), vf_set1(0.0f));
+        vf_store_n(s + e, y, n);
+        sum = sum + y;
+    }
+    vf total = vf_set1(vf_sum(sum));
+    for (size_t e = 0; e < E; e += W) {
+        vf_store_left(s + e, vf_load_left(s + e, E - e) / total, E - e);
+    }
+}
+
+static void
+row_sigmoid(float *s, const float *x, size_t E)
+{
+    for (size_t e = 0; e < E; e += W) {
+        vf_store_left(s + e, vf_sigmoid(vf_load_left(x + e, E - e)), E - e);
+    }
+}
+
+/* The largest of x among those with open[i], lowest index first, closed on the way out. There is
+ * always one, whatever x holds: a NaN compares as no larger. */
+static size_t
+take_largest(const float *x, uint8_t *open, size_t n)
+{
+    size_t best = 0;
+    while (!open[best]) {
+        best++;
+        assert(best < n);
+    }
+    float largest = x[best];
+    for (size_t i = best + 1; i < n; i++) {
+        int larger = open[i] & (x[i] > largest); /* no branch: it could not be predicted */
+        largest = larger ? x[i] : largest;
+        best = larger ? i : best;
+    }
+    open[best] = 0;
+    return best;
+}
+
+/* open (E) = experts of the best top_groups groups */
+static void
+open_groups(uint8_t *open, const float *choice, int biased, const r1_router_spec *spec)
+{
+    size_t size = spec->E / spec->groups;
+    float score[R1_MAX_EXPERTS];
+    uint8_t waiting[R1_MAX_EXPERTS];
+    memset(open, 1, spec->E);
+    for (size_t g = 0; g < spec->groups; g++) {
+        const float *x = choice + g * size;
+        score[g] = x[take_largest(x, open + g * size, size)];
+        if (biased && size > 1) {
+            score[g] += x[take_largest(x, open + g * size, size)];
+        }
+    }
+    memset(open, 0, spec->E);
+    memset(waiting, 1, spec->groups);
+    for (size_t i = 0; i < spec->top_groups; i++) {
+        memset(open + take_largest(score, waiting, spec->groups) * size, 1, size);
+    }
+}
+
+static void
+row_fwd(int32_t *idx, float *weight, float *scores, const float *logits, const float *bias,
+        const r1_router_spec *spec)
+{
+    float choice[R1_MAX_EXPERTS];
+    uint8_t open[R1_MAX_EXPERTS];
+    if (spec->softmax) {
+        row_softmax(scores, logits, spec->E);
+    } else {
+        row_sigmoid(scores, logits, spec->E);
+    }
+    for (size_t e = 0; e < spec->E; e++) {
+        choice[e] = bias != NULL ? scores[e] + bias[e] : scores[e];
+    }
+    if (spec->top_groups < spec->groups) {
+        open_groups(open, choice, bias != NULL, spec);
+    } else {
+        memset(open, 1, spec->E);
+    }
+    float sum = 0.0f;
+    for (size_t k = 0; k < spec->K; k++) {
+        size_t e = take_largest(choice, open, spec->E);
+        idx[k] = (int32_t)e;
+        weight[k] = scores[e];
+        sum += scores[e];
+    }
+    for (size_t k = 0; k < spec->K; k++) {
+        float w = spec->normalize ? weight[k] / (sum + 1e-20f) : weight[k];
+        weight[k] = w * spec->scale;
+    }
+}
+
+static void
+router_fwd_task(void *ctx, size_t task, size_t worker)
+{
+    (void)worker;
+    const router_job *job = ctx;
+    size_t begin = task * job->rows, end = split_end(job->logits->rows, begin, job->rows);
+    const float *bias = job->bias != NULL ? row_f32(job->bias, 0) : NULL;
+    for (size_t n = begin; n < end; n++) {
+        row_fwd(job->idx_out + n * job->spec->K, row_f32(job->weight, n), row_f32(job->scores, n),
+                row_f32(job->logits, n), bias, job->spec);
+    }
+}
+
+r1_code
+TIER(router_fwd)(r1_dev *dev, int32_t *idx, const r1_tensor *weight, const r1_tensor *scores,
+                 const r1_tensor *logits, const r1_tensor *bias, const r1_router_spec *spec,
+                 r1_status *st)
+{
+    (void)st;
+    assert(spec->E <= R1_MAX_EXPERTS && spec->K <= R1_MAX_TOPK && spec->E % spec->groups == 0);
+    assert(spec->K <= spec->top_groups * (spec->E / spec->groups));
+    router_job job = {.idx_out = idx, .weight = weight, .scores = scores, .logits = logits,
+                      .bias = bias, .spec = spec};
+    job.rows = split_rows(spec->E * (spec->K + 8));
+    r1_pool_run(dev->pool, split_count(logits->rows, job.rows), router_fwd_task, &job);
+    return R1_OK;
+}
+
+static void
+row_bwd(float *dlogits, const float *dweight, const float *dscores, const int32_t *idx,
+        const float *scores, const r1_router_spec *spec)
+{
+    size_t E = spec->E;
+    float ds[R1_MAX_EXPERTS];
+    float sum = 0.0f, mean = 0.0f;
+    if (dscores != NULL) {
+        memcpy(ds, dscores, E * sizeof(float));
+    } else {
+        memset(ds, 0, E * sizeof(float));
+    }
+    for (size_t k = 0; k < spec->K; k++) {
+        sum += scores[idx[k]];
+    }
+    sum += 1e-20f;
+    for (size_t k = 0; k < spec->K; k++) {
+        mean += scores[idx[k]] / sum * dweight[k];
+    }
+    for (size_t k = 0; k < spec->K; k++) {
+        float g = spec->normalize ? (dweight[k] - mean) / sum : dweight[k];
+        ds[idx[k]] += g * spec->scale;
+    }
+    vf dot = {0};
+    if (spec->softmax) {
+        for (size_t e = 0; e < E; e += W) {
+            dot = vf_fma(vf_load_left(ds + e, E - e), vf_load_left(scores + e, E - e), dot);
+        }
+        dot = vf_set1(vf_sum(dot));
+    }
+    for (size_t e = 0; e < E; e += W) {
+        vf s = vf_load_left(scores + e, E - e), d = vf_load_left(ds + e, E - e);
+        d = spec->softmax ? s * (d - dot) : d * s * (vf_set1(1.0f) - s);
+        vf_store_left(dlogits + e, d, E - e);
+    }
+}
+
+static void
+router_bwd_task(void *ctx, size_t task, size_t worker)
+{
+    (void)worker;
+    const router_job *job = ctx;
+    size_t begin = task * job->rows, end = split_end(job->scores->rows, begin, job->rows);
+    for (size_t n = begin; n < end; n++) {
+        row_bwd(row_f32(job->dlogits, n), row_f32(job->dweight, n),
+                job->dscores != NULL ? row_f32(job->dscores, n) : NULL,
+                job->idx + n * job->spec->K, row_f32(job->scores, n), job->spec);
+    }
+}
+
+r1_code
+TIER(router_bwd)(r1_dev *dev, const r1_tensor *dlogits, const r1_tensor *dweight,
+                 const r1_tensor *dscores, const int32_t *idx, const r1_tensor *scores,
+                 const r1_router_spec *spec, r1_status *st)
+{
+    (void)st;
+    router_job job = {.idx = idx, .scores = scores, .dlogits = dlogits, .dweight = dweight,
+                      .dscores = dscores, .spec = spec};
+    job.rows = split_rows(spec->E * 4);
+    r1_pool_run(dev->pool, split_count(scores->rows, job.rows), router_bwd_task, &job);
+    return R1_OK;
+}
+
+r1_code
+TIER(router_load)(r1_dev *dev, int64_t *load, const int32_t *idx, size_t N,
+                  const r1_router_spec *spec, r1_status *st)
+{
+    (void)dev;
+    (void)st;
+    for (size_t i = 0; i < N * spec->K; i++) {
+        load[idx[i]] += 1;
+    }
+    return R1_OK;
+}
+
+r1_code
+TIER(router_bias_update)(r1_dev *dev, const r1_tensor *bias, const int64_t *load, float rate,
+                         r1_status *st)
+{
+    (void)dev;
+    (void)st;
+    float *b = row_f32(bias, 0);
+    int64_t E = (int64_t)bias->cols, total = 0;
+    for (int64_t e = 0; e < E; e++) {
+        total += load[e];
+    }
+    for (int64_t e = 0; e < E; e++) {
+        int64_t excess = load[e] * E - total; /* exact, unlike a comparison with the mean */
+        b[e] += excess < 0 ? rate : excess > 0 ? -rate : 0.0f;
+    }
+    return R1_OK;
+}

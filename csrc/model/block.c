@@ -1,0 +1,262 @@
+/* block.c - one transformer layer, forward and its backward.
+ *
+ *   s0 = x + f            the stream, with the previous layer's FFN output added (f NULL: s0 = x)
+ *   s1 = s0 + Attention(RMSNorm(s0))
+ *   f' = FFN(RMSNorm(s1)) is handed to the next layer, which adds it
+ *
+ * Attention is GQA (Ainslie et al. 2023) or MLA in expanded form (DeepSeek-V3 eq. 1-11); FFN is
+ * SwiGLU or DeepSeekMoE (eq. 12-16): shared experts + sum_k w_k expert_k. Sampling and training run
+ * this one forward. Kept for backward: r1_acts. Gradients of s1 and f' are one tensor, t->ds, since
+ * the next layer only ever uses their sum.
+ */
+#include <math.h>
+
+#include "model.h"
+
+static float
+attention_scale(const r1_config *c)
+{
+    return 1.0f / sqrtf((float)config_dqk(c));
+}
+
+static r1_router_spec
+router_spec(const r1_config *c)
+{
+    return (r1_router_spec){.E = c->E, .K = c->K, .groups = c->groups,
+                            .top_groups = c->top_groups, .softmax = c->softmax_gate,
+                            .normalize = c->normalize, .scale = c->routed_scale};
+}
+
+/* The dense FFN and the shared experts differ in width only: cut the common buffers to it. */
+static r1_tensor
+ffn_cols(const r1_layer *l, const r1_tensor *x)
+{
+    return r1_cols(x, 0, l->gate.weight->O);
+}
+
+/* ---- attention half ------------------------------------------------------------------------- */
+
+static r1_code
+mla_project_fwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_temps *t,
+                const r1_seqs *seqs, r1_status *st)
+{
+    const r1_config *c = &m->config;
+    const r1_ops *ops = m->ops;
+    if (c->q_lora > 0) {
+        R1_TRY(linear_fwd(m, &a->qa, &a->h0, &l->q_a, NULL, st));
+        R1_TRY(ops->rmsnorm_fwd(m->dev, &a->qn, NULL, &a->rq, &a->qa, NULL, &l->q_norm->value,
+                                c->eps, st));
+        R1_TRY(linear_fwd(m, &a->q, &a->qn, &l->q_b, NULL, st));
+    } else {
+        R1_TRY(linear_fwd(m, &a->q, &a->h0, &l->q, NULL, st));
+    }
+    R1_TRY(ops->rope(m->dev, &a->q, &m->rope, seqs->pos, c->H, c->Dn, c->Dr, c->interleaved, 0,
+                     st));
+    R1_TRY(linear_fwd(m, &a->kva, &a->h0, &l->kv_a, NULL, st));
+    r1_tensor latent = r1_cols(&a->kva, 0, c->kv_lora);
+    r1_tensor kr = r1_cols(&a->kva, c->kv_lora, c->Dr);
+    R1_TRY(ops->rope(m->dev, &kr, &m->rope, seqs->pos, 1, 0, c->Dr, c->interleaved, 0, st));
+    R1_TRY(ops->rmsnorm_fwd(m->dev, &a->cn, NULL, &a->rkv, &latent, NULL, &l->kv_norm->value,
+                            c->eps, st));
+    R1_TRY(linear_fwd(m, &t->kvb, &a->cn, &l->kv_b, NULL, st));
+    return ops->mla_expand_fwd(m->dev, &a->k, &a->v, &t->kvb, &kr, c->H, c->Dn, c->Dv, st);
+}
+
+/* From t->dq, dk, dv to t->dh, the gradient of h0. */
+static r1_code
+mla_project_bwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_temps *t,
+                const r1_seqs *seqs, r1_status *st)
+{
+    const r1_config *c = &m->config;
+    const r1_ops *ops = m->ops;
+    R1_TRY(ops->rope(m->dev, &t->dq, &m->rope, seqs->pos, c->H, c->Dn, c->Dr, c->interleaved, 1,
+                     st));
+    if (c->q_lora > 0) {
+        R1_TRY(linear_bwd(m, &t->dqn, &t->dq, &a->qn, &l->q_b, NULL, 0, st));
+        R1_TRY(ops->rmsnorm_bwd(m->dev, &t->dqa, &l->q_norm->grad[0], &t->dqn, NULL, &a->qa,
+                                &a->rq, &l->q_norm->value, st));
+        R1_TRY(linear_bwd(m, &t->dh, &t->dqa, &a->h0, &l->q_a, NULL, 0, st));
+    } else {
+        R1_TRY(linear_bwd(m, &t->dh, &t->dq, &a->h0, &l->q, NULL, 0, st));
+    }
+    r1_tensor latent = r1_cols(&a->kva, 0, c->kv_lora);
+    r1_tensor dlatent = r1_cols(&t->dkva, 0, c->kv_lora);
+    r1_tensor dkr = r1_cols(&t->dkva, c->kv_lora, c->Dr);
+    R1_TRY(ops->mla_expand_bwd(m->dev, &t->dkvb, &dkr, &t->dk, &t->dv, c->H, c->Dn, c->Dv, st));
+    R1_TRY(ops->rope(m->dev, &dkr, &m->rope, seqs->pos, 1, 0, c->Dr, c->interleaved, 1, st));
+    R1_TRY(linear_bwd(m, &t->dcn, &t->dkvb, &a->cn, &l->kv_b, NULL, 0, st));
+    R1_TRY(ops->rmsnorm_bwd(m->dev, &dlatent, &l->kv_norm->grad[0], &t->dcn, NULL, &latent,
+                            &a->rkv, &l->kv_norm->value, st));
+    return linear_bwd(m, &t->dh, &t->dkva, &a->h0, &l->kv_a, NULL, 1, st);
+}
+
+static r1_code
+gqa_project_fwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_seqs *seqs,
+                r1_status *st)
+{
+    const r1_config *c = &m->config;
+    R1_TRY(linear_fwd(m, &a->q, &a->h0, &l->q, NULL, st));
+    R1_TRY(linear_fwd(m, &a->k, &a->h0, &l->k, NULL, st));
+    R1_TRY(linear_fwd(m, &a->v, &a->h0, &l->v, NULL, st));
+    R1_TRY(m->ops->rope(m->dev, &a->q, &m->rope, seqs->pos, c->H, 0, c->D, c->interleaved, 0, st));
+    return m->ops->rope(m->dev, &a->k, &m->rope, seqs->pos, c->Hkv, 0, c->D, c->interleaved, 0,
+                        st);
+}
+
+static r1_code
+gqa_project_bwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_temps *t,
+                const r1_seqs *seqs, r1_status *st)
+{
+    const r1_config *c = &m->config;
+    R1_TRY(m->ops->rope(m->dev, &t->dq, &m->rope, seqs->pos, c->H, 0, c->D, c->interleaved, 1,
+                        st));
+    R1_TRY(m->ops->rope(m->dev, &t->dk, &m->rope, seqs->pos, c->Hkv, 0, c->D, c->interleaved, 1,
+                        st));
+    R1_TRY(linear_bwd(m, &t->dh, &t->dq, &a->h0, &l->q, NULL, 0, st));
+    R1_TRY(linear_bwd(m, &t->dh, &t->dk, &a->h0, &l->k, NULL, 1, st));
+    return linear_bwd(m, &t->dh, &t->dv, &a->h0, &l->v, NULL, 1, st);
+}
+
+static r1_code
+attention_half_fwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_temps *t,
+                   const r1_kv *kv, const r1_seqs *seqs, r1_status *st)
+{
+    const r1_config *c = &m->config;
+    if (config_mla(c)) {
+        R1_TRY(mla_project_fwd(m, l, a, t, seqs, st));
+    } else {
+        R1_TRY(gqa_project_fwd(m, l, a, seqs, st));
+    }
+    R1_TRY(m->ops->kv_write(m->dev, kv, &a->k, &a->v, seqs, st));
+    R1_TRY(m->ops->attention_fwd(m->dev, &a->o, &a->lse, &a->q, kv, seqs, c->H,
+                                 attention_scale(c), st));
+    return linear_fwd(m, &t->a, &a->o, &l->o, NULL, st);
+}
+
+static r1_code
+attention_half_bwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_temps *t,
+                   const r1_seqs *seqs, r1_status *st)
+{
+    const r1_config *c = &m->config;
+    R1_TRY(linear_bwd(m, &t->dout, &t->ds, &a->o, &l->o, NULL, 0, st));
+    R1_TRY(m->ops->attention_bwd(m->dev, &t->dq, &t->dk, &t->dv, &t->dout, &a->o, &a->lse, &a->q,
+                                 &a->k, &a->v, seqs, c->H, config_hkv(c), attention_scale(c),
+                                 st));
+    if (config_mla(c)) {
+        return mla_project_bwd(m, l, a, t, seqs, st);
+    }
+    return gqa_project_bwd(m, l, a, t, seqs, st);
+}
+
+/* ---- FFN half --------------------------------------------------------------------------------- */
+
+static r1_code
+dense_fwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_tensor *y, r1_status *st)
+{
+    r1_tensor gate = ffn_cols(l, &a->gate), up = ffn_cols(l, &a->up), act = ffn_cols(l, &a->act);
+    R1_TRY(linear_fwd(m, &gate, &a->h1, &l->gate, NULL, st));
+    R1_TRY(linear_fwd(m, &up, &a->h1, &l->up, NULL, st));
+    R1_TRY(m->ops->swiglu_fwd(m->dev, &act, &gate, &up, st));
+    return linear_fwd(m, y, &act, &l->down, NULL, st);
+}
+
+/* t->dh = gradient of h1, from dy = t->ds. */
+static r1_code
+dense_bwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_temps *t, r1_status *st)
+{
+    r1_tensor gate = ffn_cols(l, &a->gate), up = ffn_cols(l, &a->up), act = ffn_cols(l, &a->act);
+    r1_tensor dgate = ffn_cols(l, &t->dgate), dup = ffn_cols(l, &t->dup);
+    r1_tensor dact = ffn_cols(l, &t->dact);
+    R1_TRY(linear_bwd(m, &dact, &t->ds, &act, &l->down, NULL, 0, st));
+    R1_TRY(m->ops->swiglu_bwd(m->dev, &dgate, &dup, &dact, &gate, &up, st));
+    R1_TRY(linear_bwd(m, &t->dh, &dgate, &a->h1, &l->gate, NULL, 0, st));
+    return linear_bwd(m, &t->dh, &dup, &a->h1, &l->up, NULL, 1, st);
+}
+
+static r1_code
+moe_fwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_temps *t, r1_status *st)
+{
+    const r1_ops *ops = m->ops;
+    r1_router_spec spec = router_spec(&m->config);
+    const r1_tensor *bias = l->router_bias != NULL ? &l->router_bias->value : NULL;
+    const r1_tensor *shared = NULL;
+    if (m->config.shared > 0) {
+        R1_TRY(dense_fwd(m, l, a, &t->a, st));
+        shared = &t->a;
+    }
+    R1_TRY(linear_fwd(m, &t->logits, &a->h1, &l->router, NULL, st));
+    R1_TRY(ops->router_fwd(m->dev, a->idx, &a->weight, &a->scores, &t->logits, bias, &spec, st));
+    R1_TRY(ops->dispatch_plan(m->dev, a->offsets, a->source, a->place, a->idx, a->h1.rows, &spec,
+                              st));
+    R1_TRY(ops->gather_rows(m->dev, &a->xs, &a->h1, a->source, st));
+    R1_TRY(linear_fwd(m, &a->egate, &a->xs, &l->egate, a->offsets, st));
+    R1_TRY(linear_fwd(m, &a->eup, &a->xs, &l->eup, a->offsets, st));
+    R1_TRY(ops->swiglu_fwd(m->dev, &a->eact, &a->egate, &a->eup, st));
+    R1_TRY(linear_fwd(m, &a->ys, &a->eact, &l->edown, a->offsets, st));
+    return ops->combine_fwd(m->dev, &a->f, &a->ys, &a->weight, a->place, shared, st);
+}
+
+static r1_code
+moe_bwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_temps *t, const r1_seqs *seqs,
+        float balance_coef, r1_status *st)
+{
+    const r1_ops *ops = m->ops;
+    r1_router_spec spec = router_spec(&m->config);
+    const r1_tensor *shared = NULL, *dscores = NULL;
+    if (m->config.shared > 0) {
+        R1_TRY(dense_bwd(m, l, a, t, st));
+        shared = &t->dh;
+    }
+    R1_TRY(ops->combine_bwd(m->dev, &t->dys, &t->dweight, &t->ds, &a->ys, &a->weight, a->place,
+                            st));
+    R1_TRY(linear_bwd(m, &t->deact, &t->dys, &a->eact, &l->edown, a->offsets, 0, st));
+    R1_TRY(ops->swiglu_bwd(m->dev, &t->degate, &t->deup, &t->deact, &a->egate, &a->eup, st));
+    R1_TRY(linear_bwd(m, &t->dxs, &t->degate, &a->xs, &l->egate, a->offsets, 0, st));
+    R1_TRY(linear_bwd(m, &t->dxs, &t->deup, &a->xs, &l->eup, a->offsets, 1, st));
+    R1_TRY(ops->dispatch_bwd(m->dev, &t->dh, &t->dxs, a->place, spec.K, shared, st));
+    if (balance_coef != 0.0f) {
+        R1_TRY(ops->balance_loss(m->dev, &t->balance, &t->dscores, &a->scores, a->idx, seqs,
+                                 &spec, balance_coef, st));
+        R1_TRY(ops->add(m->dev, &t->balance_sum, &t->balance_sum, &t->balance, st));
+        dscores = &t->dscores;
+    }
+    R1_TRY(ops->router_bwd(m->dev, &t->dlogits, &t->dweight, dscores, a->idx, &a->scores, &spec,
+                           st));
+    R1_TRY(ops->router_load(m->dev, l->load, a->idx, a->h1.rows, &spec, st));
+    return linear_bwd(m, &t->dh, &t->dlogits, &a->h1, &l->router, NULL, 1, st);
+}
+
+/* ---- the layer -------------------------------------------------------------------------------- */
+
+r1_code
+block_fwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_temps *t, const r1_tensor *x,
+          const r1_tensor *f, const r1_kv *kv, const r1_seqs *seqs, r1_status *st)
+{
+    const r1_ops *ops = m->ops;
+    float eps = m->config.eps;
+    R1_TRY(model_poll(m, st));
+    R1_TRY(ops->rmsnorm_fwd(m->dev, &a->h0, f != NULL ? &a->s0 : NULL, &a->r0, x, f,
+                            &l->attn_norm->value, eps, st));
+    R1_TRY(attention_half_fwd(m, l, a, t, kv, seqs, st));
+    R1_TRY(ops->rmsnorm_fwd(m->dev, &a->h1, &a->s1, &a->r1, f != NULL ? &a->s0 : x, &t->a,
+                            &l->ffn_norm->value, eps, st));
+    return l->moe ? moe_fwd(m, l, a, t, st) : dense_fwd(m, l, a, &a->f, st);
+}
+
+r1_code
+block_bwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_temps *t, const r1_seqs *seqs,
+          float balance_coef, r1_status *st)
+{
+    const r1_ops *ops = m->ops;
+    R1_TRY(model_poll(m, st));
+    if (l->moe) {
+        R1_TRY(moe_bwd(m, l, a, t, seqs, balance_coef, st));
+    } else {
+        R1_TRY(dense_bwd(m, l, a, t, st));
+    }
+    R1_TRY(ops->rmsnorm_bwd(m->dev, &t->ds, &l->ffn_norm->grad[0], &t->dh, &t->ds, &a->s1, &a->r1,
+                            &l->ffn_norm->value, st));
+    R1_TRY(attention_half_bwd(m, l, a, t, seqs, st));
+    return ops->rmsnorm_bwd(m->dev, &t->ds, &l->attn_norm->grad[0], &t->dh, &t->ds, &a->s0, &a->r0,
+                            &l->attn_norm->value, st);
+}

@@ -1,0 +1,515 @@
+/* decode.c - sampling: prompts -> completions, a step at a time, slots handed on as they free up.
+ *
+ * A step gives every live sequence one token:
+ *   admit     free slots take the next sequences (prompt p, generation g) in order; a prompt is run
+ *             through the network once, whatever the number of its generations
+ *   forward   the last token of every sequence that has one, as one batch of rows
+ *   sample    fresh sequences from their prompt's last hidden state, the others from that batch
+ *
+ * A draw depends on (key, prompt, generation, position) and on the sequence's own tokens, never on
+ * the slot or the company: rows do not influence each other (ops.h), and Philox has no state. A step
+ * that fails or is interrupted may be run again: nothing is recorded before the tokens are there.
+ */
+#include <string.h>
+
+#include "kvpool.h"
+
+enum { KV_BYTES = 1 << 30, PREFILL_ROWS = 4096 };
+
+typedef struct {
+    size_t length, n_blocks, finished;
+    int prefilled;
+    int32_t *blocks; /* (max_blocks) */
+} prompt_state;
+
+typedef struct {
+    size_t length, first; /* tokens so far; blocks[first ..] of the table are its own */
+    int done, stopped, live;
+} seq_state;
+
+typedef struct {
+    size_t seq, n_blocks;
+    int32_t *table; /* (max_blocks) */
+} slot_state;
+
+struct r1_decode {
+    r1_model *m;
+    r1_decode_spec spec;
+    r1_workspace ws;
+    r1_kvpool pool;
+    size_t next, n_slots, max_blocks; /* next sequence to admit; slots in use */
+    prompt_state *prompts;            /* (P) */
+    seq_state *seqs;                  /* (P G) */
+    slot_state *slots;                /* (spec.slots) the first n_slots are in use */
+    int32_t *ids;                     /* (P G, max_new) */
+    float *logp;
+    int32_t *host, *ints;             /* integers of one batch: host and device */
+    size_t n_ints;
+    void *hidden_memory;
+    r1_tensor hidden;                 /* (P, C) last hidden state of each prompt */
+};
+
+/* ---- sizes ------------------------------------------------------------------------------------- */
+
+static size_t
+blocks_of(size_t positions)
+{
+    return (positions + R1_KV_BLOCK - 1) / R1_KV_BLOCK;
+}
+
+static size_t
+room(const r1_decode *d, size_t p)
+{
+    size_t left = d->m->config.T - d->prompts[p].length;
+    return left < d->spec.max_new ? left : d->spec.max_new;
+}
+
+/* Positions that a generation of prompt p can write: its last token is never fed back. */
+static size_t
+seq_blocks(const r1_decode *d, size_t p)
+{
+    return blocks_of(d->prompts[p].length + room(d, p) - 1);
+}
+
+/* ---- open and close ---------------------------------------------------------------------------- */
+
+static int32_t *
+copy_ints(const int32_t *from, size_t n)
+{
+    int32_t *to = r1_alloc(n + 1, sizeof *to);
+    if (to != NULL && n > 0) {
+        memcpy(to, from, n * sizeof *to);
+    }
+    return to;
+}
+
+static r1_code
+host_open(r1_decode *d, r1_status *st)
+{
+    r1_decode_spec *s = &d->spec;
+    size_t n = s->P * s->G;
+    s->ids = copy_ints(s->ids, (size_t)s->start[s->P]);
+    s->start = copy_ints(s->start, s->P + 1);
+    s->sample_ids = copy_ints(s->sample_ids, s->P);
+    s->stop = copy_ints(s->stop, s->n_stop);
+    d->prompts = r1_alloc(s->P, sizeof *d->prompts);
+    d->seqs = r1_alloc(n, sizeof *d->seqs);
+    d->ids = r1_alloc(n * s->max_new, sizeof *d->ids);
+    d->logp = r1_alloc(n * s->max_new, sizeof *d->logp);
+    if (s->ids == NULL || s->start == NULL || s->sample_ids == NULL || s->stop == NULL ||
+        d->prompts == NULL || d->seqs == NULL || d->ids == NULL || d->logp == NULL) {
+        return R1_FAIL(st, R1_ENOMEM, "out of memory for %zu sequences of %zu tokens", n,
+                       s->max_new);
+    }
+    for (size_t p = 0; p < s->P; p++) {
+        d->prompts[p].length = (size_t)(s->start[p + 1] - s->start[p]);
+        size_t blocks = seq_blocks(d, p);
+        d->max_blocks = blocks > d->max_blocks ? blocks : d->max_blocks;
+        blocks = blocks_of(d->prompts[p].length);
+        d->max_blocks = blocks > d->max_blocks ? blocks : d->max_blocks;
+    }
+    for (size_t p = 0; p < s->P; p++) {
+        d->prompts[p].blocks = r1_alloc(d->max_blocks, sizeof(int32_t));
+        if (d->prompts[p].blocks == NULL) {
+            return R1_FAIL(st, R1_ENOMEM, "out of memory for %zu prompts", s->P);
+        }
+    }
+    return R1_OK;
+}
+
+/* As many slots as asked for, as there are sequences, and as fit a gibibyte of KV; at least one. */
+static r1_code
+device_open(r1_decode *d, r1_status *st)
+{
+    r1_decode_spec *s = &d->spec;
+    r1_model *m = d->m;
+    size_t per_slot = 2 * d->max_blocks, longest = 1;
+    size_t fit = KV_BYTES / (per_slot * kvpool_block_bytes(&m->config));
+    s->slots = s->slots < s->P * s->G ? s->slots : s->P * s->G;
+    s->slots = s->slots < fit ? s->slots : fit;
+    s->slots = s->slots > 0 ? s->slots : 1;
+    for (size_t p = 0; p < s->P; p++) {
+        longest = d->prompts[p].length > longest ? d->prompts[p].length : longest;
+    }
+    size_t rows = longest > PREFILL_ROWS ? longest : PREFILL_ROWS;
+    size_t all = (size_t)s->start[s->P];
+    rows = rows < all ? rows : all;
+    rows = rows > s->slots ? rows : s->slots;
+    d->n_ints = 4 * rows + (3 + d->max_blocks) * (s->slots + 1) + 4 * s->slots + 1;
+    d->slots = r1_alloc(s->slots, sizeof *d->slots);
+    d->host = r1_alloc(d->n_ints, sizeof(int32_t));
+    d->ints = m->ops->mem_alloc(m->dev, d->n_ints * sizeof(int32_t));
+    d->hidden_memory = m->ops->mem_alloc(m->dev, s->P * m->config.C * sizeof(float));
+    if (d->slots == NULL || d->host == NULL || d->ints == NULL || d->hidden_memory == NULL) {
+        return R1_FAIL(st, R1_ENOMEM, "out of memory for %zu slots", s->slots);
+    }
+    d->hidden = r1_f32(d->hidden_memory, s->P, m->config.C);
+    for (size_t i = 0; i < s->slots; i++) {
+        d->slots[i].table = r1_alloc(d->max_blocks, sizeof(int32_t));
+        if (d->slots[i].table == NULL) {
+            return R1_FAIL(st, R1_ENOMEM, "out of memory for %zu slots", s->slots);
+        }
+    }
+    /* Every slot holds a sequence, and its prompt at worst; one more prompt may wait. */
+    R1_TRY(kvpool_open(&d->pool, m, (s->slots + 1) * per_slot, st));
+    return workspace_reserve(m, &d->ws, rows, s->slots + 1, 1, 0, st);
+}
+
+r1_code
+r1_decode_open(r1_decode **out, r1_model *m, const r1_decode_spec *spec, r1_status *st)
+{
+    *out = NULL;
+    r1_decode *d = r1_alloc(1, sizeof *d);
+    if (d == NULL) {
+        return R1_FAIL(st, R1_ENOMEM, "out of memory for a decode session");
+    }
+    d->m = m;
+    d->spec = *spec;
+    r1_code code = host_open(d, st);
+    if (code == R1_OK && spec->P > 0) {
+        code = device_open(d, st);
+    }
+    if (code != R1_OK) {
+        r1_decode_close(d);
+        return code;
+    }
+    *out = d;
+    return R1_OK;
+}
+
+void
+r1_decode_close(r1_decode *d)
+{
+    if (d == NULL) {
+        return;
+    }
+    for (size_t p = 0; d->prompts != NULL && p < d->spec.P; p++) {
+        r1_free(d->prompts[p].blocks);
+    }
+    for (size_t i = 0; d->slots != NULL && i < d->spec.slots; i++) {
+        r1_free(d->slots[i].table);
+    }
+    kvpool_close(&d->pool, d->m);
+    workspace_release(d->m, &d->ws);
+    if (d->ints != NULL) {
+        d->m->ops->mem_free(d->m->dev, d->ints);
+    }
+    if (d->hidden_memory != NULL) {
+        d->m->ops->mem_free(d->m->dev, d->hidden_memory);
+    }
+    void *owned[] = {(void *)d->spec.ids, (void *)d->spec.start, (void *)d->spec.sample_ids,
+                     (void *)d->spec.stop, d->prompts, d->seqs, d->slots, d->ids, d->logp,
+                     d->host, d};
+    for (size_t i = 0; i < sizeof owned / sizeof owned[0]; i++) {
+        r1_free(owned[i]);
+    }
+}
+
+/* ---- one batch of rows through the network ------------------------------------------------------- */
+
+/* Fills d->host with the integers of B sequences and uploads them. Sequence b: n[b] tokens at
+ * tokens[b], first position pos0[b], block table tables[b]. *last: device, last row of each. */
+typedef struct {
+    const int32_t *tokens, *table;
+    size_t n, pos0;
+} batch_seq;
+
+static r1_code
+batch_upload(r1_decode *d, const batch_seq *seqs, size_t B, r1_seqs *out, const int32_t **ids,
+             const int32_t **last, r1_status *st)
+{
+    size_t N = 0, mb = d->max_blocks;
+    for (size_t b = 0; b < B; b++) {
+        N += seqs[b].n;
+    }
+    int32_t *q_start = d->host, *pos0 = q_start + B + 1, *end = pos0 + B, *blocks = end + B;
+    int32_t *tok = blocks + B * mb, *pos = tok + N, *seq = pos + N, row = 0;
+    q_start[0] = 0;
+    for (size_t b = 0; b < B; b++) {
+        for (size_t j = 0; j < seqs[b].n; j++, row++) {
+            tok[row] = seqs[b].tokens[j];
+            pos[row] = (int32_t)(seqs[b].pos0 + j);
+            seq[row] = (int32_t)b;
+        }
+        q_start[b + 1] = row;
+        pos0[b] = (int32_t)seqs[b].pos0;
+        end[b] = row - 1;
+        memcpy(blocks + b * mb, seqs[b].table, mb * sizeof *blocks);
+    }
+    size_t used = (size_t)(seq + N - d->host);
+    R1_TRY(d->m->ops->mem_upload(d->m->dev, d->ints, d->host, used * sizeof(int32_t), st));
+#define ON_DEVICE(array) (d->ints + ((array) - d->host))
+    *out = (r1_seqs){B, N, mb, ON_DEVICE(q_start), ON_DEVICE(pos0), ON_DEVICE(blocks),
+                     ON_DEVICE(pos), ON_DEVICE(seq)};
+    *ids = ON_DEVICE(tok);
+    *last = ON_DEVICE(end);
+#undef ON_DEVICE
+    return R1_OK;
+}
+
+/* Prompts [p0, p1) through the network; their last hidden states into d->hidden. */
+static r1_code
+prefill(r1_decode *d, size_t p0, size_t p1, r1_status *st)
+{
+    size_t B = p1 - p0;
+    if (B == 0) {
+        return R1_OK;
+    }
+    batch_seq *seqs = r1_alloc(B, sizeof *seqs);
+    if (seqs == NULL) {
+        return R1_FAIL(st, R1_ENOMEM, "out of memory for %zu prompts", B);
+    }
+    for (size_t b = 0; b < B; b++) {
+        prompt_state *p = &d->prompts[p0 + b];
+        seqs[b] = (batch_seq){d->spec.ids + d->spec.start[p0 + b], p->blocks, p->length, 0};
+    }
+    r1_seqs dev;
+    const int32_t *ids, *last;
+    r1_code code = batch_upload(d, seqs, B, &dev, &ids, &last, st);
+    r1_free(seqs);
+    R1_TRY(code);
+    R1_TRY(trunk_fwd(d->m, &d->ws, ids, &dev, d->pool.layers, st));
+    r1_tensor y = r1_rows(&d->ws.y, 0, dev.N), h = r1_rows(&d->hidden, p0, B);
+    R1_TRY(d->m->ops->gather_rows(d->m->dev, &h, &y, last, st));
+    for (size_t p = p0; p < p1; p++) {
+        d->prompts[p].prefilled = 1;
+    }
+    return R1_OK;
+}
+
+/* ---- admission and retirement -------------------------------------------------------------------- */
+
+/* Sequence i takes a slot: its prompt's full blocks are shared, a partial one is copied. */
+static r1_code
+seq_start(r1_decode *d, size_t i, r1_status *st)
+{
+    size_t p = i / d->spec.G, length = d->prompts[p].length;
+    size_t whole = length / R1_KV_BLOCK, total = seq_blocks(d, p);
+    slot_state *slot = &d->slots[d->n_slots];
+    slot->seq = i;
+    slot->n_blocks = total;
+    d->seqs[i].first = whole < total ? whole : total;
+    memcpy(slot->table, d->prompts[p].blocks, d->seqs[i].first * sizeof(int32_t));
+    kvpool_take(&d->pool, slot->table + d->seqs[i].first, total - d->seqs[i].first);
+    if (length % R1_KV_BLOCK != 0 && whole < total) {
+        int32_t pair[2] = {d->prompts[p].blocks[whole], slot->table[whole]};
+        R1_TRY(d->m->ops->mem_upload(d->m->dev, d->ints, pair, sizeof pair, st));
+        for (size_t l = 0; l < d->m->config.L; l++) {
+            R1_TRY(d->m->ops->kv_copy(d->m->dev, &d->pool.layers[l], d->ints, 1, st));
+        }
+    }
+    d->seqs[i].live = 1;
+    d->n_slots++;
+    return R1_OK;
+}
+
+static r1_code
+admit(r1_decode *d, r1_status *st)
+{
+    size_t G = d->spec.G, end = d->spec.P * G;
+    size_t want = d->next + (d->spec.slots - d->n_slots);
+    size_t rows = 0, p0 = d->spec.P, p1 = 0, stop = d->next;
+    want = want < end ? want : end;
+    for (; stop < want; stop++) {
+        prompt_state *p = &d->prompts[stop / G];
+        if (p->prefilled || stop / G < p1) {
+            continue;
+        }
+        if (rows > 0 && rows + p->length > d->ws.rows) {
+            break;
+        }
+        rows += p->length;
+        p0 = p0 < stop / G ? p0 : stop / G;
+        p1 = stop / G + 1;
+        if (p->n_blocks == 0) {
+            p->n_blocks = blocks_of(p->length);
+            kvpool_take(&d->pool, p->blocks, p->n_blocks);
+        }
+    }
+    if (p1 > p0) {
+        R1_TRY(prefill(d, p0, p1, st));
+    }
+    for (; d->next < stop; d->next++) {
+        R1_TRY(seq_start(d, d->next, st));
+    }
+    return R1_OK;
+}
+
+static void
+prompt_finish(r1_decode *d, size_t p)
+{
+    if (++d->prompts[p].finished == d->spec.G) {
+        kvpool_give(&d->pool, d->prompts[p].blocks, d->prompts[p].n_blocks);
+    }
+}
+
+static void
+seq_finish(r1_decode *d, size_t i, int stopped)
+{
+    size_t s = 0, first = d->seqs[i].first;
+    while (d->slots[s].seq != i) {
+        s++;
+    }
+    kvpool_give(&d->pool, d->slots[s].table + first, d->slots[s].n_blocks - first);
+    slot_state freed = d->slots[s];
+    d->slots[s] = d->slots[--d->n_slots];
+    d->slots[d->n_slots] = freed;
+    d->seqs[i].done = 1;
+    d->seqs[i].stopped = stopped;
+    d->seqs[i].live = 0;
+    prompt_finish(d, i / d->spec.G);
+}
+
+/* ---- one step -------------------------------------------------------------------------------------- */
+
+/* Draws a token for each of the n sequences `which` from its row of h, into ids and logp. */
+static r1_code
+sample_rows(r1_decode *d, const r1_tensor *h, const size_t *which, size_t n, int32_t *ids,
+            float *logp, r1_status *st)
+{
+    r1_model *m = d->m;
+    const r1_ops *ops = m->ops;
+    size_t chunk = d->ws.logits.rows;
+    for (size_t n0 = 0; n0 < n; n0 += chunk) {
+        size_t k = n - n0 < chunk ? n - n0 : chunk;
+        int32_t *prompt = d->host, *generation = prompt + k, *position = generation + k;
+        for (size_t j = 0; j < k; j++) {
+            size_t i = which[n0 + j];
+            prompt[j] = d->spec.sample_ids[i / d->spec.G];
+            generation[j] = (int32_t)(i % d->spec.G);
+            position[j] = (int32_t)d->seqs[i].length;
+        }
+        R1_TRY(ops->mem_upload(m->dev, d->ints, d->host, 3 * k * sizeof(int32_t), st));
+        r1_tensor rows = r1_rows(h, n0, k), logits = r1_rows(&d->ws.logits, 0, k);
+        r1_tensor lp = r1_rows(&d->ws.vec[0], 0, k), lse = r1_rows(&d->ws.vec[1], 0, k);
+        int32_t *drawn = d->ints + 3 * k;
+        R1_TRY(ops->matmul_nt(m->dev, &logits, &rows, m->head.weight->weight, NULL, NULL, 0, st));
+        R1_TRY(ops->sample(m->dev, drawn, &logits, d->spec.key, d->ints, d->ints + k,
+                           d->ints + 2 * k, &d->spec.sampling, d->ws.logp_scratch, st));
+        R1_TRY(ops->logp_fwd(m->dev, &lp, NULL, &lse, &logits, drawn, &d->spec.sampling,
+                             d->ws.logp_scratch, st));
+        R1_TRY(ops->mem_download(m->dev, ids + n0, drawn, k * sizeof(int32_t), st));
+        R1_TRY(ops->mem_download(m->dev, logp + n0, lp.data, k * sizeof(float), st));
+    }
+    return R1_OK;
+}
+
+static void
+append(r1_decode *d, size_t i, int32_t id, float logp)
+{
+    seq_state *s = &d->seqs[i];
+    size_t at = i * d->spec.max_new + s->length++;
+    d->ids[at] = id;
+    d->logp[at] = logp;
+    for (size_t j = 0; j < d->spec.n_stop; j++) {
+        if (d->spec.stop[j] == id) {
+            seq_finish(d, i, 1);
+            return;
+        }
+    }
+    if (s->length == room(d, i / d->spec.G)) {
+        seq_finish(d, i, 0);
+    }
+}
+
+/* The scratch lists of a step, all of `slots` entries. */
+typedef struct {
+    batch_seq *fed;
+    size_t *which;
+    int32_t *ids;
+    float *logp;
+    r1_tensor fresh; /* (slots, C) device: hidden states of fresh sequences */
+} step_lists;
+
+static r1_code
+step(r1_decode *d, const step_lists *l, r1_status *st)
+{
+    const r1_ops *ops = d->m->ops;
+    size_t old = 0, fresh = 0, n = d->n_slots;
+    for (size_t s = 0; s < n; s++) { /* fed sequences from the front, fresh ones from the back */
+        size_t i = d->slots[s].seq, have = d->seqs[i].length;
+        if (have == 0) {
+            l->which[n - ++fresh] = i;
+            continue;
+        }
+        l->fed[old] = (batch_seq){&d->ids[i * d->spec.max_new + have - 1], d->slots[s].table, 1,
+                                  d->prompts[i / d->spec.G].length + have - 1};
+        l->which[old++] = i;
+    }
+    if (old > 0) {
+        r1_seqs dev;
+        const int32_t *ids, *last;
+        R1_TRY(batch_upload(d, l->fed, old, &dev, &ids, &last, st));
+        R1_TRY(trunk_fwd(d->m, &d->ws, ids, &dev, d->pool.layers, st));
+        r1_tensor y = r1_rows(&d->ws.y, 0, old);
+        R1_TRY(sample_rows(d, &y, l->which, old, l->ids, l->logp, st));
+    }
+    if (fresh > 0) {
+        for (size_t j = 0; j < fresh; j++) {
+            d->host[j] = (int32_t)(l->which[old + j] / d->spec.G);
+        }
+        R1_TRY(ops->mem_upload(d->m->dev, d->ints, d->host, fresh * sizeof(int32_t), st));
+        r1_tensor h = r1_rows(&l->fresh, 0, fresh);
+        R1_TRY(ops->gather_rows(d->m->dev, &h, &d->hidden, d->ints, st));
+        R1_TRY(sample_rows(d, &h, l->which + old, fresh, l->ids + old, l->logp + old, st));
+    }
+    for (size_t j = 0; j < n; j++) {
+        append(d, l->which[j], l->ids[j], l->logp[j]);
+    }
+    return R1_OK;
+}
+
+r1_code
+r1_decode_run(r1_decode *d, size_t steps, size_t *live, r1_status *st)
+{
+    size_t slots = d->spec.slots, C = d->m->config.C;
+    if (d->spec.P * d->spec.G == 0) {
+        *live = 0;
+        return R1_OK;
+    }
+    step_lists l = {r1_alloc(slots, sizeof *l.fed), r1_alloc(slots, sizeof *l.which),
+                    r1_alloc(slots, sizeof *l.ids), r1_alloc(slots, sizeof *l.logp),
+                    r1_f32(d->m->ops->mem_alloc(d->m->dev, slots * C * sizeof(float)), slots, C)};
+    r1_code code = R1_OK;
+    if (l.fed == NULL || l.which == NULL || l.ids == NULL || l.logp == NULL ||
+        l.fresh.data == NULL) {
+        code = R1_FAIL(st, R1_ENOMEM, "out of memory for a decode step of %zu slots", slots);
+    }
+    for (size_t s = 0; code == R1_OK && s < steps; s++) {
+        code = admit(d, st);
+        if (code != R1_OK || d->n_slots == 0) {
+            break;
+        }
+        code = step(d, &l, st);
+    }
+    if (l.fresh.data != NULL) {
+        d->m->ops->mem_free(d->m->dev, l.fresh.data);
+    }
+    r1_free(l.fed);
+    r1_free(l.which);
+    r1_free(l.ids);
+    r1_free(l.logp);
+    *live = d->n_slots + (d->spec.P * d->spec.G - d->next);
+    return code;
+}
+
+/* ---- results ------------------------------------------------------------------------------------- */
+
+r1_sequence
+r1_decode_get(const r1_decode *d, size_t i)
+{
+    size_t at = i * d->spec.max_new;
+    return (r1_sequence){d->ids + at, d->logp + at, d->seqs[i].length, d->seqs[i].done,
+                         d->seqs[i].stopped};
+}
+
+void
+r1_decode_stop(r1_decode *d, size_t i, size_t keep)
+{
+    seq_state *s = &d->seqs[i];
+    s->length = keep < s->length ? keep : s->length;
+    if (s->live) {
+        seq_finish(d, i, 1);
+    }
+    s->stopped = s->done;
+}

@@ -1,0 +1,69 @@
+/* kvpool.c - see kvpool.h. */
+#include <assert.h>
+#include <string.h>
+
+#include "kvpool.h"
+
+static size_t
+layer_floats(const r1_config *c)
+{
+    return config_hkv(c) * (config_dqk(c) + config_dv(c)) * R1_KV_BLOCK;
+}
+
+size_t
+kvpool_block_bytes(const r1_config *c)
+{
+    return c->L * layer_floats(c) * sizeof(float);
+}
+
+r1_code
+kvpool_open(r1_kvpool *pool, r1_model *m, size_t blocks, r1_status *st)
+{
+    const r1_config *c = &m->config;
+    *pool = (r1_kvpool){.blocks = blocks, .n_free = blocks};
+    pool->layers = r1_alloc(c->L, sizeof *pool->layers);
+    pool->free = r1_alloc(blocks, sizeof *pool->free);
+    pool->memory = m->ops->mem_alloc(m->dev, blocks * kvpool_block_bytes(c));
+    if (pool->layers == NULL || pool->free == NULL || pool->memory == NULL) {
+        kvpool_close(pool, m);
+        return R1_FAIL(st, R1_ENOMEM, "out of memory: %zu bytes of KV blocks",
+                       blocks * kvpool_block_bytes(c));
+    }
+    float *at = pool->memory;
+    size_t k = blocks * config_hkv(c) * config_dqk(c) * R1_KV_BLOCK;
+    for (size_t i = 0; i < c->L; i++) {
+        pool->layers[i] = (r1_kv){at, at + k, R1_F32, blocks, config_hkv(c), config_dqk(c),
+                                  config_dv(c)};
+        at += blocks * layer_floats(c);
+    }
+    for (size_t i = 0; i < blocks; i++) {
+        pool->free[i] = (int32_t)(blocks - 1 - i);
+    }
+    return R1_OK;
+}
+
+void
+kvpool_close(r1_kvpool *pool, r1_model *m)
+{
+    if (pool->memory != NULL) {
+        m->ops->mem_free(m->dev, pool->memory);
+    }
+    r1_free(pool->layers);
+    r1_free(pool->free);
+    *pool = (r1_kvpool){0};
+}
+
+void
+kvpool_take(r1_kvpool *pool, int32_t *out, size_t n)
+{
+    assert(n <= pool->n_free);
+    pool->n_free -= n;
+    memcpy(out, pool->free + pool->n_free, n * sizeof *out);
+}
+
+void
+kvpool_give(r1_kvpool *pool, const int32_t *blocks, size_t n)
+{
+    memcpy(pool->free + pool->n_free, blocks, n * sizeof *blocks);
+    pool->n_free += n;
+}

@@ -1,0 +1,27 @@
+/* kvpool.h - the KV blocks of a decode session, all layers: allocation and the sharing of prompts.
+ *
+ * A block number means the same block in every layer. The blocks of a prompt belong to the prompt
+ * and are read by all its generations; a generation owns what comes after. A prompt's last, partial
+ * block is copied for each generation, since they write behind it.
+ */
+#ifndef R1_KVPOOL_H
+#define R1_KVPOOL_H
+
+#include "model.h"
+
+typedef struct {
+    r1_kv *layers;     /* (L) */
+    void *memory;      /* device */
+    int32_t *free;     /* stack of free block numbers */
+    size_t n_free, blocks;
+} r1_kvpool;
+
+/* Bytes of one block over all layers. */
+size_t kvpool_block_bytes(const r1_config *c);
+r1_code kvpool_open(r1_kvpool *pool, r1_model *m, size_t blocks, r1_status *st);
+void kvpool_close(r1_kvpool *pool, r1_model *m);
+/* n blocks into out; the caller has checked n_free. */
+void kvpool_take(r1_kvpool *pool, int32_t *out, size_t n);
+void kvpool_give(r1_kvpool *pool, const int32_t *blocks, size_t n);
+
+#endif

@@ -1,0 +1,232 @@
+/* layout.c - every parameter of the model, from its configuration: names, shapes, accumulators.
+ *
+ * Names are Hugging Face's (DeepSeek-V3, Llama, Qwen2), so that the state dict is the file format.
+ * One device allocation each for vectors and gradients; Adam's moments come with the first update.
+ */
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "model.h"
+
+static r1_param *
+param_add(r1_model *m, size_t E, size_t O, size_t I, size_t uses, const char *format, ...)
+    R1_PRINTF(6, 7);
+
+/* A vector has O == 0. */
+static r1_param *
+param_add(r1_model *m, size_t E, size_t O, size_t I, size_t uses, const char *format, ...)
+{
+    r1_param *p = &m->params[m->n_params++];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(p->name, sizeof p->name, format, args);
+    va_end(args);
+    p->E = E;
+    p->O = O;
+    p->I = I;
+    p->uses = uses;
+    p->trained = 1;
+    return p;
+}
+
+static r1_linear
+linear_add(r1_model *m, size_t layer, size_t E, size_t O, size_t I, const char *stem)
+{
+    return (r1_linear){param_add(m, E, O, I, 1, "model.layers.%zu.%s.weight", layer, stem), NULL, 0};
+}
+
+static r1_param *
+norm_add(r1_model *m, size_t layer, size_t I, const char *stem)
+{
+    return param_add(m, 1, 0, I, 1, "model.layers.%zu.%s.weight", layer, stem);
+}
+
+static void
+attention_add(r1_model *m, r1_layer *l, size_t i)
+{
+    const r1_config *c = &m->config;
+    size_t dqk = config_dqk(c);
+    if (config_mla(c)) {
+        if (c->q_lora > 0) {
+            l->q_a = linear_add(m, i, 1, c->q_lora, c->C, "self_attn.q_a_proj");
+            l->q_norm = norm_add(m, i, c->q_lora, "self_attn.q_a_layernorm");
+            l->q_b = linear_add(m, i, 1, c->H * dqk, c->q_lora, "self_attn.q_b_proj");
+        } else {
+            l->q = linear_add(m, i, 1, c->H * dqk, c->C, "self_attn.q_proj");
+        }
+        l->kv_a = linear_add(m, i, 1, c->kv_lora + c->Dr, c->C, "self_attn.kv_a_proj_with_mqa");
+        l->kv_norm = norm_add(m, i, c->kv_lora, "self_attn.kv_a_layernorm");
+        l->kv_b = linear_add(m, i, 1, c->H * (c->Dn + c->Dv), c->kv_lora, "self_attn.kv_b_proj");
+    } else {
+        r1_linear *qkv[3] = {&l->q, &l->k, &l->v};
+        static const char *const stem[3] = {"self_attn.q_proj", "self_attn.k_proj",
+                                            "self_attn.v_proj"};
+        for (int j = 0; j < 3; j++) {
+            size_t O = (j == 0 ? c->H : c->Hkv) * c->D;
+            *qkv[j] = linear_add(m, i, 1, O, c->C, stem[j]);
+            if (c->qkv_bias) {
+                qkv[j]->bias = param_add(m, 1, 0, O, 1, "model.layers.%zu.%s.bias", i, stem[j]);
+            }
+        }
+    }
+    l->o = linear_add(m, i, 1, c->C, c->H * config_dv(c), "self_attn.o_proj");
+}
+
+static void
+ffn_add(r1_model *m, r1_layer *l, size_t i)
+{
+    const r1_config *c = &m->config;
+    l->moe = c->E > 0 && i >= c->first_dense;
+    if (!l->moe) {
+        l->gate = linear_add(m, i, 1, c->F, c->C, "mlp.gate_proj");
+        l->up = linear_add(m, i, 1, c->F, c->C, "mlp.up_proj");
+        l->down = linear_add(m, i, 1, c->C, c->F, "mlp.down_proj");
+        return;
+    }
+    l->router = linear_add(m, i, 1, c->E, c->C, "mlp.gate");
+    if (c->router_bias) {
+        l->router_bias =
+            param_add(m, 1, 0, c->E, 1, "model.layers.%zu.mlp.gate.e_score_correction_bias", i);
+        l->router_bias->trained = 0;
+    }
+    l->egate = linear_add(m, i, c->E, c->Fe, c->C, "mlp.experts.*.gate_proj");
+    l->eup = linear_add(m, i, c->E, c->Fe, c->C, "mlp.experts.*.up_proj");
+    l->edown = linear_add(m, i, c->E, c->C, c->Fe, "mlp.experts.*.down_proj");
+    if (c->shared > 0) {
+        size_t F = c->shared * c->Fe;
+        l->gate = linear_add(m, i, 1, F, c->C, "mlp.shared_experts.gate_proj");
+        l->up = linear_add(m, i, 1, F, c->C, "mlp.shared_experts.up_proj");
+        l->down = linear_add(m, i, 1, c->C, F, "mlp.shared_experts.down_proj");
+    }
+}
+
+static void
+params_add(r1_model *m)
+{
+    const r1_config *c = &m->config;
+    size_t shared = c->mtp ? 2 : 1;
+    m->embed = param_add(m, 1, c->V, c->C, c->tied ? 2 * shared : shared,
+                         "model.embed_tokens.weight");
+    for (size_t i = 0; i < c->L + c->mtp; i++) {
+        r1_layer *l = &m->layers[i];
+        if (i == c->L) { /* the MTP module sits after the last layer, as in DeepSeek's files */
+            m->enorm = norm_add(m, i, c->C, "enorm");
+            m->hnorm = norm_add(m, i, c->C, "hnorm");
+            m->eh = linear_add(m, i, 1, c->C, 2 * c->C, "eh_proj");
+        }
+        l->attn_norm = norm_add(m, i, c->C, "input_layernorm");
+        attention_add(m, l, i);
+        l->ffn_norm = norm_add(m, i, c->C, "post_attention_layernorm");
+        ffn_add(m, l, i);
+        if (i == c->L) {
+            m->mtp_norm = norm_add(m, i, c->C, "shared_head.norm");
+        }
+    }
+    m->norm = param_add(m, 1, 0, c->C, 1, "model.norm.weight");
+    if (c->tied) { /* uses: embedding, head, MTP's embedding, MTP's head */
+        m->head = (r1_linear){m->embed, NULL, 1};
+        m->mtp_head = (r1_linear){m->embed, NULL, 3};
+        m->mtp_embed_use = 2;
+    } else {
+        m->head = (r1_linear){param_add(m, 1, c->V, c->C, shared, "lm_head.weight"), NULL, 0};
+        m->mtp_head = (r1_linear){m->head.weight, NULL, 1};
+        m->mtp_embed_use = 1;
+    }
+    if (c->score) {
+        m->score = (r1_linear){param_add(m, 1, 1, c->C, 1, "score.weight"), NULL, 0};
+    }
+}
+
+static size_t
+param_rows(const r1_param *p)
+{
+    return p->O == 0 ? 1 : p->E * p->O;
+}
+
+/* Vectors and gradients inside their arenas; run once to measure and once to place. */
+static void
+params_place(r1_model *m, r1_arena *vectors, r1_arena *grads)
+{
+    for (size_t i = 0; i < m->n_params; i++) {
+        r1_param *p = &m->params[i];
+        size_t rows = param_rows(p);
+        if (p->O == 0) {
+            p->value = r1_f32(r1_arena_push(vectors, p->I, sizeof(float)), 1, p->I);
+        }
+        for (size_t u = 0; p->trained && u < p->uses; u++) {
+            p->grad[u] = r1_f32(r1_arena_push(grads, rows * p->I, sizeof(float)), rows, p->I);
+        }
+    }
+    size_t Dr = config_mla(&m->config) ? m->config.Dr : m->config.D;
+    m->rope = r1_f32(r1_arena_push(vectors, m->config.T * Dr, sizeof(float)), m->config.T, Dr);
+    m->loads = r1_arena_push(vectors, (m->config.L + m->config.mtp) * m->config.E, sizeof(int64_t));
+}
+
+r1_code
+layout_model(r1_model *m, r1_status *st)
+{
+    const r1_config *c = &m->config;
+    size_t layers = c->L + c->mtp;
+    m->layers = r1_alloc(layers, sizeof *m->layers);
+    m->params = r1_alloc(layers * 24 + 8, sizeof *m->params);
+    if (m->layers == NULL || m->params == NULL) {
+        return R1_FAIL(st, R1_ENOMEM, "out of memory for the list of parameters");
+    }
+    params_add(m);
+
+    r1_arena vectors = {0}, grads = {0};
+    params_place(m, &vectors, &grads);
+    vectors.size = vectors.used;
+    grads.size = grads.used;
+    m->vectors = vectors.base = m->ops->mem_alloc(m->dev, vectors.size);
+    m->grads = grads.base = m->ops->mem_alloc(m->dev, grads.size);
+    if (m->vectors == NULL || m->grads == NULL) {
+        return R1_FAIL(st, R1_ENOMEM, "out of memory for %zu bytes of gradients", grads.size);
+    }
+    vectors.used = grads.used = 0;
+    params_place(m, &vectors, &grads);
+    for (size_t i = 0; i < layers; i++) {
+        m->layers[i].load = m->loads + i * c->E;
+    }
+    for (size_t i = 0; i < m->n_params; i++) {
+        r1_param *p = &m->params[i];
+        if (p->O > 0) {
+            R1_TRY(m->ops->weight_open(m->dev, &p->weight, p->E, p->O, p->I, R1_F32, st));
+            p->value = m->ops->weight_master(p->weight);
+        }
+    }
+    return R1_OK;
+}
+
+static void
+moments_place(r1_model *m, r1_arena *a)
+{
+    for (size_t i = 0; i < m->n_params; i++) {
+        r1_param *p = &m->params[i];
+        if (p->trained) {
+            size_t rows = param_rows(p);
+            p->m = r1_f32(r1_arena_push(a, rows * p->I, sizeof(float)), rows, p->I);
+            p->v = r1_f32(r1_arena_push(a, rows * p->I, sizeof(float)), rows, p->I);
+        }
+    }
+}
+
+/* The first update allocates Adam's moments, so that a model that only samples has none. */
+r1_code
+r1_model_moments(r1_model *m, r1_status *st)
+{
+    if (m->moments != NULL) {
+        return R1_OK;
+    }
+    r1_arena a = {0};
+    moments_place(m, &a);
+    a.size = a.used;
+    m->moments = a.base = m->ops->mem_alloc(m->dev, a.size);
+    if (a.base == NULL) {
+        return R1_FAIL(st, R1_ENOMEM, "out of memory for %zu bytes of optimiser moments", a.size);
+    }
+    a.used = 0;
+    moments_place(m, &a);
+    return R1_OK;
+}

@@ -1,0 +1,260 @@
+/* model.c - a model: open, close, parameters in and out, and one pass over a batch.
+ *
+ * r1_model_run is the whole of training and scoring: for each micro-batch, trunk forward, head (log-
+ * probs, loss), then, when a gradient is wanted, MTP and trunk backward. Gradients add up over calls
+ * until r1_model_zero_grad. A pass without gradient keeps one layer's activations only.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "model.h"
+
+/* cos and sin of t theta^(-2i / Dr) (Su et al. 2021), computed in double once. */
+static r1_code
+rope_table(r1_model *m, r1_status *st)
+{
+    size_t T = m->rope.rows, Dr = m->rope.cols, half = Dr / 2;
+    float *table = r1_alloc(T * Dr, sizeof(float));
+    if (table == NULL) {
+        return R1_FAIL(st, R1_ENOMEM, "out of memory for %zu rotary positions", T);
+    }
+    for (size_t i = 0; i < half; i++) {
+        double f = pow((double)m->config.rope_theta, -2.0 * (double)i / (double)Dr);
+        for (size_t t = 0; t < T; t++) {
+            table[t * Dr + i] = (float)cos((double)t * f);
+            table[t * Dr + half + i] = (float)sin((double)t * f);
+        }
+    }
+    r1_code code = m->ops->mem_upload(m->dev, m->rope.data, table, T * Dr * sizeof(float), st);
+    r1_free(table);
+    return code;
+}
+
+r1_code
+r1_model_open(r1_model **out, const r1_config *c, const r1_ops *ops, r1_dev *dev, r1_status *st)
+{
+    *out = NULL;
+    R1_TRY(r1_config_check(c, st));
+    r1_model *m = r1_alloc(1, sizeof *m);
+    if (m == NULL) {
+        return R1_FAIL(st, R1_ENOMEM, "out of memory for a model");
+    }
+    m->config = *c;
+    m->ops = ops;
+    m->dev = dev;
+    r1_code code = layout_model(m, st);
+    if (code == R1_OK) {
+        code = rope_table(m, st);
+    }
+    if (code != R1_OK) {
+        r1_model_close(m);
+        return code;
+    }
+    *out = m;
+    return R1_OK;
+}
+
+void
+r1_model_close(r1_model *m)
+{
+    if (m == NULL) {
+        return;
+    }
+    for (size_t i = 0; i < m->n_params; i++) {
+        if (m->params[i].weight != NULL) {
+            m->ops->weight_close(m->dev, m->params[i].weight);
+        }
+    }
+    void *memory[] = {m->vectors, m->grads, m->moments};
+    for (size_t i = 0; i < sizeof memory / sizeof memory[0]; i++) {
+        if (memory[i] != NULL) {
+            m->ops->mem_free(m->dev, memory[i]);
+        }
+    }
+    workspace_release(m, &m->train);
+    workspace_release(m, &m->infer);
+    r1_free(m->params);
+    r1_free(m->layers);
+    r1_free(m);
+}
+
+/* ---- parameters ------------------------------------------------------------------------------- */
+
+static r1_code
+param_tensor(r1_model *m, size_t i, int what, r1_tensor *x, r1_status *st)
+{
+    r1_param *p = &m->params[i];
+    if (what == R1_MOMENT1 || what == R1_MOMENT2) {
+        R1_TRY(r1_model_moments(m, st));
+    }
+    *x = what == R1_VALUE ? p->value : what == R1_GRAD ? p->grad[0] : what == R1_MOMENT1 ? p->m : p->v;
+    if (x->data == NULL) {
+        return R1_FAIL(st, R1_EINVAL, "%s is not trained: it has no gradient and no moments",
+                       p->name);
+    }
+    return R1_OK;
+}
+
+/* The gradient is the sum of the accumulators, in order of use. */
+r1_code
+r1_param_read(r1_model *m, size_t i, int what, float *out, r1_status *st)
+{
+    r1_tensor x;
+    R1_TRY(param_tensor(m, i, what, &x, st));
+    size_t n = x.rows * x.cols;
+    R1_TRY(m->ops->mem_download(m->dev, out, x.data, n * sizeof(float), st));
+    for (size_t u = 1; what == R1_GRAD && u < m->params[i].uses; u++) {
+        float *more = r1_alloc(n, sizeof(float));
+        if (more == NULL) {
+            return R1_FAIL(st, R1_ENOMEM, "out of memory for the gradient of %s",
+                           m->params[i].name);
+        }
+        r1_code code =
+            m->ops->mem_download(m->dev, more, m->params[i].grad[u].data, n * sizeof(float), st);
+        for (size_t j = 0; code == R1_OK && j < n; j++) {
+            out[j] += more[j];
+        }
+        r1_free(more);
+        R1_TRY(code);
+    }
+    return R1_OK;
+}
+
+r1_code
+r1_param_write(r1_model *m, size_t i, int what, const float *in, r1_status *st)
+{
+    r1_tensor x;
+    R1_TRY(param_tensor(m, i, what, &x, st));
+    R1_TRY(m->ops->mem_upload(m->dev, x.data, in, x.rows * x.cols * sizeof(float), st));
+    if (what == R1_VALUE && m->params[i].weight != NULL) {
+        R1_TRY(m->ops->weight_pack(m->dev, m->params[i].weight, st));
+    }
+    return R1_OK;
+}
+
+r1_code
+r1_model_zero_grad(r1_model *m, r1_status *st)
+{
+    for (size_t i = 0; i < m->n_params; i++) {
+        for (size_t u = 0; m->params[i].trained && u < m->params[i].uses; u++) {
+            R1_TRY(m->ops->fill_zero(m->dev, &m->params[i].grad[u], st));
+        }
+    }
+    if (m->config.E > 0) { /* an int64 as two zero floats */
+        size_t n = 2 * (m->config.L + m->config.mtp) * m->config.E;
+        r1_tensor loads = r1_f32((float *)(void *)m->loads, 1, n);
+        R1_TRY(m->ops->fill_zero(m->dev, &loads, st));
+    }
+    return R1_OK;
+}
+
+/* ---- the trunk -------------------------------------------------------------------------------- */
+
+r1_code
+trunk_fwd(r1_model *m, r1_workspace *ws, const int32_t *ids, const r1_seqs *seqs, const r1_kv *kvs,
+          r1_status *st)
+{
+    const r1_config *c = &m->config;
+    size_t N = seqs->N;
+    r1_temps t = temps_view(&ws->t, N, seqs->B, c->K);
+    r1_tensor x = r1_rows(&ws->x, 0, N), f;
+    R1_TRY(m->ops->embed_fwd(m->dev, &x, m->embed->weight, ids, st));
+    for (size_t i = 0; i < c->L; i++) {
+        r1_acts a = acts_view(&ws->acts[i % ws->kept], N, c->K);
+        R1_TRY(block_fwd(m, &m->layers[i], &a, &t, &x, i > 0 ? &f : NULL,
+                         kvs != NULL ? &kvs[i] : &ws->kv, seqs, st));
+        x = a.s1;
+        f = a.f;
+    }
+    r1_tensor y = r1_rows(&ws->y, 0, N), s = r1_rows(&ws->s, 0, N), r = r1_rows(&ws->r, 0, N);
+    return m->ops->rmsnorm_fwd(m->dev, &y, &s, &r, &x, &f, &m->norm->value, c->eps, st);
+}
+
+r1_code
+trunk_bwd(r1_model *m, r1_workspace *ws, const r1_tensor *dy, const int32_t *ids,
+          const r1_seqs *seqs, float balance_coef, r1_status *st)
+{
+    const r1_config *c = &m->config;
+    size_t N = seqs->N;
+    r1_temps t = temps_view(&ws->t, N, seqs->B, c->K);
+    r1_tensor s = r1_rows(&ws->s, 0, N), r = r1_rows(&ws->r, 0, N);
+    R1_TRY(m->ops->rmsnorm_bwd(m->dev, &t.ds, &m->norm->grad[0], dy, NULL, &s, &r,
+                               &m->norm->value, st));
+    for (size_t i = c->L; i-- > 0;) {
+        r1_acts a = acts_view(&ws->acts[i], N, c->K);
+        if (i == 0) {
+            a.s0 = r1_rows(&ws->x, 0, N);
+        }
+        R1_TRY(block_bwd(m, &m->layers[i], &a, &t, seqs, balance_coef, st));
+    }
+    return m->ops->embed_bwd(m->dev, &m->embed->grad[0], &t.ds, ids, st);
+}
+
+/* ---- one pass over a batch ---------------------------------------------------------------------- */
+
+static const float *
+at(const float *array, size_t m0)
+{
+    return array != NULL ? array + m0 : NULL;
+}
+
+static float *
+into(float *array, size_t m0)
+{
+    return array != NULL ? array + m0 : NULL;
+}
+
+static r1_code
+run_micro(r1_model *m, r1_workspace *ws, const r1_micro *mb, const r1_batch *batch,
+          const r1_pass *pass, r1_outputs *out, r1_status *st)
+{
+    const r1_ops *ops = m->ops;
+    R1_TRY(trunk_fwd(m, ws, mb->ids, &mb->seqs, NULL, st));
+    r1_tensor y = r1_rows(&ws->y, 0, mb->N), hm = r1_rows(&ws->hm, 0, mb->M);
+    R1_TRY(ops->gather_rows(m->dev, &hm, &y, mb->row, st));
+    r1_head_job job = {.head = m->head, .target = mb->target,
+                       .weight = at(batch->weight, mb->m0), .adv = at(batch->adv, mb->m0),
+                       .old_logp = at(batch->old_logp, mb->m0),
+                       .ref_logp = at(batch->ref_logp, mb->m0),
+                       .logp = into(out->logp, mb->m0), .entropy = into(out->entropy, mb->m0),
+                       .loss = into(out->loss, mb->m0), .kl = into(out->kl, mb->m0),
+                       .clipped = into(out->clipped, mb->m0), .grad = pass->grad,
+                       .loss_spec = pass->loss, .sampling = pass->sampling};
+    R1_TRY(head_run(m, ws, &job, mb->M, st));
+    if (!pass->grad) {
+        return R1_OK;
+    }
+    r1_tensor dy = r1_rows(&ws->dy, 0, mb->N), dhm = r1_rows(&ws->dhm, 0, mb->M);
+    R1_TRY(ops->scatter_rows(m->dev, &dy, &dhm, mb->row, st));
+    r1_tensor balance = ws->t.balance_sum;
+    balance.rows = mb->seqs.B;
+    R1_TRY(ops->fill_zero(m->dev, &balance, st));
+    if (pass->mtp_coef != 0.0f && m->config.mtp > 0) {
+        R1_TRY(mtp_run(m, ws, mb, batch, pass, &dy, out, st));
+    }
+    R1_TRY(trunk_bwd(m, ws, &dy, mb->ids, &mb->seqs, pass->balance_coef, st));
+    if (out->balance != NULL) {
+        R1_TRY(ops->mem_download(m->dev, out->balance + mb->b0, balance.data,
+                                 mb->seqs.B * sizeof(float), st));
+    }
+    return R1_OK;
+}
+
+r1_code
+r1_model_run(r1_model *m, const r1_batch *batch, const r1_pass *pass, r1_outputs *out,
+             r1_status *st)
+{
+    r1_workspace *ws = pass->grad ? &m->train : &m->infer;
+    R1_TRY(micro_reserve(m, ws, batch, pass->micro_rows, 1, pass->grad, st));
+    size_t m0 = 0;
+    for (size_t b0 = 0, b1; b0 < batch->B; b0 = b1) {
+        r1_micro mb;
+        b1 = micro_end(batch, b0, pass->micro_rows, 1);
+        R1_TRY(micro_open(m, ws, batch, b0, b1, m0, &mb, st));
+        r1_code code = run_micro(m, ws, &mb, batch, pass, out, st);
+        m0 += mb.M;
+        micro_close(&mb);
+        R1_TRY(code);
+    }
+    return R1_OK;
+}

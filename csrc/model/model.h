@@ -1,0 +1,331 @@
+/* model.h - the network, written once against the op table; what bind/ may call and model/ shares.
+ *
+ *   config.c  can this configuration be?           block.c   one layer, forward then backward
+ *   layout.c  every parameter                       mtp.c    the multi-token-prediction module
+ *   workspace.c  every buffer of a batch            head.c   hidden -> log-prob, loss, d hidden
+ *   linear.c  weight + bias                         model.c  open, close, log-probs and gradients
+ *   micro.c   sequences -> one packed micro-batch   score.c  the scalar head of reward models
+ *   update.c  norm, clip, AdamW, router bias        decode.c prefill, KV blocks, slots
+ *
+ * A model is not locked here: whoever calls owns it. Errors leave the weights as they were, except
+ * that an interrupted or failed gradient leaves partial gradients (zero them).
+ */
+#ifndef R1_MODEL_H
+#define R1_MODEL_H
+
+#include "../ops.h"
+
+/* DeepSeek-V3 (MLA, MoE, MTP) and dense Llama/Qwen2 shapes. */
+typedef struct {
+    size_t V, C, L, T;            /* vocabulary, width, layers, longest context */
+    size_t H, Hkv, D;             /* heads, KV heads, head width (GQA; ignored under MLA) */
+    size_t F;                     /* width of the dense FFN */
+    size_t q_lora, kv_lora;       /* MLA: latent widths; kv_lora 0: GQA; q_lora 0: q direct */
+    size_t Dn, Dr, Dv;            /* MLA: head widths: no-position, rotary, value */
+    size_t E, K, Fe, shared;      /* experts (0: dense), per token, width, shared experts */
+    size_t first_dense;           /* layers before the first MoE layer */
+    size_t groups, top_groups;
+    size_t mtp;                   /* 0 or 1 MTP modules */
+    int softmax_gate, normalize, router_bias;
+    int tied, qkv_bias, interleaved, score;
+    float routed_scale, eps, rope_theta;
+} r1_config;
+
+/* ValueError naming the field when the configuration cannot be. */
+r1_code r1_config_check(const r1_config *c, r1_status *st);
+
+static inline int
+config_mla(const r1_config *c)
+{
+    return c->kv_lora > 0;
+}
+
+static inline size_t /* width of q and k heads */
+config_dqk(const r1_config *c)
+{
+    return config_mla(c) ? c->Dn + c->Dr : c->D;
+}
+
+static inline size_t /* width of v heads */
+config_dv(const r1_config *c)
+{
+    return config_mla(c) ? c->Dv : c->D;
+}
+
+static inline size_t
+config_hkv(const r1_config *c)
+{
+    return config_mla(c) ? c->H : c->Hkv;
+}
+
+/* ---- parameters ---------------------------------------------------------------------------- */
+
+enum { R1_MAX_USES = 4 };
+
+/* One tensor of the state dict; experts are one parameter of E matrices. A matrix lives in an
+ * r1_weight, a vector (1, I) in the arena. A parameter used in several places has a gradient
+ * accumulator per use, so that micro-batches cannot change the order of its sums. */
+typedef struct {
+    char name[96];    /* Hugging Face name; '*' stands for the expert's number */
+    size_t E, O, I;
+    r1_weight *weight; /* NULL: a vector */
+    r1_tensor value;   /* (E O, I): the weight's master, or the vector */
+    int trained;       /* 0: the router's selection bias */
+    size_t uses;
+    r1_tensor grad[R1_MAX_USES]; /* (E O, I) float32 each */
+    r1_tensor m, v;              /* Adam's moments */
+} r1_param;
+
+/* What the model multiplies with. Adapters will live here. use: which accumulator. */
+typedef struct {
+    r1_param *weight, *bias; /* bias may be NULL */
+    size_t use;
+} r1_linear;
+
+typedef struct {
+    r1_param *attn_norm, *ffn_norm;
+    r1_linear q, k, v, o;                    /* GQA; o also under MLA, q when q_lora is 0 */
+    r1_linear q_a, q_b, kv_a, kv_b;          /* MLA */
+    r1_param *q_norm, *kv_norm;
+    int moe;
+    r1_linear gate, up, down;                /* dense FFN, or the shared experts */
+    r1_linear router, egate, eup, edown;     /* MoE */
+    r1_param *router_bias;                   /* NULL without */
+    int64_t *load;                           /* (E) device: rows per expert since the last update */
+} r1_layer;
+
+/* Activations of one layer for N rows; what backward needs of it. See block.c for the equations. */
+typedef struct {
+    r1_tensor s0, r0, h0;                 /* stream in (N, C), rstd (N, 1), normed (N, C) */
+    r1_tensor qa, rq, qn;                 /* MLA q latent (N, q_lora), rstd, normed */
+    r1_tensor kva, rkv, cn;               /* MLA (N, kv_lora + Dr), rstd, normed latent */
+    r1_tensor q, k, v, o, lse;            /* (N, H Dqk) (N, Hkv Dqk) (N, Hkv Dv) (N, H Dv) (N, H) */
+    r1_tensor s1, r1, h1;                 /* stream after attention, rstd, normed */
+    r1_tensor gate, up, act;              /* (N, F) dense or shared */
+    r1_tensor scores, weight;             /* (N, E) (N, K) */
+    int32_t *idx, *offsets, *source, *place; /* (N K) (E + 1) (N K) (N K) */
+    r1_tensor xs, egate, eup, eact, ys;   /* (N K, C) (N K, Fe) x3 (N K, C) */
+    r1_tensor f;                          /* FFN output (N, C) */
+} r1_acts;
+
+/* Temporaries of forward and backward, shared by all layers; N rows. */
+typedef struct {
+    r1_tensor a, kvb, logits;             /* attention output (N, C), (N, H (Dn + Dv)), (N, E) */
+    r1_tensor ds, dh;                     /* (N, C) */
+    r1_tensor dq, dk, dv, dout, dqa, dqn, dkva, dcn, dkvb;
+    r1_tensor dgate, dup, dact;           /* (N, F) */
+    r1_tensor dys, dxs, dweight, dscores, dlogits; /* (N K, C) x2 (N, K) (N, E) x2 */
+    r1_tensor balance, balance_sum;       /* (B, 1) of one layer, of all */
+    r1_tensor degate, deup, deact;        /* (N K, Fe) */
+} r1_temps;
+
+/* Buffers for one packed batch of at most `rows` rows and `seqs` sequences. kept: how many layers'
+ * activations are stored (all for training, 1 when only the output matters). */
+typedef struct {
+    size_t rows, seqs, blocks, kept;
+    int grad;
+    void *memory;
+    r1_acts *acts;                        /* (kept) host array */
+    r1_temps t;
+    r1_tensor x, y, s, r, dy;             /* embedding; final norm: output, stream, rstd; d y */
+    r1_tensor emb, cat, re, rh, mx, my, ms, mr, demb, dcat; /* MTP */
+    r1_acts *mtp;                         /* one, or NULL */
+    r1_tensor hm, dhm;                    /* (rows, C) rows that carry a loss */
+    r1_tensor logits;                     /* (chunk, V) */
+    r1_tensor vec[12];                    /* (rows, 1) loss inputs and outputs: see head.c */
+    void *logp_scratch;
+    int32_t *draft;                       /* (rows) most likely tokens of the MTP module */
+    int32_t *ints;                        /* the integers of a micro-batch: see micro.c */
+    r1_kv kv;                             /* one layer's blocks: training and scoring */
+} r1_workspace;
+
+typedef struct {
+    r1_config config;
+    const r1_ops *ops;
+    r1_dev *dev;
+    size_t n_params;
+    r1_param *params;
+    r1_layer *layers;                     /* (L + mtp) */
+    r1_param *embed, *norm;
+    r1_linear head, mtp_head, eh, score;
+    r1_param *enorm, *hnorm, *mtp_norm;
+    size_t mtp_embed_use;
+    r1_tensor rope;                       /* (T, Dr): cos, sin */
+    void *vectors, *grads, *moments;      /* device memory of all vectors, gradients, moments */
+    int64_t *loads;                       /* (L + mtp, E) */
+    uint64_t step;                        /* optimiser updates so far */
+    r1_workspace train, infer;
+    int (*poll)(void *);                  /* nonzero: stop with R1_EINTR */
+    void *poll_ctx;
+} r1_model;
+
+r1_code r1_model_open(r1_model **m, const r1_config *c, const r1_ops *ops, r1_dev *dev,
+                      r1_status *st);
+void r1_model_close(r1_model *m);
+/* Copies a whole parameter out (what: 0 value, 1 gradient, 2 and 3 Adam's m and v) or in. */
+enum { R1_VALUE, R1_GRAD, R1_MOMENT1, R1_MOMENT2 };
+r1_code r1_param_read(r1_model *m, size_t i, int what, float *out, r1_status *st);
+r1_code r1_param_write(r1_model *m, size_t i, int what, const float *in, r1_status *st);
+
+static inline r1_code
+model_poll(r1_model *m, r1_status *st)
+{
+    if (m->poll != NULL && m->poll(m->poll_ctx)) {
+        return R1_FAIL(st, R1_EINTR, "interrupted");
+    }
+    return R1_OK;
+}
+
+/* ---- log-probs and gradients ---------------------------------------------------------------- */
+
+/* B sequences, packed. Tokens first[b] .. of sequence b are targets: M of them in all, in order. */
+typedef struct {
+    size_t B, M;
+    const int32_t *ids;                   /* (N) */
+    const int32_t *start;                 /* (B + 1) */
+    const int32_t *first;                 /* (B) >= 1 */
+    const float *weight, *adv, *old_logp, *ref_logp; /* (M), NULL where unused */
+} r1_batch;
+
+typedef struct {
+    int grad;                             /* 0: forward only */
+    r1_loss_spec loss;
+    r1_sampling sampling;
+    float mtp_coef;                       /* 0: the MTP module does not run */
+    int mtp_detach;                       /* its gradient stops at the trunk */
+    float balance_coef;
+    size_t micro_rows;                    /* packed rows of a micro-batch, at least one sequence */
+} r1_pass;
+
+/* Host arrays, NULL where not wanted. */
+typedef struct {
+    float *logp, *entropy, *loss, *kl, *clipped; /* (M) */
+    float *mtp_loss;                      /* (M) unweighted -log p of the MTP module, 0 where none */
+    int32_t *mtp_draft;                   /* (M) its most likely token, -1 where none */
+    float *balance;                       /* (B) balance loss, summed over layers */
+} r1_outputs;
+
+r1_code r1_model_run(r1_model *m, const r1_batch *batch, const r1_pass *pass, r1_outputs *out,
+                     r1_status *st);
+r1_code r1_model_zero_grad(r1_model *m, r1_status *st);
+
+/* Scalar head at the last token: scores (B). With a form: adds the gradient too. label (B). */
+typedef struct {
+    int grad;
+    r1_score_form form;
+    float scale;
+    size_t micro_rows;
+} r1_score_pass;
+r1_code r1_model_score(r1_model *m, const r1_batch *batch, const float *label,
+                       const r1_score_pass *pass, float *score, float *loss, r1_status *st);
+
+/* ---- update --------------------------------------------------------------------------------- */
+
+typedef struct {
+    float lr, beta1, beta2, eps, weight_decay, max_norm; /* max_norm 0: no clipping */
+} r1_update_spec;
+r1_code r1_model_update(r1_model *m, const r1_update_spec *spec, double *norm, r1_status *st);
+r1_code r1_model_router_update(r1_model *m, float rate, r1_status *st);
+r1_code r1_model_moments(r1_model *m, r1_status *st); /* allocates Adam's moments if absent */
+
+/* ---- decode ---------------------------------------------------------------------------------- */
+
+typedef struct r1_decode r1_decode;
+typedef struct {
+    size_t P, G, max_new;
+    const int32_t *ids, *start;           /* prompts packed (start: P + 1) */
+    const int32_t *sample_ids;            /* (P) first word of the random counter */
+    const int32_t *stop;                  /* (n_stop) */
+    size_t n_stop, slots;                 /* sequences decoded at a time */
+    uint64_t key;
+    r1_sampling sampling;
+} r1_decode_spec;
+
+typedef struct { /* of sequence p G + g */
+    const int32_t *ids;
+    const float *logp;
+    size_t length;
+    int done, stopped; /* stopped: by a stop token or r1_decode_stop; else out of room */
+} r1_sequence;
+
+r1_code r1_decode_open(r1_decode **d, r1_model *m, const r1_decode_spec *spec, r1_status *st);
+void r1_decode_close(r1_decode *d);
+/* Up to `steps` more tokens for every live sequence; *live = sequences not done. */
+r1_code r1_decode_run(r1_decode *d, size_t steps, size_t *live, r1_status *st);
+r1_sequence r1_decode_get(const r1_decode *d, size_t i);
+/* Cuts sequence i to its first `keep` tokens and ends it. One that has not started goes on. */
+void r1_decode_stop(r1_decode *d, size_t i, size_t keep);
+
+/* ---- shared inside model/ --------------------------------------------------------------------- */
+
+r1_code linear_fwd(r1_model *m, const r1_tensor *y, const r1_tensor *x, const r1_linear *l,
+                   const int32_t *offsets, r1_status *st);
+/* dx may be NULL (no gradient wanted); accumulate adds to dx. */
+r1_code linear_bwd(r1_model *m, const r1_tensor *dx, const r1_tensor *dy, const r1_tensor *x,
+                   const r1_linear *l, const int32_t *offsets, int accumulate, r1_status *st);
+
+r1_code layout_model(r1_model *m, r1_status *st);
+/* Makes ws hold at least these; contents are lost when it grows. */
+r1_code workspace_reserve(r1_model *m, r1_workspace *ws, size_t rows, size_t seqs, size_t blocks,
+                          int grad, r1_status *st);
+void workspace_release(r1_model *m, r1_workspace *ws);
+
+/* acts as seen by a batch of N <= rows rows (all tensors cut to N rows). */
+r1_acts acts_view(const r1_acts *a, size_t N, size_t K);
+r1_temps temps_view(const r1_temps *t, size_t N, size_t B, size_t K);
+
+/* One layer. Stream in: x + f (f NULL: x alone). Out: act->s1 and act->f. */
+r1_code block_fwd(r1_model *m, const r1_layer *l, const r1_acts *act, const r1_temps *t,
+                  const r1_tensor *x, const r1_tensor *f, const r1_kv *kv, const r1_seqs *seqs,
+                  r1_status *st);
+/* t->ds: in, gradient of s1 + f; out, gradient of x + f. The balance loss goes to t->balance_sum. */
+r1_code block_bwd(r1_model *m, const r1_layer *l, const r1_acts *act, const r1_temps *t,
+                  const r1_seqs *seqs, float balance_coef, r1_status *st);
+
+/* Embedding, all layers, final norm: ws->y. kvs: one cache a layer; NULL: the workspace's own. */
+r1_code trunk_fwd(r1_model *m, r1_workspace *ws, const int32_t *ids, const r1_seqs *seqs,
+                  const r1_kv *kvs, r1_status *st);
+/* dy (N, C): gradient of ws->y; adds all parameter gradients. */
+r1_code trunk_bwd(r1_model *m, r1_workspace *ws, const r1_tensor *dy, const int32_t *ids,
+                  const r1_seqs *seqs, float balance_coef, r1_status *st);
+
+/* One micro-batch on the device: sequences [b0, b1) of a batch. */
+typedef struct {
+    size_t b0, N, M, m0;                  /* rows; targets, and the first of them in the batch */
+    r1_seqs seqs;
+    const int32_t *ids, *next;            /* (N) token; (N) token after it, -1 at the end */
+    const int32_t *row, *target;          /* (M) row that predicts, token predicted */
+    const int32_t *last;                  /* (B) last row of each sequence */
+    size_t mtp_M;                         /* targets that the MTP module predicts too */
+    const int32_t *mtp_row, *mtp_target;  /* (mtp_M) */
+    int32_t *host;                        /* the same integers on the host, and after them: */
+    const int32_t *mtp_index;             /* (mtp_M) host: which of the M targets */
+} r1_micro;
+/* End of the micro-batch that starts at b0: whole multiples of `unit` sequences, at least one. */
+size_t micro_end(const r1_batch *batch, size_t b0, size_t micro_rows, size_t unit);
+/* Makes the workspace large enough for every micro-batch of the batch. */
+r1_code micro_reserve(r1_model *m, r1_workspace *ws, const r1_batch *batch, size_t micro_rows,
+                      size_t unit, int grad, r1_status *st);
+r1_code micro_open(r1_model *m, r1_workspace *ws, const r1_batch *batch, size_t b0, size_t b1,
+                   size_t m0, r1_micro *mb, r1_status *st);
+void micro_close(r1_micro *mb);
+
+/* Forward and backward of the MTP module. dy: gradient of ws->y, added to. */
+r1_code mtp_run(r1_model *m, r1_workspace *ws, const r1_micro *mb, const r1_batch *batch,
+                const r1_pass *pass, const r1_tensor *dy, r1_outputs *out, r1_status *st);
+
+/* The head over M rows of hidden states: ws->hm -> log-probs, loss and ws->dhm, chunk by chunk. */
+typedef struct {
+    r1_linear head;
+    int freeze;                           /* no gradient of the head's weight */
+    const int32_t *target;                /* (M) device */
+    const float *weight, *adv, *old_logp, *ref_logp; /* (M) host, NULL where unused */
+    float *logp, *entropy, *loss, *kl, *clipped;     /* (M) host, NULL where unwanted */
+    int32_t *draft;                       /* (M) host: most likely token */
+    int grad;
+    r1_loss_spec loss_spec;
+    r1_sampling sampling;
+} r1_head_job;
+r1_code head_run(r1_model *m, r1_workspace *ws, const r1_head_job *job, size_t M, r1_status *st);
+
+#endif

@@ -1,0 +1,227 @@
+/* workspace.c - the buffers of one packed batch, sized from the configuration first.
+ *
+ * One function places every tensor; run without memory it measures. Training keeps the activations
+ * of all layers, forward passes reuse one layer's. Every tensor has `rows` rows; a batch of fewer
+ * rows uses views cut to its N (acts_view, temps_view).
+ */
+#include <string.h>
+
+#include "model.h"
+
+static r1_tensor
+push(r1_arena *a, size_t rows, size_t cols)
+{
+    return r1_f32(r1_arena_push(a, rows * cols, sizeof(float)), rows, cols);
+}
+
+static void
+acts_place(r1_acts *a, r1_arena *ar, const r1_config *c, size_t n)
+{
+    size_t H = c->H, Hkv = config_hkv(c), D = config_dqk(c), Dv = config_dv(c);
+    size_t F = c->E > 0 && c->shared * c->Fe > c->F ? c->shared * c->Fe : c->F;
+    a->s0 = push(ar, n, c->C);
+    a->r0 = push(ar, n, 1);
+    a->h0 = push(ar, n, c->C);
+    if (config_mla(c)) {
+        a->qa = push(ar, n, c->q_lora);
+        a->rq = push(ar, n, 1);
+        a->qn = push(ar, n, c->q_lora);
+        a->kva = push(ar, n, c->kv_lora + c->Dr);
+        a->rkv = push(ar, n, 1);
+        a->cn = push(ar, n, c->kv_lora);
+    }
+    a->q = push(ar, n, H * D);
+    a->k = push(ar, n, Hkv * D);
+    a->v = push(ar, n, Hkv * Dv);
+    a->o = push(ar, n, H * Dv);
+    a->lse = push(ar, n, H);
+    a->s1 = push(ar, n, c->C);
+    a->r1 = push(ar, n, 1);
+    a->h1 = push(ar, n, c->C);
+    a->gate = push(ar, n, F);
+    a->up = push(ar, n, F);
+    a->act = push(ar, n, F);
+    a->f = push(ar, n, c->C);
+    if (c->E > 0) {
+        a->scores = push(ar, n, c->E);
+        a->weight = push(ar, n, c->K);
+        a->idx = r1_arena_push(ar, n * c->K, sizeof(int32_t));
+        a->offsets = r1_arena_push(ar, c->E + 1, sizeof(int32_t));
+        a->source = r1_arena_push(ar, n * c->K, sizeof(int32_t));
+        a->place = r1_arena_push(ar, n * c->K, sizeof(int32_t));
+        a->xs = push(ar, n * c->K, c->C);
+        a->egate = push(ar, n * c->K, c->Fe);
+        a->eup = push(ar, n * c->K, c->Fe);
+        a->eact = push(ar, n * c->K, c->Fe);
+        a->ys = push(ar, n * c->K, c->C);
+    }
+}
+
+static void
+temps_place(r1_temps *t, r1_arena *ar, const r1_config *c, size_t n, size_t seqs, int grad)
+{
+    size_t H = c->H, Hkv = config_hkv(c), D = config_dqk(c), Dv = config_dv(c);
+    size_t F = c->E > 0 && c->shared * c->Fe > c->F ? c->shared * c->Fe : c->F;
+    t->a = push(ar, n, c->C);
+    t->kvb = push(ar, n, config_mla(c) ? H * (c->Dn + c->Dv) : 0);
+    t->logits = push(ar, n, c->E);
+    if (!grad) {
+        return;
+    }
+    t->ds = push(ar, n, c->C);
+    t->dh = push(ar, n, c->C);
+    t->dq = push(ar, n, H * D);
+    t->dk = push(ar, n, Hkv * D);
+    t->dv = push(ar, n, Hkv * Dv);
+    t->dout = push(ar, n, H * Dv);
+    t->dqa = push(ar, n, c->q_lora);
+    t->dqn = push(ar, n, c->q_lora);
+    t->dkva = push(ar, n, c->kv_lora + c->Dr);
+    t->dcn = push(ar, n, c->kv_lora);
+    t->dkvb = push(ar, n, config_mla(c) ? H * (c->Dn + c->Dv) : 0);
+    t->dgate = push(ar, n, F);
+    t->dup = push(ar, n, F);
+    t->dact = push(ar, n, F);
+    t->dys = push(ar, n * c->K, c->C);
+    t->dxs = push(ar, n * c->K, c->C);
+    t->dweight = push(ar, n, c->K);
+    t->dscores = push(ar, n, c->E);
+    t->dlogits = push(ar, n, c->E);
+    t->balance = push(ar, seqs, 1);
+    t->balance_sum = push(ar, seqs, 1);
+    t->degate = push(ar, n * c->K, c->Fe);
+    t->deup = push(ar, n * c->K, c->Fe);
+    t->deact = push(ar, n * c->K, c->Fe);
+}
+
+/* Rows of logits at a time: about a megabyte, so that they stay in the cache; never tokens x V. */
+static size_t
+head_chunk(const r1_config *c, size_t rows)
+{
+    size_t chunk = (size_t)262144 / c->V;
+    chunk = chunk < 16 ? 16 : chunk;
+    return chunk < rows ? chunk : rows;
+}
+
+static void
+workspace_place(r1_workspace *ws, r1_arena *ar, const r1_model *m)
+{
+    const r1_config *c = &m->config;
+    size_t n = ws->rows, Hkv = config_hkv(c);
+    for (size_t i = 0; i < ws->kept; i++) {
+        acts_place(&ws->acts[i], ar, c, n);
+    }
+    temps_place(&ws->t, ar, c, n, ws->seqs, ws->grad);
+    ws->x = push(ar, n, c->C);
+    ws->y = push(ar, n, c->C);
+    ws->s = push(ar, n, c->C);
+    ws->r = push(ar, n, 1);
+    if (ws->grad && c->mtp) {
+        acts_place(ws->mtp, ar, c, n);
+        ws->emb = push(ar, n, c->C);
+        ws->cat = push(ar, n, 2 * c->C);
+        ws->re = push(ar, n, 1);
+        ws->rh = push(ar, n, 1);
+        ws->mx = push(ar, n, c->C);
+        ws->my = push(ar, n, c->C);
+        ws->ms = push(ar, n, c->C);
+        ws->mr = push(ar, n, 1);
+        ws->demb = push(ar, n, c->C);
+        ws->dcat = push(ar, n, 2 * c->C);
+    }
+    ws->hm = push(ar, n, c->C);
+    ws->dhm = push(ar, ws->grad ? n : 0, c->C);
+    ws->dy = push(ar, ws->grad ? n : 0, c->C);
+    ws->logits = push(ar, head_chunk(c, n), c->V);
+    for (size_t i = 0; i < sizeof ws->vec / sizeof ws->vec[0]; i++) {
+        ws->vec[i] = push(ar, n, 1);
+    }
+    ws->logp_scratch = r1_arena_push(ar, m->ops->logp_scratch(m->dev, c->V), 1);
+    ws->draft = r1_arena_push(ar, n, sizeof(int32_t));
+    ws->ints = r1_arena_push(ar, 8 * n + 3 * ws->seqs + 1 + ws->blocks, sizeof(int32_t));
+    size_t D = config_dqk(c), Dv = config_dv(c);
+    ws->kv = (r1_kv){.dtype = R1_F32, .blocks = ws->blocks, .Hkv = Hkv, .D = D, .Dv = Dv};
+    ws->kv.k = r1_arena_push(ar, ws->blocks * Hkv * D * R1_KV_BLOCK, sizeof(float));
+    ws->kv.v = r1_arena_push(ar, ws->blocks * Hkv * Dv * R1_KV_BLOCK, sizeof(float));
+}
+
+void
+workspace_release(r1_model *m, r1_workspace *ws)
+{
+    if (ws->memory != NULL) {
+        m->ops->mem_free(m->dev, ws->memory);
+    }
+    r1_free(ws->acts);
+    *ws = (r1_workspace){0};
+}
+
+r1_code
+workspace_reserve(r1_model *m, r1_workspace *ws, size_t rows, size_t seqs, size_t blocks, int grad,
+                  r1_status *st)
+{
+    if (rows <= ws->rows && seqs <= ws->seqs && blocks <= ws->blocks && grad <= ws->grad) {
+        return R1_OK;
+    }
+    size_t old_rows = ws->rows, old_seqs = ws->seqs, old_blocks = ws->blocks;
+    grad = grad || ws->grad;
+    workspace_release(m, ws);
+    ws->rows = rows > old_rows ? rows : old_rows;
+    ws->seqs = seqs > old_seqs ? seqs : old_seqs;
+    ws->blocks = blocks > old_blocks ? blocks : old_blocks;
+    ws->grad = grad;
+    ws->kept = grad ? m->config.L : 1;
+    ws->acts = r1_alloc(ws->kept + 1, sizeof *ws->acts);
+    if (ws->acts == NULL) {
+        *ws = (r1_workspace){0};
+        return R1_FAIL(st, R1_ENOMEM, "out of memory for activations");
+    }
+    ws->mtp = &ws->acts[ws->kept];
+    r1_arena a = {0};
+    workspace_place(ws, &a, m);
+    a.size = a.used;
+    ws->memory = a.base = m->ops->mem_alloc(m->dev, a.size);
+    if (a.base == NULL) {
+        size_t bytes = a.size;
+        workspace_release(m, ws);
+        return R1_FAIL(st, R1_ENOMEM, "out of memory: %zu bytes of activations for %zu rows",
+                       bytes, rows);
+    }
+    a.used = 0;
+    workspace_place(ws, &a, m);
+    return R1_OK;
+}
+
+r1_acts
+acts_view(const r1_acts *a, size_t N, size_t K)
+{
+    r1_acts v = *a;
+    r1_tensor *by_row[] = {&v.s0, &v.r0, &v.h0,  &v.qa,   &v.rq, &v.qn,   &v.kva, &v.rkv,
+                           &v.cn, &v.q,  &v.k,   &v.v,    &v.o,  &v.lse,  &v.s1,  &v.r1,
+                           &v.h1, &v.gate, &v.up, &v.act, &v.f,  &v.scores, &v.weight};
+    r1_tensor *by_slot[] = {&v.xs, &v.egate, &v.eup, &v.eact, &v.ys};
+    for (size_t i = 0; i < sizeof by_row / sizeof by_row[0]; i++) {
+        by_row[i]->rows = N;
+    }
+    for (size_t i = 0; i < sizeof by_slot / sizeof by_slot[0]; i++) {
+        by_slot[i]->rows = N * K;
+    }
+    return v;
+}
+
+r1_temps
+temps_view(const r1_temps *t, size_t N, size_t B, size_t K)
+{
+    r1_temps v = *t;
+    r1_tensor *by_row[] = {&v.a,   &v.kvb, &v.logits, &v.ds,   &v.dh,  &v.dq,      &v.dk,
+                           &v.dv,  &v.dout, &v.dqa,   &v.dqn,  &v.dkva, &v.dcn,    &v.dkvb,
+                           &v.dgate, &v.dup, &v.dact, &v.dweight, &v.dscores, &v.dlogits};
+    r1_tensor *by_slot[] = {&v.dys, &v.dxs, &v.degate, &v.deup, &v.deact};
+    for (size_t i = 0; i < sizeof by_row / sizeof by_row[0]; i++) {
+        by_row[i]->rows = N;
+    }
+    for (size_t i = 0; i < sizeof by_slot / sizeof by_slot[0]; i++) {
+        by_slot[i]->rows = N * K;
+    }
+    v.balance.rows = v.balance_sum.rows = B;
+    return v;
+}

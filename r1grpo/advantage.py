@@ -1,0 +1,67 @@
+"""advantage.py - options -> the advantage op: rewards and groups in, advantages A, weights w out.
+
+    A_i = (r_i - mean of its group) / (std + 1e-4)    DeepSeek-R1 eq. 3; which std: scale_rewards
+    L   = sum_i sum_t w_i L_it                        w_i: the weight of each token of completion i
+
+    loss_type   w_i; B completions in the update, |o_i| tokens, N = sum of |o_i| over the update
+    grpo        1 / (B |o_i|)                         DeepSeekMath eq. 3
+    dapo        1 / N                                 DAPO eq. 8
+    bnpo        1 / (N of its local batch), averaged over the local batches
+    dr_grpo     1 / (B max_completion_length)         Dr. GRPO
+
+A needs whole groups, so it is made once for a rollout; w needs a whole update and nothing smaller,
+so it is made once for each update, before micro-batching: memory cannot change the loss. The op is
+in C, one for every backend, on host arrays. The paper prints neither ddof nor the 1e-4 (TRL's).
+Knows nothing about text, models or where rewards come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core
+from .device import get_device
+
+
+def group_advantages(rewards: Sequence[float] | NDArray[np.float64], group_size: int,
+                     scale: str = "group", ddof: int = 0) -> NDArray[np.float32]:
+    """Advantages A (n) of rewards (n), group i // group_size. NaN (no reward applied) is left out
+    of mean and std and gets 0; a group of equal rewards gets exactly 0."""
+    r = np.ascontiguousarray(rewards, dtype=np.float64)
+    if r.ndim != 1 or group_size < 1 or r.size % group_size:
+        raise ValueError(f"rewards of shape {r.shape} are not groups of {group_size}")
+    if np.isinf(r).any():
+        raise ValueError(f"reward {int(np.flatnonzero(np.isinf(r))[0])} is infinite")
+    return _op(r, np.ones(r.size, np.int32), np.ones(r.size, np.float32),
+               (group_size, scale, ddof, "grpo", 1, 1))[0]
+
+
+def token_weights(lengths: Sequence[int] | NDArray[np.int32], keep: NDArray[np.float32],
+                  loss_type: str, max_completion_length: int,
+                  local_batch: int | None = None) -> NDArray[np.float32]:
+    """Token weights w (n) of one update from lengths (n) and keep (n; 0 drops a completion)."""
+    n = np.ascontiguousarray(lengths, dtype=np.int32)
+    return _op(np.zeros(n.size), n, np.ascontiguousarray(keep, np.float32),
+               (1, "none", 0, loss_type, max_completion_length, local_batch or n.size))[1]
+
+
+def _op(rewards: NDArray[np.float64], lengths: NDArray[np.int32], keep: NDArray[np.float32],
+        spec: tuple[int, Any, int, Any, int, int]
+        ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(A, w) of spec = (group, scale, ddof, aggregation, max_length, local_batch)."""
+    advantages, weights = np.empty((2, rewards.size), np.float32)
+    _core.advantage(get_device(), advantages, weights, rewards, lengths, keep, spec)
+    return advantages, weights
+
+
+def zero_variance(rewards: NDArray[np.float64], group_size: int) -> NDArray[np.bool_]:
+    """(groups) True where a group has nothing to compare: all its rewards are equal, or NaN.
+    Tested on equality, not on a small standard deviation, so rounding cannot decide it."""
+    groups = np.asarray(rewards, dtype=np.float64).reshape(-1, group_size)
+    low = np.min(np.where(np.isnan(groups), np.inf, groups), axis=1)
+    high = np.max(np.where(np.isnan(groups), -np.inf, groups), axis=1)
+    return ~(low < high)

@@ -1,0 +1,119 @@
+"""Prompts and completions (lists of token ids) -> the packed arrays that the core takes, and back.
+
+Completion i belongs to prompt i // ratio. Everything is checked here, before work starts, with
+messages that name the argument and the index. Knows nothing about text or models but sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["PackedBatch", "pack", "pack_prompts", "per_token", "split_rows"]
+
+
+def as_ids(values: Sequence[int] | np.ndarray, name: str, vocab_size: int) -> np.ndarray:
+    """One sequence of token ids as int32 (n); ValueError or TypeError naming it."""
+    array = np.asarray(values)
+    if array.ndim != 1:
+        raise ValueError(f"{name} must be a sequence of token ids, has {array.ndim} dimensions")
+    if array.size and array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must hold integers, not {array.dtype}")
+    if array.size and (array.min() < 0 or array.max() >= vocab_size):
+        bad = next(int(t) for t in array if t < 0 or t >= vocab_size)
+        raise ValueError(f"{name} contains id {bad}, outside the vocabulary of {vocab_size}")
+    return array.astype(np.int32)
+
+
+@dataclass
+class PackedBatch:
+    """B sequences prompt + completion, packed; tokens first[b].. of each are its M targets.
+
+    ids (N), start (B + 1), first (B) int32; lengths (B): completion lengths, sum M."""
+
+    ids: np.ndarray
+    start: np.ndarray
+    first: np.ndarray
+    lengths: np.ndarray
+
+    @property
+    def targets(self) -> int:
+        return int(self.lengths.sum())
+
+
+def pack(prompt_ids: Sequence, completion_ids: Sequence, vocab_size: int, context: int) -> PackedBatch:
+    """Packs completion i behind prompt i // ratio; raises on what cannot be."""
+    prompts = pack_list(prompt_ids, "prompt_ids", vocab_size)
+    completions = pack_list(completion_ids, "completion_ids", vocab_size)
+    if not prompts and completions:
+        raise ValueError("completion_ids given without prompt_ids")
+    ratio, rest = divmod(len(completions), len(prompts)) if prompts else (0, 0)
+    if rest:
+        raise ValueError(f"{len(completions)} completion_ids are not a multiple of "
+                         f"{len(prompts)} prompt_ids")
+    parts, start, first = [], [0], []
+    for i, completion in enumerate(completions):
+        prompt = prompts[i // ratio]
+        if not len(prompt):
+            raise ValueError(f"prompt_ids[{i // ratio}] is empty")
+        total = len(prompt) + len(completion)
+        if total > context:
+            raise ValueError(f"prompt_ids[{i // ratio}] + completion_ids[{i}] are {total} tokens, "
+                             f"beyond the context of {context}")
+        parts += [prompt, completion]
+        start.append(start[-1] + total)
+        first.append(len(prompt))
+    ids = np.concatenate(parts) if parts else np.zeros(0, np.int32)
+    return PackedBatch(ids.astype(np.int32), np.array(start, np.int32), np.array(first, np.int32),
+                       np.array([len(c) for c in completions], np.int64))
+
+
+def pack_list(sequences: Sequence, name: str, vocab_size: int) -> list[np.ndarray]:
+    """Every sequence as ids; a flat list of integers is refused with a hint."""
+    if isinstance(sequences, (str, bytes)):
+        raise TypeError(f"{name} must be sequences of token ids, not text")
+    out = []
+    for i, sequence in enumerate(sequences):
+        if np.ndim(sequence) == 0:
+            raise TypeError(f"{name} must be a sequence of sequences; {name}[{i}] is {sequence!r}")
+        out.append(as_ids(sequence, f"{name}[{i}]", vocab_size))
+    return out
+
+
+def pack_prompts(prompts: Sequence, vocab_size: int, context: int) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts alone: ids (N), start (P + 1)."""
+    rows = pack_list(prompts, "prompts", vocab_size)
+    for i, row in enumerate(rows):
+        if not len(row):
+            raise ValueError(f"prompts[{i}] is empty")
+        if len(row) >= context:
+            raise ValueError(f"prompts[{i}] has {len(row)} tokens and leaves no room in a context of "
+                             f"{context}")
+    ids = np.concatenate(rows) if rows else np.zeros(0, np.int32)
+    start = np.cumsum([0, *(len(r) for r in rows)])
+    return ids.astype(np.int32), start.astype(np.int32)
+
+
+def per_token(values, lengths: np.ndarray, name: str) -> np.ndarray:
+    """One number a completion, or an array a completion, as float32 (M) over all tokens."""
+    values = list(values)
+    if len(values) != len(lengths):
+        raise ValueError(f"{name} has {len(values)} entries for {len(lengths)} completions")
+    rows = []
+    for i, (value, n) in enumerate(zip(values, lengths, strict=True)):
+        row = np.asarray(value, np.float32)
+        if row.ndim == 0:
+            row = np.full(n, row, np.float32)
+        if row.shape != (n,):
+            raise ValueError(f"{name}[{i}] has shape {row.shape}, the completion has {n} tokens")
+        if not np.isfinite(row).all():
+            raise ValueError(f"{name}[{i}] contains NaN or infinity")
+        rows.append(row)
+    return np.ascontiguousarray(np.concatenate(rows) if rows else np.zeros(0), np.float32)
+
+
+def split_rows(flat: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    """(M) back into one array a completion."""
+    return [a.copy() for a in np.split(flat, np.cumsum(lengths)[:-1])] if len(lengths) else []

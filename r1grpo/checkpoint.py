@@ -1,0 +1,351 @@
+"""checkpoint.py - run state on disk that a kill at any instant cannot spoil.
+
+    DIR/NAME/                one checkpoint, made by save_checkpoint:
+        model.safetensors    the arrays: weights; mid-stage also Adam's m and v, counters
+        ...                  further files of the caller (config.json, tokenizer.json)
+        checkpoint.json      written last: size and SHA-256 of every file, the caller's meta
+
+A checkpoint is written to a temporary folder beside its place; every file is synced,
+checkpoint.json comes last, one rename makes all of it visible, and the parent folder is synced.
+Whatever is visible is therefore whole, and what is not whole carries a `.tmp-` name that the next
+start removes. There is no "latest" pointer that could go stale: the newest checkpoint whose hashes
+hold is the one to resume. A failed fsync means the file is lost; it is never tried again.
+
+Needs one more copy of the arrays in memory while saving. POSIX only (directory fsync). Knows
+nothing of models, trainers or the clock: what `arrays` and `meta` mean is the caller's business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+FORMAT = 1
+ARRAYS, INDEX = "model.safetensors", "checkpoint.json"
+TEMP_NAME = re.compile(r"\.tmp-(\d+)-[0-9a-f]+(-.*)?")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_DTYPES = frozenset(("bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 "
+                     "float16 float32 float64").split())
+
+
+class CheckpointError(OSError):
+    """Reading or writing run state failed: `path` names the file, `missing_bytes` says how many
+    bytes the disk was short of (None: unknown, or another failure)."""
+
+    def __init__(self, message: str, path: str | Path, code: int | None = None,
+                 missing_bytes: int | None = None) -> None:
+        super().__init__(message)
+        self.path, self.errno, self.missing_bytes = Path(path), code, missing_bytes
+
+
+class CheckpointWarning(UserWarning):
+    """Something on disk was passed over (a damaged checkpoint, a torn line, another build)."""
+
+
+# ---- files -------------------------------------------------------------------------------------
+
+
+def _free_bytes(directory: Path) -> int:
+    stat = os.statvfs(directory)
+    return stat.f_bavail * stat.f_frsize
+
+
+@contextlib.contextmanager
+def naming_errors(path: Path, size: int) -> Iterator[None]:
+    """Turn an OSError met while writing `size` bytes at `path` into one that says what to do."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except OSError as error:
+        missing = None
+        reason = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            with contextlib.suppress(OSError):
+                missing = max(size - _free_bytes(path.parent), 0)
+            reason += f": {size} bytes wanted" + (f", {missing} missing" if missing else "")
+        raise CheckpointError(f"cannot write {path}: {reason}", path, error.errno,
+                              missing) from error
+
+
+def _require_space(path: Path, size: int) -> None:
+    """Refuse before the first byte when `size` bytes cannot fit beside `path`."""
+    missing = size - _free_bytes(path.parent)
+    if missing > 0:
+        raise CheckpointError(f"cannot write {path}: disk full: {size} bytes wanted, {missing} "
+                              "missing", path, errno.ENOSPC, missing)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view):]
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        write_all(descriptor, data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _temp_path(directory: Path, name: str) -> Path:
+    return directory / f".tmp-{os.getpid()}-{secrets.token_hex(4)}-{name}"
+
+
+def write_atomic(path: str | Path, data: bytes) -> None:
+    """Replace `path` by `data`: a reader, and a crash at any instant, sees old or new bytes."""
+    path = Path(path)
+    temp = _temp_path(path.parent, path.name)
+    with naming_errors(path, len(data)):
+        _require_space(path, len(data))
+        try:
+            _write_synced(temp, data)
+            os.replace(temp, path)
+            _sync_directory(path.parent)
+        except BaseException:
+            temp.unlink(missing_ok=True)
+            raise
+
+
+def write_folder(target: str | Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder of files. A new folder appears whole or not at all; in one that exists, each
+    file is replaced atomically and what else lies there is left alone."""
+    target = Path(target)
+    if target.is_dir():
+        for name, data in files.items():
+            write_atomic(target / name, data)
+        return
+    size, temp = sum(map(len, files.values())), _temp_path(target.parent, target.name)
+    with naming_errors(target, size):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _require_space(target, size)
+        try:
+            os.mkdir(temp)
+            for name, data in files.items():
+                _write_synced(temp / name, data)
+            _sync_directory(temp)
+            os.rename(temp, target)
+            _sync_directory(target.parent)
+        finally:
+            shutil.rmtree(temp, ignore_errors=True)
+
+
+def remove_stray_temps(directory: str | Path) -> list[str]:
+    """Delete `.tmp-` leftovers of processes that are gone (our own pid too: call it at the start,
+    with the run's lock held); returns their names."""
+    removed = []
+    for entry in sorted(Path(directory).iterdir()):
+        match = TEMP_NAME.fullmatch(entry.name)
+        if match and (int(match[1]) == os.getpid() or not _is_alive(int(match[1]))):
+            _remove(entry)
+            removed.append(entry.name)
+    return removed
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+# ---- checkpoints -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One verified checkpoint, read back."""
+
+    path: Path
+    arrays: dict[str, np.ndarray]
+    meta: dict[str, Any]
+    sha256: str
+
+
+def step_name(step: int) -> str:
+    """The folder of a mid-stage state: names sort as steps do."""
+    return f"step-{step:08d}"
+
+
+def _hash_index(index: Mapping[str, Any]) -> str:
+    text = json.dumps(index, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _pack_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray) or array.dtype.name not in _DTYPES:
+            kind = getattr(array, "dtype", type(array).__name__)
+            raise TypeError(f"save_checkpoint: array {name!r} is {kind}, not a plain NumPy array")
+    # C order and native byte order by hand: the format stores raw bytes. The one metadata key is
+    # what the transformers library looks for; with a second one the order would be unspecified.
+    packed = {name: np.require(array, dtype=array.dtype.newbyteorder("="), requirements="C")
+              for name, array in arrays.items()}
+    return safetensors.numpy.save(packed, metadata={"format": "pt"})
+
+
+def save_checkpoint(directory: str | Path, name: str, arrays: Mapping[str, np.ndarray],
+                    meta: Mapping[str, Any], files: Mapping[str, bytes] | None = None) -> str:
+    """Write DIR/NAME whole or not at all; returns its hash.
+
+    The hash covers arrays, meta and files, so equal states have equal hashes: keep times and
+    thread counts out of `meta` (Manifest.add has a place for them). Saving the same state again is
+    a no-op; another state under the same name replaces it.
+    """
+    directory, contents = Path(directory), {ARRAYS: _pack_arrays(arrays), **(files or {})}
+    for part in (name, *contents):
+        if not _NAME.fullmatch(part) or part == INDEX:
+            raise ValueError(f"save_checkpoint: {part!r} is not a usable file name")
+    if files and ARRAYS in files:
+        raise ValueError(f"save_checkpoint: {ARRAYS!r} is written from `arrays`")
+    try:
+        index = {"format": FORMAT, "meta": json.loads(json.dumps(dict(meta), allow_nan=False)),
+                 "files": {file: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+                           for file, data in contents.items()}}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"save_checkpoint: meta of {name!r} is not JSON: {error}") from error
+    sha256 = _hash_index(index)
+    target = directory / name
+    temp, old = _temp_path(directory, name), _temp_path(directory, name)
+    if target.exists() and _holds(target, sha256):
+        return sha256
+    size = sum(map(len, contents.values()))
+    with naming_errors(target, size):
+        directory.mkdir(parents=True, exist_ok=True)
+        _require_space(target, size)
+        try:
+            os.mkdir(temp)
+            for file, data in contents.items():
+                _write_synced(temp / file, data)
+            text = json.dumps({**index, "sha256": sha256}, indent=1, sort_keys=True) + "\n"
+            _write_synced(temp / INDEX, text.encode())
+            _sync_directory(temp)
+            _swap_in(temp, target, old)
+            _sync_directory(directory)
+        finally:
+            shutil.rmtree(temp, ignore_errors=True)
+            if target.exists():
+                shutil.rmtree(old, ignore_errors=True)
+    return sha256
+
+
+def _swap_in(temp: Path, target: Path, old: Path) -> None:
+    """Give a finished folder its name; an older one of that name moves to `old`, and back if that
+    fails. A crash between the renames leaves no folder of that name, never half a one."""
+    if not target.exists():
+        os.replace(temp, target)
+        return
+    os.replace(target, old)
+    try:
+        os.replace(temp, target)
+    except BaseException:
+        os.replace(old, target)
+        raise
+
+
+def _holds(path: Path, sha256: str) -> bool:
+    try:
+        return load_checkpoint(path).sha256 == sha256
+    except CheckpointError:
+        return False
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read DIR/NAME and check every byte of it against its hashes."""
+    path = Path(path)
+
+    def read(file: str) -> bytes:
+        try:
+            return (path / file).read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"cannot read {path / file}: {error.strerror}", path / file,
+                                  error.errno) from error
+
+    try:
+        index = json.loads(read(INDEX))
+        sha256, version = index.pop("sha256"), index["format"]
+        listed, meta = dict(index["files"]), dict(index["meta"])
+        if version != FORMAT:
+            raise CheckpointError(f"{path}: format {version}, this build reads {FORMAT}",
+                                  path / INDEX)
+        if _hash_index(index) != sha256 or ARRAYS not in listed:
+            raise ValueError("its hash does not match its content")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path / INDEX} is damaged: {error}", path / INDEX) from error
+    arrays: dict[str, np.ndarray] = {}
+    for file, facts in listed.items():
+        data = read(file)
+        if len(data) != facts["bytes"]:
+            raise CheckpointError(f"{path / file} is damaged: {len(data)} bytes, expected "
+                                  f"{facts['bytes']}", path / file)
+        if hashlib.sha256(data).hexdigest() != facts["sha256"]:
+            raise CheckpointError(f"{path / file} is damaged: its SHA-256 differs from {INDEX}",
+                                  path / file)
+        if file == ARRAYS:
+            arrays = safetensors.numpy.load(data)
+    return Checkpoint(path, arrays, meta, sha256)
+
+
+def _step_folders(directory: Path) -> list[Path]:
+    """The mid-stage states in `directory`, newest first."""
+    found = [p for p in directory.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name)]
+    return sorted(found, key=lambda p: int(p.name[5:]), reverse=True)
+
+
+def load_newest(directory: str | Path) -> Checkpoint | None:
+    """The newest state (see step_name) in `directory` whose hashes hold; damaged ones are passed
+    over with a warning. None when there is none."""
+    for path in _step_folders(Path(directory)):
+        try:
+            return load_checkpoint(path)
+        except CheckpointError as error:
+            warnings.warn(f"passed over: {error}", CheckpointWarning, stacklevel=2)
+    return None
+
+
+def prune_checkpoints(directory: str | Path, keep: int = 2) -> None:
+    """Delete all but the `keep` newest states of `directory`; never the newest one that loads."""
+    if keep < 1:
+        raise ValueError(f"prune_checkpoints: keep is {keep}, expected at least 1")
+    old = _step_folders(Path(directory))[keep:]
+    if old and (newest := load_newest(directory)) is not None:
+        for path in old:
+            if path != newest.path:
+                temp = _temp_path(path.parent, path.name)  # out of sight first, then deleted
+                os.replace(path, temp)
+                _remove(temp)

@@ -1,0 +1,222 @@
+"""evaluate.py - k samples a problem -> figures, every sample kept.
+
+    pass@1   mean over problems of the share of right samples; interval: +- 1.96 s / sqrt(problems),
+             s over problems (samples of one problem are not independent)
+    pass@j   mean of 1 - C(n - c, j) / C(n, j), n samples, c right         Chen et al. 2021, eq. 1
+    cons@k   the most frequent answer is right; ties go to the answer seen first; a sample without
+             an answer has no vote (Wang et al. 2022, self-consistency)
+
+Answers vote in a canonical form: a left-to-right chain with its commuting beginning sorted, so that
+7 * 5 + 2 and 5 * 7 + 2 vote together (our choice). R1 reports pass@1 over 16 to 64 samples
+(arXiv 2501.12948v2, D.1). One path for all: evaluate() samples and then calls recompute(), which
+grades the stored text anew, so a stored run can be verified: recompute() for the figures, check()
+for the samples, bit for bit from the checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .config import EvalConfig
+from .rewards import accuracy_reward, format_reward, language_reward
+from .rollout import Completions, rollout
+from .scoring import RewardFunction
+from .tasks.wording import reflection_count
+from .tokenizer import extract_answer
+from .trainer import prompt_ids_of
+from .verifiers import parse_chain
+
+Row = dict[str, Any]
+
+_OWN = ("problem", "generation", "prompt_ids", "completion", "completion_ids", "logprobs",
+        "finish_reason", "rewards")
+
+
+def row_answer(row: Row, completion: str) -> str | None:
+    """The answer of a completion by its row's template."""
+    return extract_answer(completion, row["template"])
+
+
+@dataclass(frozen=True)
+class Graders:
+    """How a completion is judged; reward functions and two functions of its text."""
+
+    accuracy: RewardFunction = accuracy_reward
+    format: RewardFunction = format_reward
+    language: RewardFunction = language_reward
+    answer: Callable[[Row, str], str | None] = row_answer
+    reflection: Callable[[str], int] = reflection_count
+
+
+@dataclass
+class Evaluation:
+    """Figures and the samples behind them. A sample is a JSON row: the problem's columns, problem
+    and generation number, prompt_ids, completion, completion_ids, logprobs, finish_reason, rewards.
+    """
+
+    figures: dict[str, Any]
+    samples: list[Row] = field(repr=False)
+
+
+def evaluate(model: Any, problems: Sequence[Row], args: EvalConfig | None = None,
+             processing_class: Any = None, graders: Graders = Graders(),
+             progress: Callable[[int], None] | None = None) -> Evaluation:
+    """Sample args.k completions of each problem (dataset rows) and grade them. progress is called
+    with the number of problems done."""
+    args = args or EvalConfig()
+    if not problems:
+        raise ValueError("evaluate needs at least one problem")
+    prompts = [prompt_ids_of(row, processing_class, f"problem {i}")
+               for i, row in enumerate(problems)]
+    samples: list[Row] = []
+    for start in range(0, len(prompts), args.batch_prompts):
+        numbers = list(range(start, min(start + args.batch_prompts, len(prompts))))
+        done = _sample(model, [prompts[p] for p in numbers], numbers, args, processing_class)
+        for i in range(len(done)):
+            problem = start + i // args.k
+            samples.append({**{k: v for k, v in problems[problem].items() if k not in _OWN},
+                            "problem": problem, "generation": i % args.k,
+                            "prompt_ids": prompts[problem], "completion": done.texts[i],
+                            "completion_ids": done.completion_ids[i].tolist(),
+                            "logprobs": done.logprobs[i].tolist(),
+                            "finish_reason": done.finish_reasons[i]})
+        if progress:
+            progress(numbers[-1] + 1)
+    return Evaluation(recompute(samples, graders), samples)
+
+
+def _sample(model: Any, prompts: list[list[int]], numbers: list[int], args: EvalConfig,
+            processing_class: Any) -> Completions:
+    return rollout(model, prompts, args.k, args.sampling(), args.stop_strings, processing_class,
+                   args.seed, 0, numbers)
+
+
+def recompute(samples: Sequence[Row], graders: Graders = Graders()) -> dict[str, Any]:
+    """Grade stored samples (their 'rewards' are written anew) and return the figures."""
+    if not samples:
+        raise ValueError("there is no sample to grade")
+    names = sorted({key for one in samples for key in one} - {*_OWN, "prompt"})
+    columns = {name: [one.get(name) for one in samples] for name in names}
+    call = {"prompts": [one.get("prompt", one["prompt_ids"]) for one in samples],
+            "completions": [one["completion"] for one in samples],
+            "completion_ids": [one["completion_ids"] for one in samples],
+            "finish_reasons": [one["finish_reason"] for one in samples], **columns}
+    parts = {"accuracy": graders.accuracy(**call), "format": graders.format(**call),
+             "language": graders.language(**call)}
+    for i, one in enumerate(samples):
+        if parts["accuracy"][i] is None:
+            raise ValueError(f"problem {one['problem']} has no answer that a rule can check")
+        one["rewards"] = {name: values[i] for name, values in parts.items()}
+    graded = [(one, row_vote(graders.answer(one, one["completion"])),
+               graders.reflection(one["completion"])) for one in samples]
+    figures = _figures(graded)
+    tasks = sorted({one["task"] for one in samples if one.get("task")})
+    if tasks:
+        figures["tasks"] = {task: _figures([g for g in graded if g[0].get("task") == task])
+                            for task in tasks}
+    return figures
+
+
+def row_vote(answer: str | None) -> str | None:
+    """Canonical form of an answer: the terms of the leading + and - sorted, or the factors of the
+    leading *; what is no chain votes as the text it is."""
+    if answer is None or not answer.strip():
+        return None
+    chain = parse_chain(answer)
+    if chain is None:
+        return " ".join(answer.split())
+    numbers, operators = chain
+    same = "*" if operators[:1] == ["*"] else "+-"
+    head = next((i for i, op in enumerate(operators) if op not in same), len(operators))
+    signs = ["*"] * (head + 1) if same == "*" else ["+", *operators[:head]]
+    terms = sorted(zip(signs, numbers[:head + 1]))
+    return " ".join(f"{sign} {number}" for sign, number in
+                    [*terms, *zip(operators[head:], numbers[head + 1:])])
+
+
+def _figures(graded: Sequence[tuple[Row, str | None, int]]) -> dict[str, Any]:
+    """Figures of graded samples: (sample, vote, reflection words)."""
+    problems: dict[int, list[tuple[bool, str | None]]] = {}
+    for one, vote, _ in graded:
+        problems.setdefault(one["problem"], []).append((one["rewards"]["accuracy"] == 1.0, vote))
+    k = max(map(len, problems.values()))
+    if any(len(one) != k for one in problems.values()):
+        raise ValueError("the problems have different numbers of samples")
+    right = [sum(correct for correct, _ in one) for one in problems.values()]
+    low, high = interval([c / k for c in right])
+    samples = [one for one, _, _ in graded]
+    wellformed = [one["rewards"]["accuracy"] == 1.0 for one in samples
+                  if one["rewards"]["format"] == 1.0]
+    languages = [one["rewards"]["language"] for one in samples
+                 if one["rewards"]["language"] is not None]
+    return {
+        "pass@1": _mean([c / k for c in right]), "pass@1_ci": [low, high],
+        f"pass@{k}": _mean([pass_at(k, c, k) for c in right]),
+        "cons@k": _mean([float(_consensus(one)) for one in problems.values()]),
+        "k": k, "n": len(problems),
+        "wellformed_accuracy": _mean(wellformed),
+        "mean_tokens": _mean([len(one["completion_ids"]) for one in samples]),
+        "truncated": _mean([one["finish_reason"] == "length" for one in samples]),
+        "format": _mean([one["rewards"]["format"] or 0.0 for one in samples]),
+        "language_consistency": _mean(languages),
+        "reflection_per_response": _mean([words for _, _, words in graded]),
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Mean; 0.0 of nothing (no well-formed answer: none of them is right)."""
+    return math.fsum(values) / len(values) if values else 0.0
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of a mean of independent values in [0, 1], by the normal approximation."""
+    centre = _mean(values)
+    half = 1.96 * float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 1.0
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def pass_at(n: int, c: int, j: int) -> float:
+    """Probability that j of n samples, c of them right, hold a right one; unbiased."""
+    return 1.0 - math.comb(n - c, j) / math.comb(n, j)
+
+
+def _consensus(samples: Sequence[tuple[bool, str | None]]) -> bool:
+    votes = Counter(vote for _, vote in samples if vote is not None)
+    if not votes:
+        return False
+    winner = votes.most_common(1)[0][0]  # equal counts stay in the order first seen
+    return next(correct for correct, vote in samples if vote == winner)
+
+
+def check(model: Any, samples: Sequence[Row], args: EvalConfig, processing_class: Any = None
+          ) -> list[str]:
+    """Sample the stored problems again and compare bit for bit; the differences, none if all is
+    well."""
+    prompts = {one["problem"]: one["prompt_ids"] for one in samples}
+    numbers = sorted(prompts)
+    wrong: list[str] = []
+    for start in range(0, len(numbers), args.batch_prompts):
+        part = numbers[start:start + args.batch_prompts]
+        done = _sample(model, [prompts[p] for p in part], part, args, processing_class)
+        place = {p: i for i, p in enumerate(part)}
+        for one in samples:
+            if one["problem"] not in place:
+                continue
+            i = place[one["problem"]] * args.k + one["generation"]
+            where = f"problem {one['problem']}, sample {one['generation']}"
+            stored = np.asarray(one["logprobs"], np.float32)
+            if done.completion_ids[i].tolist() != list(one["completion_ids"]):
+                wrong.append(f"{where}: other tokens")
+            elif done.logprobs[i].tobytes() != stored.tobytes():
+                wrong.append(f"{where}: other log-probs")
+            elif done.finish_reasons[i] != one["finish_reason"]:
+                wrong.append(f"{where}: other finish reason")
+            elif done.texts[i] != one["completion"]:
+                wrong.append(f"{where}: other text")
+    return wrong

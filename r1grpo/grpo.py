@@ -1,0 +1,312 @@
+"""grpo.py - GRPO, the data flow about one statement an arrow. Start reading here.
+
+    problems -> rollout -> rewards -> advantages -> mini-batches      GRPOTrainer._explore
+    mini-batch -> token weights -> reference log-probs -> gradient    GRPOTrainer._gradient
+    gradient -> update                                                Trainer.__next__
+
+Shao et al. 2024 (DeepSeekMath, arXiv 2402.03300), eq. 3, with eq. 4 for the KL:
+
+    L = - sum_i w_i sum_t [ min(rho A, clip(rho, 1 - epsilon, 1 + epsilon_high) A) - beta k3 ]
+    rho_it = pi(o_it) / pi_old(o_it)       k3 = e^d - d - 1,  d = log pi_ref - log pi
+    A_i    = (r_i - mean of its group) / std of its group         (DeepSeek-R1, eq. 3)
+
+As in DeepSeek-R1 a rollout is split at random into steps_per_generation mini-batches, one update
+each, one inner epoch; a step is one update. log pi_old is what the sampler reported: the engine
+samples and trains with the same kernels, so at the first update of a rollout rho is exactly 1. That
+is measured: max_logprob_gap over gap_tokens must read 0.0. The reference is the policy of at most
+ref_model_sync_steps updates ago, by hard copy.
+
+Our choices: dynamic sampling draws new prompts only for the groups still missing; if the bound is
+reached, groups without variance fill the batch (they move nothing but the KL term). Draws are a
+function of (seed, step of the rollout, running number of the prompt, generation, position).
+Knows nothing about tasks, templates or what a reward means.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .advantage import group_advantages, token_weights, zero_variance
+from .config import ConfigError, GRPOConfig
+from .monitor import rollout_metrics, token_metrics
+from .rollout import Completions, rollout
+from .scoring import RewardFunction, Rewards, VerdictLog, pack_rollout, unpack_rollout
+from .trainer import Callback, Trainer, check_length, data_order, fingerprint, prompt_ids_of
+
+Row = dict[str, Any]
+Dataset = Sequence[Row] | Callable[[int], Sequence[Row]]
+
+_TRIAL_TOKENS = 32
+_EVAL_SAMPLE_ID = 1 << 30  # evaluation draws share no sample id with training
+
+
+@dataclass
+class Batch:
+    """A scored rollout of P prompts, n = P G completions, and how far training has come with it."""
+
+    step: int  # the trainer's step when it was sampled
+    rows: list[Row]  # (P)
+    indices: list[int]  # (P) in the dataset of that step
+    completions: Completions
+    parts: NDArray[np.float64]  # (n, reward functions), NaN: not applicable
+    advantages: NDArray[np.float32]  # (n)
+    metrics: dict[str, float]
+    cursor: int  # position in the data stream behind this rollout
+    position: int = 0  # mini-batches done
+
+    def mini_batches(self, seed: int, count: int) -> list[NDArray[np.int64]]:
+        """The random split of the rollout: a function of (seed, step)."""
+        order = np.random.default_rng([seed, self.step, 1]).permutation(len(self.completions))
+        return [np.sort(part) for part in np.array_split(order, count)]
+
+
+class GRPOTrainer(Trainer):
+    """for step in GRPOTrainer(model, reward_funcs, args, train_dataset): ...
+
+    train_dataset: rows with 'prompt' (text, or messages) or 'prompt_ids', and the columns that the
+    reward functions read; or a function step -> rows, for a curriculum (it must be pure).
+    callbacks: each is called as f(trainer, metrics) after a step. `batch` is the rollout in work.
+    """
+
+    args: GRPOConfig
+
+    def __init__(self, model: Any, reward_funcs: RewardFunction | Sequence[RewardFunction],
+                 args: GRPOConfig | None = None, train_dataset: Dataset = (),
+                 eval_dataset: Sequence[Row] | None = None, processing_class: Any = None,
+                 callbacks: Sequence[Callback] | None = None) -> None:
+        super().__init__(model, args or GRPOConfig(), callbacks)
+        self.rewards = Rewards(reward_funcs, self.args.reward_weights)
+        self.dataset = train_dataset
+        self.eval_dataset = eval_dataset
+        self.processing_class = processing_class
+        if self.args.stop_strings and processing_class is None:
+            raise ConfigError("GRPOConfig: stop_strings needs a processing_class")
+        for i, row in enumerate(self._rows(0)):
+            self._prompt(row, f"train_dataset row {i}")
+        for i, row in enumerate(eval_dataset or ()):
+            self._prompt(row, f"eval_dataset row {i}")
+        self.reference = model.clone() if self.args.beta > 0 else None
+        self.verdicts = VerdictLog(self.args.output_dir and
+                                   Path(self.args.output_dir) / "verdicts.jsonl")
+        self.batch: Batch | None = None
+        self.max_logprob_gap = 0.0  # over the whole run, at the first update of each rollout
+        self.gap_tokens = 0
+        self._tried = False
+
+    @property
+    def total_steps(self) -> int:
+        """Updates of the whole run; an epoch visits every prompt once."""
+        if self.args.max_steps is not None:
+            return self.args.max_steps
+        rollouts = self.args.num_train_epochs * len(self._rows(0)) / self.args.prompts_per_rollout
+        return math.ceil(rollouts) * self.args.steps_per_generation
+
+    # ---- problems -> rollout -> rewards -> advantages ----
+
+    def _explore(self) -> Batch:
+        args, rows = self.args, self._rows(self.step)
+        cursor = self.batch.cursor if self.batch else 0
+        wanted, drawn, found = args.prompts_per_rollout, 0, 0
+        indices, sampled, verdicts = [], [], []
+        for attempt in range(args.max_num_gen_batches if args.filter_zero_std_samples else 1):
+            chosen = data_order(len(rows), args.seed, cursor, wanted - found, args.shuffle_dataset)
+            problems = [rows[i] for i in chosen]
+            completions = self._sample(problems, args.num_generations, self.step,
+                                       range(drawn, drawn + len(chosen)))
+            parts = self._score(attempt, problems, completions)
+            cursor, drawn = cursor + len(chosen), drawn + len(chosen)
+            indices += chosen
+            sampled.append(completions)
+            verdicts.append(parts)
+            dull = zero_variance(self.rewards.total(np.concatenate(verdicts)), args.num_generations)
+            found = int((~dull).sum())
+            if found == wanted:
+                break
+        everything, parts = Completions.join(sampled), np.concatenate(verdicts)
+        metrics = self._statistics(everything, parts)
+        # where more was sampled than needed: groups with something to compare come first
+        groups = sorted(np.argsort(dull, kind="stable")[:wanted].tolist())
+        flat = [i for g in groups for i in everything.group(g)]
+        advantages = group_advantages(self.rewards.total(parts[flat]), args.num_generations,
+                                      args.scale_rewards, args.std_ddof)
+        return Batch(self.step, [rows[indices[g]] for g in groups], [indices[g] for g in groups],
+                     everything.select(groups), parts[flat], advantages, metrics, cursor)
+
+    def _rows(self, step: int) -> Sequence[Row]:
+        rows = self.dataset(step) if callable(self.dataset) else self.dataset
+        if not len(rows):
+            raise ValueError("train_dataset is empty")
+        return rows
+
+    def _prompt(self, row: Row, where: str) -> list[int]:
+        ids = prompt_ids_of(row, self.processing_class, where)
+        check_length(len(ids), self.args.max_prompt_length, "max_prompt_length", self.model,
+                     f"{where}: its prompt")
+        return ids
+
+    def _sample(self, rows: Sequence[Row], group_size: int, step: int, sample_ids: range
+                ) -> Completions:
+        prompts = [self._prompt(row, "a row") for row in rows]
+        return rollout(self.model, prompts, group_size, self.args.sampling(),
+                       self.args.stop_strings, self.processing_class, self.args.seed, step,
+                       list(sample_ids))
+
+    def _score(self, attempt: int, rows: Sequence[Row], completions: Completions
+               ) -> NDArray[np.float64]:
+        """Verdicts, on disk before any update uses them; a resumed run replays them."""
+        parts = self.verdicts.recall(self.step, attempt, completions)
+        if parts is None:
+            parts = self.rewards.score(rows, completions)
+            self.verdicts.write(self.step, attempt, completions, parts)
+        return parts
+
+    # ---- mini-batch -> token weights -> reference log-probs -> gradient ----
+
+    def _gradient(self) -> dict[str, Any]:
+        args = self.args
+        if not self._tried:
+            self._try_rewards()
+        if self.batch is None or self.batch.position == args.steps_per_generation:
+            self.batch = self._explore()
+        batch, done = self.batch, self.batch.completions
+        chosen = batch.mini_batches(args.seed, args.steps_per_generation)[batch.position]
+        prompts = [done.prompt_ids[i // done.group_size] for i in chosen]
+        ids = [done.completion_ids[i] for i in chosen]
+        old = [done.logprobs[i] for i in chosen]
+        keep = np.array([not (args.mask_truncated_completions
+                              and done.finish_reasons[i] == "length") for i in chosen], np.float32)
+        weights = token_weights([len(one) for one in ids], keep, args.loss_type,
+                                args.max_completion_length, args.bnpo_batch_size)
+        filters = args.sampling().filters()
+        reference = self.reference.logprobs(prompts, ids, **filters) if self.reference else None
+        self.model.zero_grad()
+        loss = self.model.policy_gradient(
+            prompts, ids, advantages=batch.advantages[chosen], weights=weights, old_logprobs=old,
+            ref_logprobs=reference, epsilon=args.epsilon, epsilon_high=args.epsilon_high,
+            beta=args.beta, total_tokens=1.0, micro_batch_tokens=args.micro_batch_tokens,
+            mtp_coef=args.mtp_coef, mtp_detach=args.mtp_detach, balance_coef=args.balance_coef,
+            entropy_coef=args.entropy_coef, **filters)
+        metrics = {"loss": float(loss), "num_tokens": sum(map(len, ids)), **batch.metrics,
+                   **token_metrics(loss.logprobs, old, batch.advantages[chosen].tolist(),
+                                   args.epsilon, args.epsilon_high,
+                                   mask=[np.full(len(one), k) for one, k in zip(ids, keep)]),
+                   **{name: loss.stats[name] for name in ("entropy", "mtp_accept")
+                      if name in loss.stats},
+                   "epoch": batch.cursor / len(self._rows(batch.step))}
+        if self.reference and "kl" in loss.stats:
+            metrics["kl"] = loss.stats["kl"]
+        if batch.position == 0:  # 0 tokens where every completion of the update is masked
+            metrics["max_logprob_gap"] = loss.stats.get("logp_gap_max", 0.0)
+            metrics["gap_tokens"] = loss.stats.get("logp_gap_tokens", 0)
+        else:  # the weights have moved, and the log-probs with them: that is the ratio, no gap
+            for name in ("mean", "max"):
+                metrics.pop(f"sampling/sampling_logp_difference/{name}", None)
+        return metrics
+
+    def _commit(self, metrics: dict[str, Any]) -> None:
+        assert self.batch is not None
+        if self.batch.position == 0:
+            # np.maximum: a NaN gap stays a NaN, it must not pass for a small one
+            self.max_logprob_gap = float(np.maximum(self.max_logprob_gap,
+                                                    metrics["max_logprob_gap"]))
+            self.gap_tokens += metrics["gap_tokens"]
+        self.batch.position += 1
+        if self.reference and self.args.sync_ref_model \
+                and self.step % self.args.ref_model_sync_steps == 0:
+            self.reference.copy_weights_from(self.model)
+
+    # ---- before, beside and after the loop ----
+
+    def _try_rewards(self) -> None:
+        """Ask the reward functions about two short samples, so that a faulty one fails now."""
+        row, sampling = self._rows(self.step)[0], self.args.sampling()
+        short = dataclasses.replace(sampling, max_completion_length=min(
+            _TRIAL_TOKENS, sampling.max_completion_length))
+        self.rewards.score([row], rollout(self.model, [self._prompt(row, "row 0")], 2, short, (),
+                                          self.processing_class, self.args.seed))
+        self._tried = True
+
+    def evaluate(self) -> dict[str, float]:
+        """Mean rewards and lengths on eval_dataset, names prefixed with 'eval_'. The draws are the
+        same at every call, so two calls differ by the weights alone."""
+        if not self.eval_dataset:
+            raise ValueError("evaluate needs an eval_dataset")
+        group = self.args.num_generations_eval or self.args.num_generations
+        ids = range(_EVAL_SAMPLE_ID, _EVAL_SAMPLE_ID + len(self.eval_dataset))
+        completions = self._sample(self.eval_dataset, group, 0, ids)
+        parts = self.rewards.score(self.eval_dataset, completions)
+        return {f"eval_{k}": v for k, v in self._statistics(completions, parts).items()}
+
+    def _statistics(self, completions: Completions, parts: NDArray[np.float64]) -> dict[str, float]:
+        """TRL's reward and length metrics of a rollout, all that was sampled counted."""
+        by_name = {name: _or_none(parts[:, k]) for k, name in enumerate(self.rewards.names)}
+        return rollout_metrics(_or_none(self.rewards.total(parts)), by_name, completions.group_size,
+                               [len(one) for one in completions.completion_ids],
+                               completions.finish_reasons,
+                               [one.tolist() for one in completions.completion_ids])
+
+    def completion_rows(self) -> Iterator[dict[str, Any]]:
+        """The rollout in work as JSON rows, for completions.jsonl or a look inside."""
+        if self.batch is None:
+            return
+        done = self.batch.completions
+        for i in range(len(done)):
+            row = self.batch.rows[i // done.group_size]
+            yield {"step": self.batch.step, "problem_key": row.get("problem_key"),
+                   "task": row.get("task"), "language": row.get("language"),
+                   "prompt": row.get("prompt"), "completion": done.texts[i],
+                   "completion_ids": done.completion_ids[i].tolist(),
+                   "logprobs": done.logprobs[i].tolist(),
+                   "rewards": {name: None if math.isnan(v) else v for name, v in
+                               zip(self.rewards.names, self.batch.parts[i].tolist())},
+                   "advantage": float(self.batch.advantages[i]),
+                   "finish_reason": done.finish_reasons[i]}
+
+    # ---- state ----
+
+    def _state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        arrays: dict[str, NDArray[Any]] = {}
+        meta: dict[str, Any] = {"max_logprob_gap": self.max_logprob_gap,
+                                "gap_tokens": self.gap_tokens,
+                                "dataset": fingerprint(self._rows(self.step))}
+        if self.reference:
+            arrays = {f"reference/{k}": v for k, v in self.reference.state_dict().items()}
+        if self.batch:
+            batch = self.batch
+            arrays |= pack_rollout(batch.completions)
+            arrays |= {"rollout/parts": batch.parts, "rollout/advantages": batch.advantages}
+            meta["rollout"] = {"step": batch.step, "indices": batch.indices,
+                               "metrics": batch.metrics, "cursor": batch.cursor,
+                               "position": batch.position,
+                               "finish_reasons": batch.completions.finish_reasons}
+        return arrays, meta
+
+    def _load_state(self, arrays: dict[str, NDArray[Any]], meta: dict[str, Any]) -> None:
+        if meta["dataset"] != fingerprint(self._rows(int(meta["step"]))):
+            raise ConfigError("the saved run had another train_dataset")
+        self.batch, saved = None, meta.get("rollout")
+        if saved:
+            rows = self._rows(saved["step"])
+            completions = unpack_rollout(arrays, saved["finish_reasons"], self.processing_class)
+            self.batch = Batch(saved["step"], [rows[i] for i in saved["indices"]], saved["indices"],
+                               completions, arrays["rollout/parts"], arrays["rollout/advantages"],
+                               saved["metrics"], saved["cursor"], saved["position"])
+        if self.reference:
+            self.reference.load_state_dict({k.removeprefix("reference/"): v
+                                            for k, v in arrays.items()
+                                            if k.startswith("reference/")})
+        self.max_logprob_gap, self.gap_tokens = meta["max_logprob_gap"], meta["gap_tokens"]
+        self.verdicts.load()
+
+
+def _or_none(values: NDArray[np.float64]) -> list[float | None]:
+    """NaN, which marks 'not applicable' in arrays, as None."""
+    return [None if math.isnan(v) else v for v in values.tolist()]

@@ -1,0 +1,396 @@
+"""Model: one engine that samples and trains, on arrays.
+
+Create, load, save; `generate`, `logprobs`; `sft_gradient`, `policy_gradient`, `reward_gradient` add
+to the gradients, `update` takes an AdamW step. The log-probabilities that `generate` reports are, bit
+for bit, those that `policy_gradient` computes (docs/numerics.md). Token ids in, token ids out: knows
+nothing about text, rewards or trainers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import _core
+from .batch import PackedBatch, pack, per_token, split_rows
+from .checkpoint import write_folder
+from .device import get_device
+from .model_config import ModelConfig
+from .sampling import Filters, Rollout, Session
+from .weights import from_hf, init_weights, to_hf
+
+__all__ = ["Loss", "Model"]
+
+_MICRO_TOKENS = 4096  # packed rows of a micro-batch: about 0.3 GB of activations of a tiny model
+_SLOTS = 256  # sequences decoded at a time
+
+
+@dataclass
+class Loss:
+    """What a gradient call computed. `float(loss)` is the loss whose gradient was added.
+
+    tokens: unmasked tokens; logprobs: one float32 array a completion, of the current weights;
+    stats: figures over unmasked tokens (means, extremes, counts)."""
+
+    value: float
+    tokens: int
+    logprobs: list[np.ndarray]
+    stats: dict[str, float] = field(default_factory=dict)
+
+    def __float__(self) -> float:
+        return self.value
+
+
+class Model:
+    """A transformer with its weights, gradients and optimiser state, in the C core.
+
+    config: ModelConfig or a dict of its fields; seed: of the random weights (normal with
+    `initializer_range`, norms 1, biases 0); device "cpu"; dtype "float32"."""
+
+    def __init__(self, config: ModelConfig | dict[str, Any], seed: int | None = 0,
+                 device: str = "cpu", dtype: str = "float32"):
+        if isinstance(config, dict):
+            config = ModelConfig.from_dict(config)
+        if dtype != "float32":
+            raise ValueError(f"dtype '{dtype}' is not available yet; there is 'float32'")
+        self.config = config
+        self.device_name = device
+        self._core = _core.Model(get_device(device), config.core())
+        self._params = self._core.params()
+        if seed is not None:
+            for i, array in init_weights(self._params, config, seed):
+                self._write(i, "value", array)
+
+    # ---- weights -----------------------------------------------------------------------------
+
+    @property
+    def device(self) -> _core.Device:
+        return get_device(self.device_name)
+
+    def _read(self, i: int, what: str) -> np.ndarray:
+        _, E, O, I, _ = self._params[i]  # noqa: E741 - the core's letters
+        flat = np.empty(E * max(O, 1) * I, np.float32)
+        self._core.read(self.device, i, what, flat)
+        return flat.reshape((E, O, I) if O else (I,))
+
+    def _write(self, i: int, what: str, array: np.ndarray) -> None:
+        self._core.write(self.device, i, what, np.ascontiguousarray(array, np.float32).reshape(-1))
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Hugging Face tensor names -> float32 arrays (copies); one tensor an expert."""
+        return to_hf((p[0], self._read(i, "value")) for i, p in enumerate(self._params))
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """The reverse. Missing, surplus and misshapen tensors raise ValueError naming them all, before
+        anything is written."""
+        arrays = from_hf(state, self._params, self.config)
+        for i, array in enumerate(arrays):
+            self._write(i, "value", array)
+
+    def grad_dict(self) -> dict[str, np.ndarray]:
+        """Gradients accumulated since `zero_grad`, named and shaped as in `state_dict`."""
+        return to_hf((p[0], self._read(i, "grad")) for i, p in enumerate(self._params) if p[4])
+
+    def clone(self) -> Model:
+        """An independent copy of the weights, without gradients or optimiser state."""
+        other = Model(self.config, seed=None, device=self.device_name)
+        other.copy_weights_from(self)
+        return other
+
+    def copy_weights_from(self, other: Model) -> None:
+        """Takes the weights of a model of the same shape."""
+        if [p[:4] for p in self._params] != [p[:4] for p in other._params]:
+            raise ValueError("copy_weights_from: the models have different parameters")
+        for i in range(len(self._params)):
+            self._write(i, "value", other._read(i, "value"))
+
+    def num_parameters(self) -> dict[str, int]:
+        """{"total", "active", "mtp"}: parameters of the model, those one token uses (its share of the
+        routed experts), and those of the MTP module, which the first two leave out."""
+        total = active = mtp = 0
+        c = self.config
+        for name, E, O, I, _ in self._params:  # noqa: E741
+            n = E * max(O, 1) * I
+            if name.startswith(f"model.layers.{c.num_hidden_layers}."):
+                mtp += n
+                continue
+            total += n
+            active += n * c.num_experts_per_tok // E if ".experts.*" in name else n
+        return {"total": total, "active": active, "mtp": mtp}
+
+    # ---- files -------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Writes config.json and model.safetensors; whole or not at all."""
+        from safetensors.numpy import save
+        write_folder(Path(folder), {
+            "config.json": json.dumps(self.config.to_dict(), indent=2).encode() + b"\n",
+            "model.safetensors": save(self.state_dict(), metadata={"format": "pt"}),
+        })
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike, device: str = "cpu",
+                        dtype: str = "float32") -> Model:
+        """Loads what `save_pretrained` wrote."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+        folder = Path(folder)
+        for name in ("config.json", "model.safetensors"):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{folder} has no {name}")
+        config = ModelConfig.from_dict(json.loads((folder / "config.json").read_text()))
+        try:
+            state = load_file(folder / "model.safetensors")
+        except SafetensorError as error:
+            raise ValueError(f"{folder / 'model.safetensors'}: {error}") from None
+        model = cls(config, seed=None, device=device, dtype=dtype)
+        model.load_state_dict(state)
+        return model
+
+    # ---- sampling ----------------------------------------------------------------------------
+
+    def session(self, prompts: Sequence, num_generations: int = 1, max_new_tokens: int = 128,
+                temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
+                seed: int = 0, step: int = 0, stop_token_ids: Sequence[int] | None = None,
+                sample_ids: Sequence[int] | None = None) -> Session:
+        """`generate` in slices: see `Session`."""
+        how = Filters(temperature, top_k, top_p, min_p)
+        stop = self.config.stop_ids() if stop_token_ids is None else list(stop_token_ids)
+        return Session(self._core, lambda: self.device, self.config, prompts, num_generations,
+                       max_new_tokens, how, seed, step, stop, sample_ids, _SLOTS)
+
+    def generate(self, prompts: Sequence, num_generations: int = 1, max_new_tokens: int = 128,
+                 temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
+                 seed: int = 0, step: int = 0, stop_token_ids: Sequence[int] | None = None,
+                 sample_ids: Sequence[int] | None = None, speculative: bool = False) -> Rollout:
+        """Samples `num_generations` completions of each prompt.
+
+        prompts: P sequences of token ids. Returns a Rollout of flat lists, completion g of prompt p at
+        p * G + g. A stop token is included and has a log-prob; stop_token_ids None means the config's
+        eos, () none. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off. A draw depends on
+        (seed, step, prompt index or sample_ids[p], g, position) and the tokens before, nothing else."""
+        if speculative:
+            raise ValueError("speculative=True is not available yet: it needs MTP decoding")
+        session = self.session(prompts, num_generations, max_new_tokens, temperature, top_k, top_p,
+                               min_p, seed, step, stop_token_ids, sample_ids)
+        while not session.done:
+            session.run(64)
+        return session.rollout()
+
+    # ---- log-probs and gradients --------------------------------------------------------------
+
+    def _pack(self, prompt_ids: Sequence, completion_ids: Sequence) -> PackedBatch:
+        return pack(prompt_ids, completion_ids, self.config.vocab_size,
+                    self.config.max_position_embeddings)
+
+    def logprobs(self, prompt_ids: Sequence, completion_ids: Sequence, temperature: float = 1.0,
+                 top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> list[np.ndarray]:
+        """Log-probability of every completion token, one float32 array a completion; completion i
+        belongs to prompt i // ratio."""
+        return self._logprobs(self._pack(prompt_ids, completion_ids),
+                              Filters(temperature, top_k, top_p, min_p))
+
+    def _logprobs(self, batch: PackedBatch, how: Filters) -> list[np.ndarray]:
+        out = np.empty(batch.targets, np.float32)
+        spec = (False, "nll", 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, False, 0.0, _MICRO_TOKENS)
+        if batch.targets:
+            self._core.run(self.device, batch.ids, batch.start, batch.first, None, None, None, None,
+                           spec, how.tuple(), out, None, None, None, None, None, None, None)
+        return split_rows(out, batch.lengths)
+
+    def zero_grad(self) -> None:
+        """Clears the gradients (and the counts of tokens per expert)."""
+        self._core.zero_grad(self.device)
+
+    def sft_gradient(self, prompt_ids: Sequence, completion_ids: Sequence, weights=None,
+                     total_tokens: float | None = None, micro_batch_tokens: int | None = None,
+                     mtp_coef: float = 0.0, balance_coef: float = 0.0) -> Loss:
+        """Adds the gradient of sum w (-log p) / total_tokens.
+
+        weights: None (all 1), one number or one array a completion; total_tokens: None for the sum of
+        this call's weights; who splits a step over calls passes the step's. micro_batch_tokens bounds
+        memory and changes no bit. mtp_coef adds the MTP module's loss (DeepSeek-V3 eq. 24-25),
+        balance_coef the sequence-wise balance loss (eq. 17-20), each sequence weighted by its tokens."""
+        return self._gradient("nll", self._pack(prompt_ids, completion_ids), weights, total_tokens,
+                              micro_batch_tokens, mtp_coef=mtp_coef, balance_coef=balance_coef)
+
+    def policy_gradient(self, prompt_ids: Sequence, completion_ids: Sequence, *, advantages, weights,
+                        old_logprobs, ref_logprobs=None, epsilon: float = 0.2,
+                        epsilon_high: float | None = None, beta: float = 0.0,
+                        temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+                        min_p: float = 0.0, total_tokens: float | None = None,
+                        micro_batch_tokens: int | None = None, entropy_coef: float = 0.0,
+                        mtp_coef: float = 0.0, mtp_detach: bool = True,
+                        balance_coef: float = 0.0) -> Loss:
+        """Adds the gradient of sum w (-min(rho A, clip(rho, 1 - epsilon, 1 + epsilon_high) A)
+        + beta k3) / total_tokens (DeepSeekMath eq. 3-4), rho = exp(log p - old).
+
+        advantages, weights: one number or one array a completion; old_logprobs, ref_logprobs: one
+        array a completion (ref only with beta). total_tokens: None for the sum of weights; pass 1.0
+        with weights that already contain the normalisation (r1grpo.advantage). The sampling options
+        must be those of the rollout. In RL the routing bias is left alone and balance_coef is 0."""
+        if beta and ref_logprobs is None:
+            raise ValueError("beta is not 0: ref_logprobs are needed")
+        batch = self._pack(prompt_ids, completion_ids)
+        n = batch.lengths
+        return self._gradient(
+            "clip", batch, weights, total_tokens, micro_batch_tokens,
+            advantages=per_token(advantages, n, "advantages"),
+            old=per_token(old_logprobs, n, "old_logprobs"),
+            ref=per_token(ref_logprobs, n, "ref_logprobs") if beta else None,
+            clip=(epsilon, epsilon if epsilon_high is None else epsilon_high), beta=beta,
+            how=Filters(temperature, top_k, top_p, min_p), entropy_coef=entropy_coef,
+            mtp_coef=mtp_coef, mtp_detach=mtp_detach, balance_coef=balance_coef)
+
+    def _gradient(self, form: str, batch: PackedBatch, weights, total_tokens: float | None,
+                  micro_batch_tokens: int | None, *, advantages=None, old=None, ref=None,
+                  clip=(0.0, 0.0), beta: float = 0.0, how: Filters = Filters(),
+                  entropy_coef: float = 0.0, mtp_coef: float = 0.0, mtp_detach: bool = False,
+                  balance_coef: float = 0.0) -> Loss:
+        w = per_token([1.0] * len(batch.lengths) if weights is None else weights, batch.lengths,
+                      "weights")
+        total = math.fsum(w) if total_tokens is None else float(total_tokens)
+        if not total > 0.0:
+            if total_tokens is not None:
+                raise ValueError(f"total_tokens is {total_tokens}, must be above 0")
+            return Loss(0.0, 0, self._logprobs(batch, how))
+        if mtp_coef and not self.config.num_nextn_predict_layers:
+            raise ValueError("mtp_coef is not 0, but the model has no MTP module")
+        M, B = batch.targets, len(batch.lengths)
+        logp, entropy, loss, kl, clipped, mtp_loss = (np.zeros(M, np.float32) for _ in range(6))
+        draft, balance = np.full(M, -1, np.int32), np.zeros(B, np.float32)
+        spec = (True, form, 1.0 / total, clip[0], clip[1], float(beta), float(entropy_coef),
+                float(mtp_coef), bool(mtp_detach), balance_coef / total,
+                _MICRO_TOKENS if micro_batch_tokens is None else int(micro_batch_tokens))
+        self._core.run(self.device, batch.ids, batch.start, batch.first, w, advantages, old, ref,
+                       spec, how.tuple(), logp, entropy, loss, kl, clipped, mtp_loss, draft, balance)
+        value = math.fsum(loss) + math.fsum(balance)
+        value += mtp_coef / total * math.fsum(w.astype(np.float64) * mtp_loss)
+        stats = _stats(w != 0, logp, entropy, kl, clipped, old)
+        if mtp_coef:
+            stats |= _mtp_stats(batch, draft, mtp_loss, w != 0)
+        if balance_coef:
+            stats["balance_loss"] = math.fsum(balance)
+        return Loss(value, int((w != 0).sum()), split_rows(logp, batch.lengths), stats)
+
+    # ---- reward models -------------------------------------------------------------------------
+
+    def add_score_head(self, seed: int = 0) -> Model:
+        """A copy of this model with a scalar head (zeros would rank nothing: it is drawn from seed)."""
+        config = ModelConfig.from_dict({**self.config.to_dict(), "score_head": True})
+        other = Model(config, seed=seed, device=self.device_name)
+        own = other.state_dict()
+        other.load_state_dict({**own, **self.state_dict()})
+        return other
+
+    def score(self, ids: Sequence) -> np.ndarray:
+        """Scalar head at the last token of each sequence: float32 (B)."""
+        batch = self._pack(ids, [[]] * len(ids))
+        out = np.empty(len(batch.lengths), np.float32)
+        self._core.score(self.device, batch.ids, batch.start, batch.first, None,
+                         (False, "pointwise", 1.0, _MICRO_TOKENS), out, None)
+        return out
+
+    def reward_gradient(self, ids: Sequence, kind: str = "pairwise", labels=None,
+                        total: float | None = None, micro_batch_tokens: int | None = None) -> Loss:
+        """Adds the gradient of a reward model's loss over B sequences, divided by total.
+
+        pairwise: sequences alternate chosen, rejected; -log sigmoid(chosen - rejected), total defaults
+        to the number of pairs. pointwise: cross-entropy of sigmoid(score) against labels in [0, 1]."""
+        if kind not in ("pairwise", "pointwise"):
+            raise ValueError(f"kind '{kind}' is neither 'pairwise' nor 'pointwise'")
+        if kind == "pointwise" and (labels is None or len(labels) != len(ids)):
+            raise ValueError("pointwise: labels must have one entry a sequence")
+        batch = self._pack(ids, [[]] * len(ids))
+        B = len(batch.lengths)
+        label = None if labels is None else np.ascontiguousarray(labels, np.float32)
+        total = total or (B // 2 if kind == "pairwise" else B)
+        score, loss = np.empty(B, np.float32), np.zeros(B, np.float32)
+        micro = _MICRO_TOKENS if micro_batch_tokens is None else int(micro_batch_tokens)
+        if B:
+            self._core.score(self.device, batch.ids, batch.start, batch.first, label,
+                             (True, kind, 1.0 / total, micro), score, loss)
+        right = (score[0::2] > score[1::2]) if kind == "pairwise" else (score > 0) == (label > 0.5)
+        return Loss(math.fsum(loss), B, [score], {"accuracy": float(np.mean(right)) if B else 0.0})
+
+    # ---- update --------------------------------------------------------------------------------
+
+    def update(self, learning_rate: float, betas: tuple[float, float] = (0.9, 0.95),
+               eps: float = 1e-8, weight_decay: float = 0.0, max_grad_norm: float = 1.0) -> float:
+        """One AdamW step on the accumulated gradients, clipped to max_grad_norm (0: not clipped).
+        Returns the norm before clipping; leaves the gradients alone. A norm that is not finite raises
+        FloatingPointError and changes nothing. Norm weights and biases are not decayed."""
+        return self._core.update(self.device, learning_rate, betas[0], betas[1], eps, weight_decay,
+                                 max_grad_norm)
+
+    def update_router_bias(self, rate: float) -> None:
+        """b += rate sign(mean load - load) from the loads since `zero_grad` (DeepSeek-V3 2.1.2)."""
+        self._core.router_update(self.device, rate)
+
+    def optimizer_state(self) -> dict[str, np.ndarray]:
+        """Adam's moments "m.NAME", "v.NAME" and "step" (uint64): all that `update` remembers."""
+        state = {"step": np.array([self._core.step], np.uint64)}
+        for i, (name, *_, trained) in enumerate(self._params):
+            if trained:
+                state |= {f"m.{name}": self._read(i, "m"), f"v.{name}": self._read(i, "v")}
+        return state
+
+    def load_optimizer_state(self, state: dict[str, np.ndarray]) -> None:
+        """The reverse of `optimizer_state`."""
+        names = {p[0] for p in self._params if p[4]}
+        expected = {"step"} | {f"{k}.{name}" for k in "mv" for name in names}
+        if expected != set(state):
+            raise ValueError(f"optimizer state differs in {sorted(expected ^ set(state))[:5]}")
+        for i, (name, *_, trained) in enumerate(self._params):
+            if trained:
+                self._write(i, "m", state[f"m.{name}"])
+                self._write(i, "v", state[f"v.{name}"])
+        self._core.step = int(state["step"][0])
+
+    def reset_optimizer(self) -> None:
+        """Moments to zero, step to 0."""
+        for i, (_, E, O, I, trained) in enumerate(self._params):  # noqa: E741
+            if trained:
+                zeros = np.zeros(E * max(O, 1) * I, np.float32)
+                self._write(i, "m", zeros)
+                self._write(i, "v", zeros)
+        self._core.step = 0
+
+
+def _stats(mask, logp, entropy, kl, clipped, old) -> dict[str, float]:
+    """Figures over unmasked tokens; means in float64."""
+    if not mask.any():
+        return {}
+    n = int(mask.sum())
+    stats = {"entropy": math.fsum(entropy[mask]) / n, "logp_mean": math.fsum(logp[mask]) / n}
+    if old is not None:
+        difference = logp[mask].astype(np.float64) - old[mask]
+        ratio = np.exp(difference)
+        stats |= {
+            "logp_gap_max": float(np.abs(difference).max()), "logp_gap_tokens": n,
+            "logp_gap_mean": math.fsum(np.abs(difference)) / n,
+            "ratio_min": float(ratio.min()), "ratio_max": float(ratio.max()),
+            "ratio_mean": math.fsum(ratio) / n, "kl": math.fsum(kl[mask]) / n,
+            "clip_low": float((clipped[mask] < 0).mean()),
+            "clip_high": float((clipped[mask] > 0).mean()),
+        }
+    return stats
+
+
+def _mtp_stats(batch: PackedBatch, draft, mtp_loss, mask) -> dict[str, float]:
+    """mtp_loss: mean -log p of the MTP module; mtp_accept: share of tokens that its most likely guess,
+    made one position earlier, hits."""
+    rows = np.concatenate([np.arange(f, e - s) + s for f, s, e in
+                           zip(batch.first, batch.start, batch.start[1:], strict=False)])
+    seen = mask & (draft >= 0)
+    if not seen.any():
+        return {}
+    hit = draft[seen] == batch.ids[rows][seen]
+    return {"mtp_loss": math.fsum(mtp_loss[seen]) / int(seen.sum()), "mtp_accept": float(hit.mean())}

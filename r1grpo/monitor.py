@@ -1,0 +1,348 @@
+"""monitor.py - what a step of training looked like: metrics, alarms, a progress bar.
+
+Metrics carry the names that users of TRL know and TRL's meaning of them:
+    reward, reward_std               mean over groups of the group's mean, of its deviation
+    frac_reward_zero_std             share of groups whose rewards are all equal
+    rewards/{fn}/mean|std            one reward function, over the completions it applies to
+    completions/{mean,min,max}_length, .../{mean,min,max}_terminated_length
+    completions/clipped_ratio        share cut off at the limit
+    kl, entropy                      mean over unmasked tokens
+    clip_ratio/{low_mean,low_min,high_mean,high_max,region_mean}   share of tokens clipped
+    sampling/sampling_logp_difference/{mean,max}
+    sampling/importance_sampling_ratio/{min,mean,max}
+and one of our own, completions/duplicate_ratio. Standard deviations are of the sample (n - 1), 0
+for one value; equality is tested on equality, never on a small deviation. TRL takes clip_ratio's
+min and max over processes; here, with one process, they are over completions (our choice).
+
+Sums are math.fsum, so no figure depends on how a batch was cut. Knows nothing of models or files:
+numbers come in, rows go to the `write` it is given. A clock is read for the bar alone.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+import numpy as np
+from tqdm import tqdm
+
+from r1grpo.charts import Series, line_chart
+
+Values = Sequence[float | None]
+Tokens = Sequence[np.ndarray]  # one float array (T_i) a completion
+
+
+# ---- metrics ------------------------------------------------------------------------------------
+
+
+def mean(values: Sequence[float]) -> float:
+    """Exactly rounded mean of at least one value."""
+    return math.fsum(values) / len(values)
+
+
+def std(values: Sequence[float]) -> float:
+    """Standard deviation of a sample; exactly 0.0 when all values are equal."""
+    if len(values) < 2 or all(value == values[0] for value in values):
+        return 0.0
+    centre = mean(values)
+    return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1))
+
+
+def rollout_metrics(rewards: Values, parts: Mapping[str, Values], group_size: int,
+                    lengths: Sequence[int], finish_reasons: Sequence[str],
+                    completion_ids: Sequence[Sequence[int]] | None = None) -> dict[str, float]:
+    """Figures of one rollout of P prompts x G samples, completion p*G+g; None = not applicable.
+
+    A figure that nothing applies to (no completion terminated) is left out.
+    """
+    count = len(rewards)
+    for name, values in {"lengths": lengths, "finish_reasons": finish_reasons, **parts}.items():
+        if len(values) != count:
+            raise ValueError(f"rollout_metrics: {name} has {len(values)} values, expected {count}")
+    if group_size < 1 or count == 0 or count % group_size:
+        raise ValueError(f"rollout_metrics: {count} completions are no groups of {group_size}")
+    groups = [[float(r) for r in rewards[at:at + group_size] if r is not None]
+              for at in range(0, count, group_size)]
+    groups = [group for group in groups if group]
+    figures: dict[str, float] = {}
+    if groups:
+        figures["reward"] = mean([mean(group) for group in groups])
+        figures["reward_std"] = mean([std(group) for group in groups])
+        figures["frac_reward_zero_std"] = mean([float(all(r == group[0] for r in group))
+                                                for group in groups])
+    for name, values in parts.items():
+        given = [float(value) for value in values if value is not None]
+        if given:
+            figures[f"rewards/{name}/mean"] = mean(given)
+            figures[f"rewards/{name}/std"] = std(given)
+    stopped = [n for n, reason in zip(lengths, finish_reasons) if reason != "length"]
+    for kind, given_lengths in (("", lengths), ("terminated_", stopped)):
+        if given_lengths:
+            figures[f"completions/mean_{kind}length"] = mean(given_lengths)
+            figures[f"completions/min_{kind}length"] = float(min(given_lengths))
+            figures[f"completions/max_{kind}length"] = float(max(given_lengths))
+    figures["completions/clipped_ratio"] = 1.0 - len(stopped) / count
+    if completion_ids is not None:
+        different = sum(len({tuple(ids) for ids in completion_ids[at:at + group_size]})
+                        for at in range(0, count, group_size))
+        figures["completions/duplicate_ratio"] = 1.0 - different / count
+    return figures
+
+
+def token_metrics(logprobs: Tokens, old_logprobs: Tokens, advantages: Sequence[float],
+                  epsilon: float, epsilon_high: float | None = None, kl: Tokens | None = None,
+                  entropy: Tokens | None = None, mask: Tokens | None = None) -> dict[str, float]:
+    """Figures of the unmasked tokens of one update. ratio = exp(logprobs - old_logprobs).
+
+    The clip stops a token below 1 - epsilon when A < 0, above 1 + epsilon_high when A > 0
+    (DeepSeekMath, eq. 3: where the minimum takes the constant branch).
+    """
+    keep = [np.ones(len(row), bool) if mask is None else np.asarray(mask[i], bool)
+            for i, row in enumerate(logprobs)]
+    high = 1.0 + (epsilon if epsilon_high is None else epsilon_high)
+    gaps, ratios, low_rows, high_rows = [], [], [], []
+    for new, old, advantage, kept in zip(logprobs, old_logprobs, advantages, keep, strict=True):
+        gap = (np.asarray(new, np.float64) - np.asarray(old, np.float64))[kept]
+        ratio = np.exp(gap)
+        gaps.append(np.abs(gap))
+        ratios.append(ratio)
+        low_rows.append((ratio < 1.0 - epsilon) & (advantage < 0))
+        high_rows.append((ratio > high) & (advantage > 0))
+    figures: dict[str, float] = {}
+    if not sum(map(len, gaps)):
+        return figures
+    gap, ratio = np.concatenate(gaps), np.concatenate(ratios)
+    low, above = np.concatenate(low_rows), np.concatenate(high_rows)
+    figures["sampling/sampling_logp_difference/mean"] = mean(gap.tolist())
+    figures["sampling/sampling_logp_difference/max"] = float(gap.max())
+    figures["sampling/importance_sampling_ratio/min"] = float(ratio.min())
+    figures["sampling/importance_sampling_ratio/mean"] = mean(ratio.tolist())
+    figures["sampling/importance_sampling_ratio/max"] = float(ratio.max())
+    figures["clip_ratio/low_mean"] = float(low.mean())
+    figures["clip_ratio/low_min"] = min(float(row.mean()) for row in low_rows if len(row))
+    figures["clip_ratio/high_mean"] = float(above.mean())
+    figures["clip_ratio/high_max"] = max(float(row.mean()) for row in high_rows if len(row))
+    figures["clip_ratio/region_mean"] = float((low | above).mean())
+    for name, rows in (("kl", kl), ("entropy", entropy)):
+        if rows is not None:
+            values = [np.asarray(row, np.float64)[kept]
+                      for row, kept in zip(rows, keep, strict=True)]
+            figures[name] = mean(np.concatenate(values).tolist())
+    return figures
+
+
+# ---- alarms -------------------------------------------------------------------------------------
+
+
+class MonitorWarning(UserWarning):
+    """A training run shows a symptom; the message starts with its name, stage and step."""
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """One symptom at its onset."""
+
+    name: str
+    stage: str
+    step: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.stage}, step {self.step}): {self.message}"
+
+
+@dataclass(frozen=True)
+class AlarmLimits:
+    """When a figure is worth a word. All are our choices; none changes the training."""
+
+    entropy_fraction: float = 0.1  # of the mean entropy of the first `window` steps
+    truncated: float = 0.3         # completions/clipped_ratio
+    zero_variance: float = 0.8     # frac_reward_zero_std
+    duplicates: float = 0.5        # completions/duplicate_ratio
+    reward_sigmas: float = 5.0     # jump against the last `window` steps ...
+    reward_floor: float = 0.02     # ... whose deviation counts as at least this
+    length_factor: float = 2.0     # mean length against the mean of the last `window` steps
+    window: int = 10
+
+
+class Monitor:
+    """Turns the figures of a step into one row of metrics.jsonl and into alarms.
+
+    write: where rows go (JsonlLog.append). A figure that is not finite is written as null, and
+    named by an alarm. An alarm is given at its onset; it can come again after a step without the
+    symptom. state_dict() holds all of its memory, so that a resumed run gives the same rows.
+    """
+
+    _WATCHED = ("reward", "entropy", "completions/mean_length")
+
+    def __init__(self, stage: str, write: Callable[[dict[str, Any]], None],
+                 limits: AlarmLimits = AlarmLimits()) -> None:
+        self.stage, self.limits, self._write = stage, limits, write
+        self._recent: dict[str, list[float]] = {key: [] for key in self._WATCHED}
+        self._first_entropies: list[float] = []
+        self._active: set[str] = set()
+        self._tokens = 0
+
+    def log_step(self, step: int, metrics: Mapping[str, float | None]) -> list[Alarm]:
+        """Write the row of `step`; returns (and warns of) the alarms that set in with it.
+
+        `num_tokens` is given per step and written as the stage's running total, as in TRL.
+        """
+        figures = {key: None if value is None else float(value) for key, value in metrics.items()}
+        symptoms = self._symptoms(figures)
+        alarms = [Alarm(name, self.stage, step, message) for name, message in symptoms.items()
+                  if name not in self._active]
+        self._active = set(symptoms)
+        self._remember(figures)
+        row: dict[str, Any] = {"stage": self.stage, "step": step}
+        row |= {key: value if value is not None and math.isfinite(value) else None
+                for key, value in figures.items()}
+        if figures.get("num_tokens") is not None:
+            self._tokens += int(figures["num_tokens"])
+            row["num_tokens"] = self._tokens
+        if alarms:
+            row["alarms"] = [alarm.name for alarm in alarms]
+        self._write(row)
+        for alarm in alarms:
+            warnings.warn(str(alarm), MonitorWarning, stacklevel=2)
+        return alarms
+
+    def _symptoms(self, figures: Mapping[str, float | None]) -> dict[str, str]:
+        limits, found = self.limits, {}
+        unsound = [key for key, value in figures.items()
+                   if value is not None and not math.isfinite(value)]
+        if unsound:
+            found["not_finite"] = f"{', '.join(unsound)} is not a finite number"
+
+        def finite(key: str) -> float | None:
+            return None if key in unsound else figures.get(key)
+
+        for name, key, limit, words in (
+                ("truncation", "completions/clipped_ratio", limits.truncated, "are cut off"),
+                ("zero_variance", "frac_reward_zero_std", limits.zero_variance,
+                 "of the groups have equal rewards: nothing to learn from"),
+                ("duplicates", "completions/duplicate_ratio", limits.duplicates,
+                 "repeat another completion of their group")):
+            value = finite(key)
+            if value is not None and value > limit:
+                found[name] = f"{value:.0%} {words} (limit {limit:.0%})"
+        gap = figures.get("max_logprob_gap")
+        if gap is not None and gap != 0.0:
+            found["logprob_gap"] = (f"sampler and trainer differ by {gap:g} at the first update "
+                                    "of a rollout; it must be exactly 0")
+        entropy, first = finite("entropy"), self._first_entropies
+        if entropy is not None and len(first) == limits.window:
+            floor = limits.entropy_fraction * mean(first)
+            if entropy < floor:
+                found["entropy_collapse"] = f"entropy {entropy:.3g}, it began at {mean(first):.3g}"
+        reward, past = finite("reward"), self._recent["reward"]
+        if reward is not None and len(past) == limits.window:
+            sigma = max(std(past), limits.reward_floor)
+            if abs(reward - mean(past)) > limits.reward_sigmas * sigma:
+                found["reward_jump"] = f"reward {reward:.3g} after a mean of {mean(past):.3g}"
+        length, past = finite("completions/mean_length"), self._recent["completions/mean_length"]
+        if length is not None and len(past) == limits.window:
+            usual = mean(past)
+            if not usual / limits.length_factor <= length <= usual * limits.length_factor:
+                found["length_drift"] = f"mean length {length:.1f} after a mean of {usual:.1f}"
+        return found
+
+    def _remember(self, figures: Mapping[str, float | None]) -> None:
+        for key, past in self._recent.items():
+            value = figures.get(key)
+            if value is not None and math.isfinite(value):
+                past.append(value)
+                del past[:-self.limits.window]
+                if key == "entropy" and len(self._first_entropies) < self.limits.window:
+                    self._first_entropies.append(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs, as JSON."""
+        return {"recent": {key: list(past) for key, past in self._recent.items()},
+                "first_entropies": list(self._first_entropies), "active": sorted(self._active),
+                "tokens": self._tokens}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from state_dict()."""
+        self._recent = {key: list(state["recent"][key]) for key in self._WATCHED}
+        self._first_entropies = list(state["first_entropies"])
+        self._active, self._tokens = set(state["active"]), int(state["tokens"])
+
+
+# ---- progress -----------------------------------------------------------------------------------
+
+
+def _in_notebook() -> bool:
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ == "ZMQInteractiveShell"
+
+
+def format_seconds(seconds: float) -> str:
+    """75 -> '1m15s', 3675 -> '1h01m'."""
+    whole = max(int(round(seconds)), 0)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+class Progress:
+    """A progress bar with time left and current figures; plain lines where no terminal is.
+
+    >>> with Progress(120, "r1_zero") as bar:
+    ...     bar.update(reward=0.41)
+    Plain lines come once per tenth of the way, so that a log file stays short.
+    """
+
+    def __init__(self, total: int, description: str, done: int = 0,
+                 file: TextIO | None = None) -> None:
+        self.total, self.description, self.done = total, description, done
+        self._file = file or sys.stderr
+        self._start, self._first = time.monotonic(), done
+        self._bar = None
+        if _in_notebook() or self._file.isatty():
+            self._bar = tqdm(total=total, initial=done, desc=description, file=self._file,
+                             dynamic_ncols=not _in_notebook(), mininterval=0.2)
+
+    def update(self, steps: int = 1, **figures: float) -> None:
+        """Move on by `steps` and show `figures` (reward=0.41)."""
+        before, self.done = self.done, self.done + steps
+        words = {key: f"{value:.3g}" for key, value in figures.items()}
+        if self._bar is not None:
+            self._bar.set_postfix(words, refresh=False)
+            self._bar.update(steps)
+        elif self.done == self.total or self.done * 10 // self.total > before * 10 // self.total:
+            pace = (time.monotonic() - self._start) / max(self.done - self._first, 1)
+            left = format_seconds(pace * (self.total - self.done))
+            shown = "".join(f"  {key} {value}" for key, value in words.items())
+            print(f"{self.description} {self.done}/{self.total} {self.done / self.total:4.0%}  "
+                  f"{left} left{shown}", file=self._file, flush=True)
+
+    def close(self) -> None:
+        """Leave the last state of the bar standing."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def live_plot(rows: Sequence[Mapping[str, Any]], key: str = "reward", handle: Any = None) -> Any:
+    """Draw `key` over `step` in a notebook cell; pass the returned handle to draw over it again."""
+    from IPython.display import HTML, display
+
+    points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+    picture = HTML(line_chart(key, [Series(key, points)]))
+    if handle is None:
+        return display(picture, display_id=True)
+    handle.update(picture)
+    return handle

@@ -1,0 +1,158 @@
+"""reward_model.py - learned rewards: a model with a scalar head, trained on judged responses.
+
+    pairwise   L = mean -log sigmoid(s_chosen - s_rejected)          Bradley and Terry 1952
+    pointwise  L = mean -[y log sigmoid(s) + (1 - y) log sigmoid(-s)]
+
+DeepSeek-R1 (Nature, Methods; arXiv 2501.12948v2, 3.1): the helpful model is pairwise and sees the
+final summary only, the safety model is pointwise and sees the whole response. The paper prints no
+loss formulas; these two are ours, so is the end-of-text token that closes every scored sequence,
+and so is sigmoid(s), in (0, 1), as the reward: a plain sum with 0/1 rewards stays in proportion.
+
+Rows   pairwise: prompt, chosen, rejected      pointwise: prompt, completion, label (1 good, 0 bad)
+The prompt is text, messages or prompt_ids; responses are text. Knows nothing about how they were
+judged: no rubric is in sight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .config import ConfigError, RewardConfig
+from .tokenizer import split_thinking
+from .trainer import Callback, Trainer, check_length, data_order, fingerprint, prompt_ids_of
+
+_SCORE_BATCH = 64  # sequences a call of score; cannot change a score
+
+
+def scored_ids(prompt_ids: Sequence[int], response: str, part: str, processing_class: Any
+               ) -> list[int]:
+    """What the model sees: the prompt, the response or its summary alone (the text after </think>;
+    empty while the thinking is not closed), the end-of-text token."""
+    text = split_thinking(response)[1] if part == "summary" else response
+    return [*prompt_ids, *processing_class.encode(text), processing_class.eos_token_id]
+
+
+class RewardTrainer(Trainer):
+    """for step in RewardTrainer(policy.add_score_head(seed), args, train_dataset, ...): ..."""
+
+    args: RewardConfig
+
+    def __init__(self, model: Any, args: RewardConfig | None = None,
+                 train_dataset: Sequence[dict[str, Any]] = (),
+                 eval_dataset: Sequence[dict[str, Any]] | None = None,
+                 processing_class: Any = None,
+                 callbacks: Sequence[Callback] | None = None) -> None:
+        super().__init__(model, args or RewardConfig(), callbacks)
+        if processing_class is None:
+            raise ConfigError("RewardTrainer needs a processing_class: responses are text")
+        self.processing_class = processing_class
+        self.examples = self._encode(train_dataset, "train_dataset")
+        self.eval_examples = self._encode(eval_dataset or (), "eval_dataset")
+        if not self.examples:
+            raise ValueError("train_dataset is empty")
+
+    def _encode(self, rows: Sequence[dict[str, Any]], name: str
+                ) -> list[tuple[list[list[int]], float]]:
+        """Per row: (sequences, label); pairwise has two sequences, chosen first."""
+        pairwise = self.args.kind == "pairwise"
+        examples = []
+        for i, row in enumerate(rows):
+            where = f"{name} row {i}"
+            columns = ("chosen", "rejected") if pairwise else ("completion",)
+            for column in columns if pairwise else (*columns, "label"):
+                if column not in row:
+                    raise ValueError(f"{where} has no {column!r}, a {self.args.kind} row needs it")
+            label = 1.0 if pairwise else float(row["label"])
+            if label not in (0.0, 1.0):
+                raise ValueError(f"{where}: label is {row['label']!r}, expected 0 or 1")
+            prompt = prompt_ids_of(row, self.processing_class, where)
+            ids = [scored_ids(prompt, row[column], str(self.args.part), self.processing_class)
+                   for column in columns]
+            check_length(max(map(len, ids)), self.args.max_length, "max_length", self.model, where)
+            examples.append((ids, label))
+        return examples
+
+    @property
+    def total_steps(self) -> int:
+        if self.args.max_steps is not None:
+            return self.args.max_steps
+        return math.ceil(self.args.num_train_epochs * len(self.examples)
+                         / self.args.per_device_train_batch_size)
+
+    def _gradient(self) -> dict[str, Any]:
+        args, rows = self.args, self.args.per_device_train_batch_size
+        chosen = data_order(len(self.examples), args.seed, self.step * rows, rows,
+                            args.shuffle_dataset)
+        ids = [one for i in chosen for one in self.examples[i][0]]
+        labels = None if args.kind == "pairwise" else \
+            np.array([self.examples[i][1] for i in chosen], np.float32)
+        self.model.zero_grad()
+        loss = self.model.reward_gradient(ids, kind=args.kind, labels=labels, total=rows,
+                                          micro_batch_tokens=args.micro_batch_tokens)
+        return {"loss": float(loss), "num_tokens": sum(map(len, ids)),
+                "epoch": (self.step + 1) * rows / len(self.examples)}
+
+    def evaluate(self) -> dict[str, float]:
+        """Accuracy on eval_dataset: the chosen response scores higher (a tie is half), or the
+        score's sign agrees with the label."""
+        if not self.eval_examples:
+            raise ValueError("evaluate needs an eval_dataset")
+        scores = score_in_batches(self.model.score,
+                                  [one for ids, _ in self.eval_examples for one in ids])
+        if self.args.kind == "pairwise":
+            margin = scores[0::2] - scores[1::2]
+        else:
+            margin = scores * np.array([2.0 * label - 1.0 for _, label in self.eval_examples])
+        right = np.where(margin > 0, 1.0, np.where(margin == 0, 0.5, 0.0))
+        return {"accuracy": math.fsum(right) / len(right), "n": len(right)}
+
+    def _state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        return {}, {"dataset": fingerprint(self.examples)}
+
+    def _load_state(self, arrays: dict[str, NDArray[Any]], meta: dict[str, Any]) -> None:
+        if meta["dataset"] != fingerprint(self.examples):
+            raise ConfigError("the saved run had another train_dataset")
+
+
+def score_in_batches(score: Callable[[list[list[int]]], Any], ids: Sequence[list[int]]
+                     ) -> NDArray[np.float64]:
+    """Scores (B) of sequences, a bounded number at a time."""
+    out = [np.asarray(score(list(ids[i:i + _SCORE_BATCH])), np.float64)
+           for i in range(0, len(ids), _SCORE_BATCH)]
+    scores = np.concatenate(out) if out else np.zeros(0)
+    if not np.isfinite(scores).all():
+        raise FloatingPointError("the reward model gave a score that is not finite")
+    return scores
+
+
+class ModelReward:
+    """A learned reward as a reward function: sigmoid(score). It applies to rows whose column
+    `reward_model` is this name, to every row where there is no such column, and gives None to the
+    others. `score` is Model.score, injected: a function of lists of ids."""
+
+    def __init__(self, score: Callable[[list[list[int]]], Any], processing_class: Any,
+                 part: str = "summary", name: str = "helpful") -> None:
+        if part not in ("summary", "whole"):
+            raise ConfigError(f"ModelReward: part is {part!r}, expected 'summary' or 'whole'")
+        self.score, self.processing_class, self.part = score, processing_class, part
+        self.__name__ = name
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[str],
+                 completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[float | None]:
+        kinds = columns.get("reward_model", [self.__name__] * len(completions))
+        mine = [i for i, kind in enumerate(kinds) if kind == self.__name__]
+        ids = []
+        for i in mine:
+            is_ids = len(prompts[i]) > 0 and isinstance(prompts[i][0], int)  # else text, messages
+            prompt = prompt_ids_of({"prompt_ids" if is_ids else "prompt": prompts[i]},
+                                   self.processing_class, "prompt")
+            ids.append(scored_ids(prompt, completions[i], self.part, self.processing_class))
+        rewards: list[float | None] = [None] * len(completions)
+        for i, one in zip(mine, score_in_batches(self.score, ids).tolist()):
+            rewards[i] = 0.5 * (1.0 + math.tanh(0.5 * one))  # sigmoid that cannot overflow
+        return rewards

@@ -1,0 +1,26 @@
+"""Format: 1 if the completion has its template's shape, else 0 (the paper publishes no value).
+
+The shape is anchored: every tag exactly once, nothing before the first or after the end
+(`tokenizer.is_wellformed`). A completion that was cut off at the length limit is malformed, which
+only `finish_reasons` can tell in the r1 template, whose end is a token and no string."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..tasks.problem import VERIFIABLE
+from ..tokenizer import is_wellformed
+
+
+def format_reward(prompts: Sequence[str], completions: Sequence[str],
+                  completion_ids: Sequence[Sequence[int]], *, template: Sequence[str],
+                  task: Sequence[str] | None = None,
+                  finish_reasons: Sequence[str] | None = None, **_: Any) -> list[float | None]:
+    """1.0 well-formed, 0.0 not. Columns: template, task (a general row boxes no answer), and,
+    from the trainer, finish_reasons ("stop" or "length")."""
+    tasks = task or [VERIFIABLE[0]] * len(completions)
+    reasons = finish_reasons or ["stop"] * len(completions)
+    return [float(reason != "length" and is_wellformed(text, shape, boxed=kind in VERIFIABLE))
+            for text, shape, kind, reason
+            in zip(completions, template, tasks, reasons, strict=True)]

@@ -1,0 +1,121 @@
+"""rollout.py - prompts -> groups of completions: ids, log-probs, text, why each stopped.
+
+    for p in prompts, g in G:   o = completion p * G + g,   log-prob of each of its tokens
+
+Groups are index ranges, never found by content. The engine samples ids and knows no text; a stop
+string is text, so where one is given the sampler runs in slices of 16 tokens, the new text is
+looked at between slices and what lies behind the stop string is cut. Cutting cannot change a draw:
+every draw is a function of (seed, step, prompt, generation, position).
+
+No reward, no advantage, no trainer in sight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .config import Sampling
+
+SLICE = 16  # tokens decoded between two looks at the text
+
+
+class Tokenizer(Protocol):
+    """What trainers need of a processing_class."""
+
+    eos_token_id: int | None
+
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+@dataclass
+class Completions:
+    """The flat result of a rollout; completion p * group_size + g belongs to prompt p."""
+
+    prompt_ids: list[list[int]]  # (P)
+    group_size: int
+    completion_ids: list[NDArray[np.int32]]  # (P G), each (T)
+    logprobs: list[NDArray[np.float32]]  # (P G), each (T)
+    finish_reasons: list[str]  # (P G), "stop" or "length"
+    texts: list[str]  # (P G); empty strings without a tokenizer
+
+    def __len__(self) -> int:
+        return len(self.completion_ids)
+
+    def group(self, prompt: int) -> range:
+        """Indices of the completions of a prompt."""
+        return range(prompt * self.group_size, (prompt + 1) * self.group_size)
+
+    def select(self, prompts: Sequence[int]) -> Completions:
+        """The groups of some prompts, in that order."""
+        flat = [i for p in prompts for i in self.group(p)]
+        return Completions([self.prompt_ids[p] for p in prompts], self.group_size,
+                           [self.completion_ids[i] for i in flat], [self.logprobs[i] for i in flat],
+                           [self.finish_reasons[i] for i in flat], [self.texts[i] for i in flat])
+
+    @staticmethod
+    def join(parts: Sequence[Completions]) -> Completions:
+        """Several rollouts of one group size after each other."""
+        def flat(name: str) -> list[Any]:
+            return [one for part in parts for one in getattr(part, name)]
+        return Completions(flat("prompt_ids"), parts[0].group_size, flat("completion_ids"),
+                           flat("logprobs"), flat("finish_reasons"), flat("texts"))
+
+
+def rollout(model: Any, prompts: Sequence[Sequence[int]], group_size: int, sampling: Sampling,
+            stop_strings: Sequence[str] = (), tokenizer: Tokenizer | None = None, seed: int = 0,
+            step: int = 0, sample_ids: Sequence[int] | None = None) -> Completions:
+    """Sample group_size completions of each prompt. sample_ids (P): the number by which the draws
+    know a prompt; default its index in this call."""
+    if stop_strings and tokenizer is None:
+        raise ValueError("stop_strings are text: give a tokenizer")
+    ids_in = [list(map(int, prompt)) for prompt in prompts]
+    options = {**sampling.filters(), "seed": seed, "step": step,
+               "stop_token_ids": sampling.stop_token_ids, "sample_ids": sample_ids}
+    length = sampling.max_completion_length
+    if stop_strings:
+        session = model.session(ids_in, group_size, length, **options)
+        while not session.done:
+            changed = session.run(SLICE)
+            for i in changed:
+                keep = find_stop(session.ids(i), stop_strings, tokenizer)
+                if keep is not None:
+                    session.stop(i, keep)
+        sampled = session.rollout()
+    else:
+        sampled = model.generate(ids_in, num_generations=group_size, max_new_tokens=length,
+                                 **options)
+    ids = list(sampled.completion_ids)
+    texts = [completion_text(tokenizer, one) if tokenizer else "" for one in ids]
+    return Completions(ids_in, group_size, ids, list(sampled.logprobs),
+                       list(sampled.finish_reasons), texts)
+
+
+def find_stop(ids: Sequence[int], stop_strings: Sequence[str], tokenizer: Any) -> int | None:
+    """How many tokens of ids to keep so that the text just holds a stop string, or None. Only the
+    newest slice can hold a new one, so only the tail of the text is decoded: a stop string that
+    begins in an earlier slice spans at most as many tokens as it has characters."""
+    reach = SLICE + max(map(len, stop_strings))
+    start = max(0, len(ids) - reach)
+    tail = list(ids[start:])
+    if not _holds(tokenizer.decode(tail), stop_strings):
+        return None
+    return start + next(n for n in range(1, len(tail) + 1)
+                        if _holds(tokenizer.decode(tail[:n]), stop_strings))
+
+
+def _holds(text: str, stop_strings: Sequence[str]) -> bool:
+    return any(stop in text for stop in stop_strings)
+
+
+def completion_text(tokenizer: Any, ids: Iterable[int]) -> str:
+    """Text of a completion without its end-of-sequence token."""
+    plain = [int(one) for one in ids]
+    if plain and plain[-1] == getattr(tokenizer, "eos_token_id", None):
+        plain.pop()
+    return tokenizer.decode(plain)

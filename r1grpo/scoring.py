@@ -1,0 +1,194 @@
+"""scoring.py - completions -> rewards: calls the reward functions, checks what they return, keeps
+the verdicts in a log.
+
+A reward function is f(prompts, completions, completion_ids, **columns) -> list[float | None];
+columns are the dataset's, one entry a completion, and finish_reasons ("stop" or "length"); None:
+not applicable (NaN in the arrays here).
+
+    total_i = sum_k weight_k r_ik   over the parts that apply; NaN where none does
+
+A verdict may come from outside (a sandbox, a deadline), so it need not be the same twice.
+VerdictLog writes it durably before the update that uses it; a resumed run samples the same
+completions and takes their verdicts from the log instead of asking again. Knows nothing about
+models or gradients.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import numbers
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .rollout import Completions, completion_text
+
+RewardFunction = Callable[..., Sequence[float | None]]
+
+
+class RewardError(ValueError):
+    """A reward function returned what is no reward; the message names it."""
+
+
+class Rewards:
+    """The reward functions of a run, in order."""
+
+    def __init__(self, functions: RewardFunction | Sequence[RewardFunction],
+                 weights: Sequence[float] | None = None) -> None:
+        self.functions = [functions] if callable(functions) else list(functions)
+        if not self.functions:
+            raise RewardError("reward_funcs is empty")
+        for one in self.functions:
+            if not callable(one):
+                raise RewardError(f"reward_funcs holds {one!r}, which cannot be called")
+        self.names = [getattr(one, "__name__", type(one).__name__) for one in self.functions]
+        if len(set(self.names)) < len(self.names):
+            raise RewardError(f"two reward functions have one name: {', '.join(self.names)}")
+        self.weights = np.ones(len(self.functions)) if weights is None else np.array(weights, float)
+        if self.weights.shape != (len(self.functions),) or not np.isfinite(self.weights).all():
+            raise RewardError(f"reward_weights needs {len(self.functions)} finite numbers "
+                              f"({', '.join(self.names)}), got {weights!r}")
+
+    def score(self, rows: Sequence[dict[str, Any]], completions: Completions
+              ) -> NDArray[np.float64]:
+        """Rewards by part (n, parts); rows (P) are the dataset rows of the prompts."""
+        n, group = len(completions), completions.group_size
+        keys = {key for row in rows for key in row} - {"prompt", "prompt_ids"}
+        if taken := keys & {"prompts", "completions", "completion_ids", "finish_reasons"}:
+            raise RewardError(f"the dataset has a column {min(taken)!r}, which reward functions "
+                              f"receive from the trainer; rename it")
+        columns = {key: [rows[i // group].get(key) for i in range(n)] for key in sorted(keys)}
+        prompts = [rows[i // group].get("prompt", completions.prompt_ids[i // group])
+                   for i in range(n)]
+        ids = [one.tolist() for one in completions.completion_ids]
+        parts = np.empty((n, len(self.functions)))
+        for k, (name, function) in enumerate(zip(self.names, self.functions)):
+            try:
+                values = function(prompts=list(prompts), completions=list(completions.texts),
+                                  completion_ids=[list(one) for one in ids],
+                                  finish_reasons=list(completions.finish_reasons), **columns)
+            except Exception as error:
+                error.add_note(f"raised by reward function {name!r}; it is called as "
+                               f"f(prompts, completions, completion_ids, **columns) with columns "
+                               f"{', '.join(columns) or '(none)'}")
+                raise
+            parts[:, k] = _check(name, values, n)
+        return parts
+
+    def total(self, parts: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Weighted sum (n) of the parts that apply; NaN where none does."""
+        total = np.where(np.isnan(parts), 0.0, parts * self.weights).sum(axis=1)
+        return np.where(np.isnan(parts).all(axis=1), np.nan, total)
+
+
+def _check(name: str, values: Any, n: int) -> list[float]:
+    if not isinstance(values, (list, tuple, np.ndarray)):
+        raise RewardError(f"reward function {name!r} returned {type(values).__name__}, "
+                          f"expected a list of {n} numbers or None")
+    if len(values) != n:
+        raise RewardError(f"reward function {name!r} returned {len(values)} values for {n} "
+                          f"completions")
+    out = []
+    for i, value in enumerate(values):
+        if value is None:
+            out.append(math.nan)
+        elif not isinstance(value, (numbers.Real, np.bool_)):
+            raise RewardError(f"reward function {name!r}: value {i} is {value!r}, expected a "
+                              f"number or None")
+        elif not math.isfinite(value):
+            raise RewardError(f"reward function {name!r}: value {i} is {float(value)}; a reward is "
+                              f"a finite number, or None where it does not apply")
+        else:
+            out.append(float(value))
+    return out
+
+
+class VerdictLog:
+    """Append-only JSONL of the verdicts of each rollout. Without a path it does nothing. A new run
+    begins a new log at its first verdict, so another reward function in the same folder never meets
+    old verdicts; load() takes the file up, which is what a resume does."""
+
+    def __init__(self, path: str | Path | None) -> None:
+        self.path = Path(path) if path else None
+        self._known: dict[tuple[int, int, str], list[list[float | None]]] = {}
+        self._mode = "wb"
+
+    def load(self) -> None:
+        """Remember what the file holds and go on behind it."""
+        self._mode = "ab"
+        if self.path and self.path.exists():
+            whole = 0
+            with self.path.open("rb") as file:
+                for line in file:
+                    try:
+                        entry = json.loads(line)
+                        key = (entry["step"], entry["attempt"], entry["completions"])
+                        if not line.endswith(b"\n"):
+                            break
+                        self._known[key] = entry["rewards"]
+                    except (ValueError, KeyError, TypeError):
+                        break
+                    whole += len(line)
+            os.truncate(self.path, whole)  # a kill may have torn the last line
+
+    def recall(self, step: int, attempt: int, completions: Completions
+               ) -> NDArray[np.float64] | None:
+        """The verdicts (n, parts) written for exactly these completions, or None."""
+        found = self._known.get((step, attempt, digest(completions))) if self._known else None
+        return None if found is None else np.array(
+            [[math.nan if v is None else v for v in row] for row in found], dtype=np.float64)
+
+    def write(self, step: int, attempt: int, completions: Completions,
+              parts: NDArray[np.float64]) -> None:
+        """On disk when this returns."""
+        if self.path is None:
+            return
+        rows = [[None if math.isnan(v) else v for v in row] for row in parts.tolist()]
+        entry = {"step": step, "attempt": attempt, "completions": digest(completions),
+                 "rewards": rows}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open(self._mode) as file:
+            self._mode = "ab"
+            file.write(json.dumps(entry).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def digest(completions: Completions) -> str:
+    """Fingerprint of prompts and completions, by ids."""
+    h = hashlib.blake2b(digest_size=16)
+    for ids in (*completions.prompt_ids, *completions.completion_ids):
+        data = np.asarray(ids, dtype="<i4").tobytes()
+        h.update(len(data).to_bytes(8, "little") + data)
+    return h.hexdigest()
+
+
+def pack_rollout(completions: Completions) -> dict[str, NDArray[Any]]:
+    """Arrays of a rollout for a checkpoint: ids and log-probs end to end, with their lengths."""
+    def flat(lists: Sequence[Any], dtype: type) -> NDArray[Any]:
+        return np.concatenate([np.asarray(one, dtype) for one in lists])
+    prompts, ids = completions.prompt_ids, completions.completion_ids
+    return {"rollout/prompt_ids": flat(prompts, np.int32),
+            "rollout/prompt_lengths": np.array([len(one) for one in prompts], np.int64),
+            "rollout/completion_ids": flat(ids, np.int32),
+            "rollout/completion_lengths": np.array([len(one) for one in ids], np.int64),
+            "rollout/logprobs": flat(completions.logprobs, np.float32)}
+
+
+def unpack_rollout(arrays: dict[str, NDArray[Any]], finish_reasons: Sequence[str],
+                   tokenizer: Any) -> Completions:
+    """The rollout of pack_rollout's arrays; its text is decoded anew."""
+    def split(name: str, lengths: str) -> list[NDArray[Any]]:
+        ends = np.cumsum(arrays[f"rollout/{lengths}"])[:-1]
+        return [np.ascontiguousarray(one) for one in np.split(arrays[f"rollout/{name}"], ends)]
+    prompts = [one.tolist() for one in split("prompt_ids", "prompt_lengths")]
+    ids = split("completion_ids", "completion_lengths")
+    return Completions(prompts, len(ids) // len(prompts), ids,
+                       split("logprobs", "completion_lengths"), list(finish_reasons),
+                       [completion_text(tokenizer, one) if tokenizer else "" for one in ids])

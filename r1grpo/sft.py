@@ -1,0 +1,146 @@
+"""sft.py - supervised fine-tuning, and pre-training, which is the same loss over other rows.
+
+    L = sum w * (-log pi(token)) / sum w        over the completion tokens of the rows of one update
+
+Row (one of)                                     prompt                     completion
+    prompt_ids, completion_ids [, weights]       as given                   as given
+    prompt (text or messages), completion        encoded                    encoded, end of text
+    ids                                          the first token            the others
+    text                                         the first token            the others, end of text
+
+weights: one number a completion token, 0 leaves a token out. A batch is per_device_train_batch_size
+rows and may straddle two epochs, so every row is used once an epoch (the last batch is filled up
+from the next). MTP and balance losses and the routing bias follow their options. DeepSeek-R1's
+numbers are SFTConfig.r1() and .distill(). Knows nothing about rewards.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .config import ConfigError, SFTConfig
+from .trainer import Callback, Trainer, check_length, data_order, fingerprint, prompt_ids_of
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row as token ids."""
+
+    prompt_ids: NDArray[np.int32]
+    completion_ids: NDArray[np.int32]  # (T)
+    weights: NDArray[np.float32] | None  # (T)
+
+
+def encode_row(row: dict[str, Any], processing_class: Any, where: str = "row") -> Example:
+    """Token ids of a row, see the head of the file."""
+    def text_ids(name: str) -> list[int]:
+        if processing_class is None:
+            raise ValueError(f"{where} has text in {name!r}: give processing_class")
+        return [*processing_class.encode(row[name]), processing_class.eos_token_id]
+
+    if "ids" in row or "text" in row:
+        whole = list(row["ids"]) if "ids" in row else text_ids("text")
+        prompt, completion = whole[:1], whole[1:]
+    else:
+        prompt = prompt_ids_of(row, processing_class, where)
+        if "completion_ids" in row:
+            completion = list(row["completion_ids"])
+        elif "completion" in row:
+            completion = text_ids("completion")
+        else:
+            raise ValueError(f"{where} has neither 'completion' nor 'completion_ids'")
+    if not completion:
+        raise ValueError(f"{where} has no token to learn")
+    weights = None
+    if row.get("weights") is not None:
+        weights = np.asarray(row["weights"], np.float32)
+        if weights.shape != (len(completion),) or not np.isfinite(weights).all():
+            raise ValueError(f"{where}: weights must be {len(completion)} finite numbers")
+    return Example(np.asarray(prompt, np.int32), np.asarray(completion, np.int32), weights)
+
+
+class SFTTrainer(Trainer):
+    """for step in SFTTrainer(model, args, train_dataset): ..."""
+
+    args: SFTConfig
+
+    def __init__(self, model: Any, args: SFTConfig | None = None,
+                 train_dataset: Sequence[dict[str, Any]] = (),
+                 eval_dataset: Sequence[dict[str, Any]] | None = None,
+                 processing_class: Any = None,
+                 callbacks: Sequence[Callback] | None = None) -> None:
+        super().__init__(model, args or SFTConfig(), callbacks)
+        self.processing_class = processing_class
+        self.examples = self._encode(train_dataset, "train_dataset")
+        self.eval_examples = self._encode(eval_dataset or (), "eval_dataset")
+        if not self.examples:
+            raise ValueError("train_dataset is empty")
+
+    def _encode(self, rows: Sequence[dict[str, Any]], name: str) -> list[Example]:
+        examples = [encode_row(row, self.processing_class, f"{name} row {i}")
+                    for i, row in enumerate(rows)]
+        for i, one in enumerate(examples):
+            check_length(len(one.prompt_ids) + len(one.completion_ids), self.args.max_length,
+                         "max_length", self.model, f"{name} row {i}")
+        return examples
+
+    @property
+    def total_steps(self) -> int:
+        if self.args.max_steps is not None:
+            return self.args.max_steps
+        return math.ceil(self.args.num_train_epochs * len(self.examples)
+                         / self.args.per_device_train_batch_size)
+
+    def _gradient(self) -> dict[str, Any]:
+        args, rows = self.args, self.args.per_device_train_batch_size
+        chosen = data_order(len(self.examples), args.seed, self.step * rows, rows,
+                            args.shuffle_dataset)
+        batch = [self.examples[i] for i in chosen]
+        weights = None
+        if any(one.weights is not None for one in batch):
+            weights = [np.ones(len(one.completion_ids), np.float32) if one.weights is None
+                       else one.weights for one in batch]
+        self.model.zero_grad()
+        loss = self.model.sft_gradient(
+            [one.prompt_ids for one in batch], [one.completion_ids for one in batch],
+            weights=weights, micro_batch_tokens=args.micro_batch_tokens, mtp_coef=args.mtp_coef,
+            balance_coef=args.balance_coef)
+        return {"loss": float(loss), "num_tokens": int(loss.tokens),
+                "epoch": (self.step + 1) * rows / len(self.examples),
+                **{name: loss.stats[name] for name in ("mtp_loss", "mtp_accept", "balance_loss")
+                   if name in loss.stats}}
+
+    def evaluate(self) -> dict[str, float]:
+        """Mean of -log pi over the weighted completion tokens of eval_dataset."""
+        if not self.eval_examples:
+            raise ValueError("evaluate needs an eval_dataset")
+        losses: list[float] = []
+        total: list[float] = []
+        for start in range(0, len(self.eval_examples), self.args.per_device_train_batch_size):
+            batch = self.eval_examples[start:start + self.args.per_device_train_batch_size]
+            logprobs = self.model.logprobs([one.prompt_ids for one in batch],
+                                           [one.completion_ids for one in batch])
+            for one, logp in zip(batch, logprobs):
+                weights = np.ones(len(logp)) if one.weights is None else one.weights
+                losses += (-weights * np.asarray(logp, np.float64)).tolist()
+                total += weights.tolist()
+        return {"eval_loss": math.fsum(losses) / math.fsum(total),
+                "eval_num_tokens": math.fsum(total)}
+
+    def _fingerprint(self) -> str:
+        return fingerprint([[one.prompt_ids.tolist(), one.completion_ids.tolist(),
+                             None if one.weights is None else one.weights.tolist()]
+                            for one in self.examples])
+
+    def _state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        return {}, {"dataset": self._fingerprint()}
+
+    def _load_state(self, arrays: dict[str, NDArray[Any]], meta: dict[str, Any]) -> None:
+        if meta["dataset"] != self._fingerprint():
+            raise ConfigError("the saved run had another train_dataset")

@@ -1,0 +1,262 @@
+"""trainer.py - what every trainer is: an iterator over steps, a state to go on from, a .train().
+
+    for step in trainer: ...            one step = one update of the weights
+    trainer.train()                     the same loop; Ctrl-C saves and stops
+
+A step is computed in two halves. The first (sampling, rewards, gradient) may be interrupted at any
+moment and changes nothing that counts: all of it is a function of (weights, seed, step) and is done
+again. The second (update and bookkeeping) is short and a Ctrl-C waits for its end. So a trainer is
+always between two steps, and state_dict() is everything an exact resume needs.
+
+No decision reads a clock; step_time is the only figure of time. Knows nothing about rewards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import checkpoint
+from .config import ConfigError, TrainingConfig
+
+# options that a resumed run may give differently: they cannot change the bits of a step that both
+# runs take (a longer run keeps them under the constant schedule)
+_FREE_OPTIONS = {"output_dir", "save_steps", "micro_batch_tokens", "max_steps", "num_train_epochs"}
+
+Callback = Callable[["Trainer", dict[str, Any]], None]
+
+
+def learning_rate_at(args: TrainingConfig, step: int, total_steps: int) -> float:
+    """Learning rate of update `step` (0-based): linear warm-up, then constant, linear or cosine
+    decay to min_lr_rate * learning_rate at the last step."""
+    if step < args.warmup_steps:
+        return args.learning_rate * (step + 1) / args.warmup_steps
+    if args.lr_scheduler_type == "constant":
+        return args.learning_rate
+    span = max(1, total_steps - 1 - args.warmup_steps)
+    done = min(1.0, (step - args.warmup_steps) / span)
+    linear = args.lr_scheduler_type == "linear"
+    left = 1.0 - done if linear else 0.5 * (1.0 + math.cos(math.pi * done))
+    return args.learning_rate * (args.min_lr_rate + (1.0 - args.min_lr_rate) * left)
+
+
+@lru_cache(maxsize=4)
+def _permutation(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(rows)
+
+
+def data_order(rows: int, seed: int, start: int, count: int, shuffle: bool = True) -> list[int]:
+    """Row indices start .. start + count of an endless stream: epoch e is the permutation that
+    (seed, e) gives. A pure function, so no data position can be lost in a resume."""
+    if rows < 1:
+        raise ValueError("the dataset is empty")
+    return [int(_permutation(rows, seed, p // rows)[p % rows]) if shuffle else p % rows
+            for p in range(start, start + count)]
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Holds a Ctrl-C back until the block has ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals reach the main thread only
+        return
+    caught: list[Any] = []
+    before = signal.signal(signal.SIGINT, lambda *signal_frame: caught.append(signal_frame))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before if before is not None else signal.SIG_DFL)
+    if caught and callable(before):
+        before(*caught[0])
+
+
+def fingerprint(rows: Sequence[Any]) -> str:
+    """Hash of a dataset's rows, so that a resume with other data is noticed."""
+    h = hashlib.blake2b(digest_size=16)
+    for row in rows:
+        h.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
+    return h.hexdigest()
+
+
+def prompt_ids_of(row: Any, processing_class: Any, where: str) -> list[int]:
+    """Token ids of a row's prompt: 'prompt_ids', or 'prompt' as text or as chat messages."""
+    if "prompt_ids" in row:
+        ids = [int(one) for one in row["prompt_ids"]]
+    elif "prompt" not in row:
+        raise ValueError(f"{where} has neither 'prompt' nor 'prompt_ids'; it has "
+                         f"{', '.join(map(repr, row)) or 'no column'}")
+    elif processing_class is None:
+        raise ValueError(f"{where} has a text prompt: give processing_class or 'prompt_ids'")
+    elif isinstance(row["prompt"], str):
+        ids = list(processing_class.encode(row["prompt"]))
+    else:
+        ids = list(processing_class.apply_chat_template(row["prompt"]))
+    if not ids:
+        raise ValueError(f"{where} has an empty prompt")
+    return ids
+
+
+def check_length(length: int, limit: int | None, option: str, model: Any, where: str) -> None:
+    """Refuse what is longer than an option allows or than the model's context, before any work."""
+    context = model.config.max_position_embeddings
+    for most, name in ((limit, option), (context, "the model's context")):
+        if most is not None and length > most:
+            raise ValueError(f"{where} has {length} tokens, {name} is {most}; filter the data")
+
+
+class Trainer:
+    """The loop. A trainer gives _gradient, _commit and its part of the state."""
+
+    def __init__(self, model: Any, args: TrainingConfig,
+                 callbacks: Sequence[Callback] | None = None) -> None:
+        self.model = model
+        self.args = args
+        self.callbacks = list(callbacks or [])  # each is called as f(trainer, metrics)
+        self.step = 0  # updates done
+        self.num_tokens = 0  # tokens trained on so far
+        self.log_history: list[dict[str, Any]] = []
+
+    # ---- what a trainer provides ----
+
+    @property
+    def total_steps(self) -> int:
+        raise NotImplementedError
+
+    def _gradient(self) -> dict[str, Any]:
+        """Leave the gradient of the next update in the model and return its metrics; 'num_tokens'
+        is the number of tokens of this update."""
+        raise NotImplementedError
+
+    def _commit(self, metrics: dict[str, Any]) -> None:
+        """Bookkeeping after an update; self.step already counts it."""
+
+    def _state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Arrays and JSON values beyond the model, the optimiser and the step."""
+        return {}, {}
+
+    def _load_state(self, arrays: dict[str, NDArray[Any]], meta: dict[str, Any]) -> None:
+        """Take back what _state gave."""
+
+    # ---- the loop ----
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        """One step; returns its metrics."""
+        if self.step >= self.total_steps:
+            raise StopIteration
+        args = self.args
+        started = time.perf_counter()
+        learning_rate = learning_rate_at(args, self.step, self.total_steps)
+        metrics = self._gradient()
+        with uninterrupted():
+            norm = self.model.update(learning_rate, betas=(args.adam_beta1, args.adam_beta2),
+                                     eps=args.adam_epsilon, weight_decay=args.weight_decay,
+                                     max_grad_norm=args.max_grad_norm)
+            if args.router_bias_rate:
+                self.model.update_router_bias(args.router_bias_rate)
+            self.step += 1
+            self.num_tokens += metrics["num_tokens"]
+            self._commit(metrics)
+            metrics = {"step": self.step, **metrics, "grad_norm": float(norm),
+                       "learning_rate": learning_rate, "step_time": time.perf_counter() - started}
+            self.log_history.append(metrics)
+        for callback in self.callbacks:
+            callback(self, metrics)
+        if args.save_steps and args.output_dir and self.step % args.save_steps == 0:
+            self.save_checkpoint()
+        return metrics
+
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None
+              ) -> list[dict[str, Any]]:
+        """Run to the last step and return log_history. resume_from_checkpoint: a checkpoint's
+        folder, or True for the newest in output_dir. Ctrl-C saves a checkpoint (where output_dir
+        is set) and is raised again; calling train() once more goes on."""
+        if resume_from_checkpoint:
+            self.load_checkpoint(None if resume_from_checkpoint is True else resume_from_checkpoint)
+        try:
+            for _ in self:
+                pass
+        except KeyboardInterrupt:
+            if self.args.output_dir:
+                with uninterrupted():
+                    self.save_checkpoint()
+            raise
+        return self.log_history
+
+    # ---- state ----
+
+    def state_dict(self) -> dict[str, Any]:
+        """{'arrays': name -> array, 'meta': JSON values}: with the same dataset, all of an exact
+        resume."""
+        arrays, meta = self._state()
+        arrays = {**arrays,
+                  **{f"model/{k}": v for k, v in self.model.state_dict().items()},
+                  **{f"optimizer/{k}": v for k, v in self.model.optimizer_state().items()}}
+        return {"arrays": arrays,
+                "meta": {**meta, "trainer": type(self).__name__, "step": self.step,
+                         "num_tokens": self.num_tokens, "args": _fixed_options(self.args)}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        arrays, meta = state["arrays"], state["meta"]
+        if meta["trainer"] != type(self).__name__:
+            raise ConfigError(f"this is the state of a {meta['trainer']}, not of a "
+                              f"{type(self).__name__}")
+        now, then = _fixed_options(self.args), meta["args"]
+        changed = [f"{k}: {then.get(k)!r} -> {now.get(k)!r}" for k in sorted(now.keys() | then)
+                   if now.get(k) != then.get(k)]
+        if changed:
+            raise ConfigError(f"the saved run had other options: {'; '.join(changed)}")
+        self._load_state(arrays, meta)
+        self.model.load_state_dict(_under(arrays, "model/"))
+        self.model.load_optimizer_state(_under(arrays, "optimizer/"))
+        self.step, self.num_tokens = int(meta["step"]), int(meta["num_tokens"])
+
+    def save_checkpoint(self) -> Path:
+        """Write state_dict() to output_dir, whole or not at all; returns its folder."""
+        if not self.args.output_dir:
+            raise ConfigError("save_checkpoint needs output_dir")
+        state, name = self.state_dict(), checkpoint.step_name(self.step)
+        checkpoint.save_checkpoint(self.args.output_dir, name, state["arrays"], state["meta"])
+        return Path(self.args.output_dir) / name
+
+    def load_checkpoint(self, path: str | Path | None = None) -> None:
+        """Load a checkpoint's folder; None: the newest valid one of output_dir."""
+        if path is None and not self.args.output_dir:
+            raise ConfigError("resume_from_checkpoint=True needs output_dir")
+        saved = checkpoint.load_checkpoint(path) if path else \
+            checkpoint.load_newest(str(self.args.output_dir))
+        if saved is None:
+            raise FileNotFoundError(f"no checkpoint in {self.args.output_dir}")
+        self.load_state_dict({"arrays": saved.arrays, "meta": saved.meta})
+
+    def save_model(self, output_dir: str | Path | None = None) -> None:
+        """Save the model alone (config.json and safetensors)."""
+        folder = output_dir or self.args.output_dir
+        if not folder:
+            raise ConfigError("save_model needs output_dir")
+        self.model.save_pretrained(folder)
+
+
+def _fixed_options(args: TrainingConfig) -> dict[str, Any]:
+    """The options that a resumed run must share, as JSON would give them back."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(args).items()
+            if k not in _FREE_OPTIONS}
+
+
+def _under(arrays: dict[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}

@@ -1,0 +1,90 @@
+"""What every op test needs: arrays that start as NaN, tolerances, bit equality.
+
+`TOLERANCE` is the one table of tolerances, in units of float32's spacing at 1 (2^-23). An element may
+differ from the float64 oracle by that many units of its own size plus as many of the array's root
+mean square: terms that cancel leave an error of their own size. Beside it, the cosine between the two
+arrays must be 1 to 1e-9.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+
+UNIT = 2.0 ** -23
+TOLERANCE = {
+    "exact": 0.0,
+    "element": 4.0,  # a handful of operations on one element
+    "row": 32.0,  # a reduction over a row, a head, a softmax
+    "sum": 16.0,  # a float32 chain over tokens or over a matmul's inner dimension
+    "soft": 128.0,  # behind the exp of large scores, or a difference of such sums
+}
+
+SIZES = (0, 1, 3, 31, 33, 127, 129)
+
+
+def nan(*shape: int) -> F32:
+    """An output nobody has written."""
+    return np.full(shape, np.nan, np.float32)
+
+
+def normal(rng: np.random.Generator, *shape: int) -> F32:
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def ints(*values: int) -> NDArray[np.int32]:
+    return np.array(values, np.int32)
+
+
+def check(actual: np.ndarray, expected: np.ndarray, kind: str) -> None:
+    """actual, float32, is the oracle's value to TOLERANCE[kind]."""
+    got, want = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert got.shape == want.shape
+    finite = np.isfinite(want)
+    np.testing.assert_array_equal(np.where(finite, 0.0, got), np.where(finite, 0.0, want))
+    got, want = np.where(finite, got, 0.0), np.where(finite, want, 0.0)
+    size = np.sqrt(np.mean(want * want)) if want.size else 0.0
+    allowed = TOLERANCE[kind] * UNIT * (np.abs(want) + size)
+    worst = np.abs(got - want) - allowed
+    assert np.all(worst <= 0.0), (
+        f"off by {np.abs(got - want).max():.3g} where {allowed.flat[worst.argmax()]:.3g} is allowed,"
+        f" at {np.unravel_index(worst.argmax(), worst.shape)}")
+    norms = np.linalg.norm(got) * np.linalg.norm(want)
+    if norms > 0.0:
+        assert 1.0 - (got * want).sum() / norms < 1e-9
+
+
+def bits(*arrays: np.ndarray) -> list[bytes]:
+    return [np.ascontiguousarray(a).tobytes() for a in arrays]
+
+
+def assert_same_bits(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> None:
+    """Equal bit for bit; the message names the first difference."""
+    for i, (x, y) in enumerate(zip(a, b, strict=True)):
+        x, y = np.ascontiguousarray(x), np.ascontiguousarray(y)
+        assert x.dtype == y.dtype and x.shape == y.shape
+        if x.tobytes() != y.tobytes():
+            differ = x.view(np.uint8).reshape(*x.shape, -1) != y.view(np.uint8).reshape(*y.shape, -1)
+            at = tuple(np.argwhere(differ.any(axis=-1))[0])
+            raise AssertionError(f"array {i} differs first at {at}: {x[at]!r} and {y[at]!r}")
+
+
+def check_threads(devices: Sequence[object], run: Callable[..., Sequence[np.ndarray]]) -> None:
+    """run(device) gives the same bits on every device."""
+    first, *others = [run(device) for device in devices]
+    for other in others:
+        assert_same_bits(first, other)
+
+
+def pack_starts(lengths: Sequence[int]) -> NDArray[np.int32]:
+    """(B + 1) where each of the packed sequences starts."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int32)
+
+
+def whole_seqs(lengths: Sequence[int]) -> tuple[NDArray[np.int32], NDArray[np.int32], None]:
+    """Seqs of whole sequences, as training packs them; no cache."""
+    return pack_starts(lengths), np.zeros(len(lengths), np.int32), None

@@ -1,0 +1,351 @@
+"""GRPOTrainer: the flow of a step, exact resume, interruption, dynamic sampling, faulty rewards."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+from fakes import FakeModel
+
+from r1grpo.config import ConfigError, GRPOConfig
+from r1grpo.grpo import GRPOTrainer
+from r1grpo.scoring import RewardError, Rewards, VerdictLog
+from r1grpo.tokenizer import WordTokenizer
+
+TOKENIZER = WordTokenizer([*"abcdefgh", "Q"])
+ROWS = [{"prompt": p, "wish": w} for p in "abcd" for w in "ef"]
+
+
+def wish_share(prompts, completions, completion_ids, wish, **columns):
+    return [text.split().count(w) / max(1, len(text.split()))
+            for text, w in zip(completions, wish, strict=True)]
+
+
+def brevity(prompts, completions, completion_ids, **columns):
+    return [None if len(ids) > 6 else 1.0 for ids in completion_ids]
+
+
+def make(model=None, rewards=wish_share, rows=ROWS, **options):
+    defaults = dict(num_generations=4, per_device_train_batch_size=8, steps_per_generation=2,
+                    max_completion_length=8, learning_rate=0.05, max_steps=8, seed=3)
+    return GRPOTrainer(model or FakeModel(TOKENIZER.vocab_size), rewards,
+                       GRPOConfig(**defaults | options), rows, processing_class=TOKENIZER)
+
+
+def weights(trainer):
+    return trainer.model.table.tobytes()
+
+
+def test_it_learns():
+    rows = [{"prompt": p, "wish": "e"} for p in "abcd"]
+    trainer = make(rows=rows, max_steps=60, learning_rate=0.2, num_generations=8,
+                   per_device_train_batch_size=16)
+    history = trainer.train()
+    assert len(history) == 60 and trainer.step == 60
+    assert np.mean([h["reward"] for h in history[-6:]]) > \
+        3 * np.mean([h["reward"] for h in history[:6]])
+
+
+def test_a_step_is_one_update_and_a_rollout_is_used_once():
+    trainer = make(steps_per_generation=4, per_device_train_batch_size=4, max_steps=4)
+    seen = [(step["step"], trainer.batch.step) for step in trainer]
+    assert seen == [(1, 0), (2, 0), (3, 0), (4, 0)]
+    calls = trainer.model.calls
+    assert [len(c["completion_ids"]) for c in calls] == [4] * 4
+    used = sorted(tuple(ids) for c in calls for ids in c["completion_ids"])
+    assert used == sorted(tuple(ids) for ids in trainer.batch.completions.completion_ids)
+    assert all(c["total_tokens"] == 1.0 for c in calls)
+    for call in calls:  # loss_type grpo: 1 / (completions of the update * tokens)
+        assert call["weights"] == pytest.approx([1 / (4 * len(o)) for o in call["completion_ids"]])
+    # the split is random, not the order of the rollout
+    first = [tuple(ids) for ids in calls[0]["completion_ids"]]
+    assert first != [tuple(ids) for ids in trainer.batch.completions.completion_ids[:4]]
+
+
+def test_metrics_and_gap():
+    trainer = make(rewards=[wish_share, brevity], reward_weights=(2.0, 1.0), beta=0.1,
+                   sync_ref_model=True, ref_model_sync_steps=3)
+    first, second = next(trainer), next(trainer)
+    for name in ("reward", "reward_std", "frac_reward_zero_std", "rewards/wish_share/mean",
+                 "rewards/brevity/std", "completions/mean_length", "completions/clipped_ratio",
+                 "kl", "entropy", "clip_ratio/region_mean", "grad_norm", "learning_rate",
+                 "num_tokens", "step_time", "epoch", "sampling/importance_sampling_ratio/max"):
+        assert name in first, name
+    assert first["max_logprob_gap"] == 0.0 and first["kl"] == 0.0
+    assert first["sampling/importance_sampling_ratio/min"] == 1.0
+    assert first["sampling/importance_sampling_ratio/max"] == 1.0
+    assert "max_logprob_gap" not in second
+    assert second["sampling/importance_sampling_ratio/max"] != 1.0 and second["kl"] > 0.0
+    assert trainer.max_logprob_gap == 0.0 and trainer.gap_tokens == first["gap_tokens"] > 0
+    parts = trainer.batch.parts
+    assert np.isnan(parts[:, 1]).any() and np.isfinite(parts[:, 0]).all()
+    total = trainer.rewards.total(parts)
+    assert total == pytest.approx(2 * parts[:, 0] + np.nan_to_num(parts[:, 1]))
+
+
+def test_one_weight_changed_in_between_makes_the_gap_nonzero():
+    trainer = make()
+
+    def meddling(prompts, completions, completion_ids, **columns):
+        if trainer._tried:
+            trainer.model.table[TOKENIZER.token_id("a"), 0] += 0.5
+        return [0.0] * len(completions)
+    trainer.rewards = Rewards(meddling)
+    next(trainer)
+    assert trainer.max_logprob_gap > 0.0
+
+
+def test_reference_is_refreshed_by_hard_copy():
+    trainer = make(beta=0.1, sync_ref_model=True, ref_model_sync_steps=3, max_steps=6)
+    before = trainer.reference.table.copy()
+    for step in trainer:
+        if step["step"] == 2:
+            assert np.array_equal(trainer.reference.table, before)
+        if step["step"] in (3, 6):
+            assert np.array_equal(trainer.reference.table, trainer.model.table)
+    assert make(beta=0.0).reference is None
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 5])
+def test_resume_ends_in_the_same_bits(stop_at, tmp_path):
+    options = dict(beta=0.05, sync_ref_model=True, ref_model_sync_steps=3,
+                   lr_scheduler_type="cosine", filter_zero_std_samples=True)
+    whole = make(**options)
+    whole.train()
+    first = make(output_dir=str(tmp_path), save_steps=stop_at, **options)
+    for step in first:
+        if step["step"] == stop_at:
+            break
+    second = make(FakeModel(TOKENIZER.vocab_size, seed=9), output_dir=str(tmp_path), **options)
+    history = second.train(resume_from_checkpoint=True)
+    assert history[0]["step"] == stop_at + 1
+    assert weights(second) == weights(whole)
+    assert second.num_tokens == whole.num_tokens and second.gap_tokens == whole.gap_tokens
+    timeless = [{k: v for k, v in h.items() if k != "step_time"} for h in history]
+    assert timeless == [{k: v for k, v in h.items() if k != "step_time"}
+                        for h in whole.log_history[stop_at:]]
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    first = make(output_dir=str(tmp_path))
+    next(first)
+    first.save_checkpoint()
+    with pytest.raises(ConfigError, match="epsilon: 0.2 -> 0.3"):
+        make(output_dir=str(tmp_path), epsilon=0.3).train(resume_from_checkpoint=True)
+    with pytest.raises(ConfigError, match="another train_dataset"):
+        make(output_dir=str(tmp_path), rows=ROWS[:-1]).train(resume_from_checkpoint=True)
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        make(output_dir=str(tmp_path / "empty")).train(resume_from_checkpoint=True)
+
+
+def test_verdicts_are_replayed(tmp_path):
+    """A reward that is never the same twice: killed before its update, resumed, same bits."""
+    def fickle(prompts, completions, completion_ids, **columns):
+        asked.append(len(completions))
+        return [random.SystemRandom().random() for _ in completions]
+    asked = []
+    first = make(rewards=fickle, output_dir=str(tmp_path))
+    first.save_checkpoint()
+    next(first)
+    with (tmp_path / "verdicts.jsonl").open("ab") as file:
+        file.write(b'{"step": 2, "att')  # torn by the kill
+    second = make(rewards=fickle, output_dir=str(tmp_path))
+    second.load_checkpoint()
+    asked.clear()
+    next(second)
+    assert asked == [2]  # only the trial
+    assert weights(second) == weights(first)
+    second.train()
+    lines = (tmp_path / "verdicts.jsonl").read_text().splitlines()
+    steps = [json.loads(one)["step"] for one in lines]
+    assert steps == [0, 2, 4, 6]  # the torn line is gone
+    third = make(rewards=fickle, output_dir=str(tmp_path))  # a new run: asks anew
+    next(third)
+    assert weights(third) != weights(first)
+    assert len((tmp_path / "verdicts.jsonl").read_text().splitlines()) == 1
+
+
+def test_verdict_log_keeps_none(tmp_path):
+    trainer = make()
+    next(trainer)
+    done, parts = trainer.batch.completions, np.array([[np.nan, 0.1 + 0.2]] * 16)
+    VerdictLog(tmp_path / "v.jsonl").write(4, 0, done, parts)
+    log = VerdictLog(tmp_path / "v.jsonl")
+    assert log.recall(4, 0, done) is None
+    log.load()
+    assert np.array_equal(log.recall(4, 0, done), parts, equal_nan=True)
+    assert log.recall(5, 0, done) is None and log.recall(4, 0, done.select([0])) is None
+
+
+def test_interrupt_anywhere_then_go_on():
+    whole = make()
+    whole.train()
+    countdown = [5]
+
+    def interrupting(prompts, completions, completion_ids, wish, **columns):
+        countdown[0] -= 1
+        if countdown[0] == 1:
+            raise KeyboardInterrupt
+        return wish_share(prompts, completions, completion_ids, wish)
+    trainer = make(rewards=interrupting)
+    gradient, broken = trainer.model.policy_gradient, []
+
+    def interrupted_gradient(*args, **kwargs):
+        loss = gradient(*args, **kwargs)
+        if trainer.step == 3 and not broken:
+            broken.append(1)
+            raise KeyboardInterrupt
+        return loss
+    trainer.model.policy_gradient = interrupted_gradient
+    caught = 0
+    while trainer.step < 8:
+        try:
+            trainer.train()
+        except KeyboardInterrupt:
+            caught += 1
+    assert caught == 2 and weights(trainer) == weights(whole)
+
+
+def test_ctrl_c_waits_for_the_end_of_an_update_and_saves(tmp_path):
+    import os
+    import signal
+    trainer = make(output_dir=str(tmp_path))
+    update = trainer.model.update
+
+    def update_under_fire(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGINT)
+        return update(*args, **kwargs)
+    trainer.model.update = update_under_fire
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert trainer.step == 1 and len(trainer.log_history) == 1
+    again = make(FakeModel(TOKENIZER.vocab_size, seed=9), output_dir=str(tmp_path))
+    again.load_checkpoint()
+    assert again.step == 1 and weights(again) == weights(trainer)
+
+
+def test_dynamic_sampling_draws_for_missing_groups_only():
+    rows = [{"prompt": p, "wish": p} for p in "abcd"]
+
+    def only_two(prompts, completions, completion_ids, wish, **columns):
+        return [0.0 if w in "ab" else float(i % 2) for i, w in enumerate(wish)]
+    trainer = make(rewards=only_two, rows=rows, filter_zero_std_samples=True,
+                   max_num_gen_batches=8, shuffle_dataset=False)
+    assert trainer.args.prompts_per_rollout == 4
+    generate, numbers = trainer.model.generate, []
+
+    def counted(*args, **kwargs):
+        numbers.append(kwargs["sample_ids"])
+        return generate(*args, **kwargs)
+    trainer.model.generate = counted
+    next(trainer)
+    assert numbers == [None, [0, 1, 2, 3], [4, 5], [6, 7]]  # the trial, then three draws
+    assert [r["wish"] for r in trainer.batch.rows] == ["c", "d", "c", "d"]
+    assert trainer.batch.cursor == 8 and (trainer.batch.advantages != 0).all()
+    bounded = make(rewards=only_two, rows=rows[:2], filter_zero_std_samples=True,
+                   max_num_gen_batches=3)
+    metrics = next(bounded)
+    assert bounded.batch.cursor == 12 and len(bounded.batch.completions) == 16
+    assert (bounded.batch.advantages == 0).all() and metrics["frac_reward_zero_std"] == 1.0
+
+
+def test_the_next_rollout_takes_the_next_prompts():
+    trainer = make(shuffle_dataset=False, steps_per_generation=1)
+    seen = [trainer.batch.indices for _ in trainer]
+    assert seen == [[0, 1], [2, 3], [4, 5], [6, 7]] * 2
+
+
+def test_truncated_completions_can_be_masked():
+    for mask in (False, True):
+        trainer = make(mask_truncated_completions=mask, loss_type="dapo", steps_per_generation=1,
+                       per_device_train_batch_size=16)
+        next(trainer)
+        w, done = trainer.model.calls[0]["weights"], trainer.batch.completions
+        cut = np.array([why == "length" for why in done.finish_reasons])
+        assert cut.any() and not cut.all()
+        assert (w[cut] == 0).all() == mask and (w[~cut] > 0).all()
+        lengths = np.array([len(one) for one in done.completion_ids])
+        assert w[~cut][0] == pytest.approx(1 / lengths[~cut if mask else slice(None)].sum())
+
+
+def test_an_update_of_masked_completions_only_is_no_accident():
+    trainer = make(mask_truncated_completions=True, stop_token_ids=(), max_completion_length=3)
+    before = weights(trainer)
+    metrics = next(trainer)
+    assert metrics["loss"] == 0.0 and metrics["gap_tokens"] == 0 and metrics["grad_norm"] == 0.0
+    assert weights(trainer) == before
+
+
+def test_curriculum():
+    early, late = ROWS[:2], ROWS[4:]
+    trainer = make(rows=lambda step: early if step < 4 else late)
+    for step in trainer:
+        allowed = early if step["step"] <= 4 else late
+        assert all(row in allowed for row in trainer.batch.rows)
+
+
+@pytest.mark.parametrize("returned, words", [
+    ([1.0], "returned 1 values for 2"), (1.0, "returned float"), (["x", 1.0], "value 0 is 'x'"),
+    ([float("nan"), 1.0], "value 0 is nan"), ([1.0, float("inf")], "value 1 is inf")])
+def test_faulty_rewards_are_named_before_the_first_update(returned, words):
+    def faulty(prompts, completions, completion_ids, **columns):
+        return returned
+    trainer = make(rewards=faulty)
+    before = weights(trainer)
+    with pytest.raises(RewardError, match=words) as caught:
+        trainer.train()
+    assert "'faulty'" in str(caught.value) and weights(trainer) == before and trainer.step == 0
+
+
+def test_an_exception_in_a_reward_says_where():
+    def boom(prompts, completions):
+        return []
+    with pytest.raises(TypeError) as caught:
+        next(make(rewards=boom))
+    assert "'boom'" in caught.value.__notes__[0] and "wish" in caught.value.__notes__[0]
+
+
+def test_bad_arguments_are_named_at_once():
+    with pytest.raises(ValueError, match="row 1 has neither 'prompt' nor 'prompt_ids'"):
+        make(rows=[{"prompt": "a"}, {"question": "b"}])
+    with pytest.raises(ValueError, match="row 0: its prompt has 3 tokens, max_prompt_length is 2"):
+        make(rows=[{"prompt": "a b c"}], max_prompt_length=2)
+    with pytest.raises(ValueError, match="empty prompt"):
+        make(rows=[{"prompt": ""}])
+    with pytest.raises(ValueError, match="train_dataset is empty"):
+        make(rows=[])
+    with pytest.raises(RewardError, match="column 'completions'"):
+        next(make(rows=[{"prompt": "a", "completions": 1}]))
+    with pytest.raises(RewardError, match="one name"):
+        make(rewards=[wish_share, wish_share])
+    with pytest.raises(RewardError, match="reward_weights needs 1"):
+        make(reward_weights=(1.0, 2.0))
+
+
+def test_evaluate_repeats_its_draws():
+    trainer = make()
+    trainer.eval_dataset = ROWS[:2]
+    first = trainer.evaluate()
+    assert first == trainer.evaluate() and "eval_reward" in first
+    trainer.train()
+    assert trainer.evaluate() != first
+
+
+def test_completion_rows_are_json():
+    trainer = make(rewards=[wish_share, brevity])
+    next(trainer)
+    rows = [json.loads(json.dumps(row)) for row in trainer.completion_rows()]
+    assert len(rows) == 16
+    assert rows[5]["completion"] == trainer.batch.completions.texts[5]
+    assert set(rows[5]["rewards"]) == {"wish_share", "brevity"}
+    assert len(rows[5]["logprobs"]) == len(rows[5]["completion_ids"])
+
+
+def test_stop_strings_and_saving(tmp_path):
+    trainer = make(stop_strings=("Q",), max_completion_length=40, stop_token_ids=())
+    next(trainer)
+    for text, why in zip(trainer.batch.completions.texts, trainer.batch.completions.finish_reasons):
+        assert text.endswith("Q") == (why == "stop")
+    assert "stop" in trainer.batch.completions.finish_reasons
+    trainer.save_model(tmp_path)
+    assert np.array_equal(np.load(tmp_path / "table.npy"), trainer.model.table)

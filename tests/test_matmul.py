@@ -1,0 +1,198 @@
+"""matmul_nt, matmul_nn, matmul_tn and bias_bwd: values, groups of experts, and the order of sums."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from op_testing import assert_same_bits, check, check_threads, ints, nan, normal
+from r1grpo import _core
+
+SHAPES = [(0, 5, 7), (1, 1, 1), (1, 128, 33), (3, 31, 129), (31, 33, 32), (33, 127, 3), (127, 3, 31),
+          (129, 300, 65), (13, 600, 40)]
+# rows of each of five experts: one without rows, one row, ordinary; then one expert with all
+GROUPS = [(7, 0, 1, 40, 12), (0, 0, 60, 0, 0), (0, 0, 0, 0, 0)]
+
+
+def starts(rows: tuple[int, ...]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(rows)]).astype(np.int32)
+
+
+def coarse(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Numbers of 8 bits: their products are exact, and a float64 sum of one with a float32 is too,
+    so a float32 chain can be followed exactly, fused or not."""
+    return (rng.integers(-127, 128, shape) * 2.0 ** rng.integers(-4, 5, shape)).astype(np.float32)
+
+
+def chain(start: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """start (n, m) + a (n, K) b (K, m): one rounding to float32 a term, in ascending order."""
+    c = np.array(start, np.float32)
+    for k in range(a.shape[1]):
+        c = (c.astype(np.float64) + a[:, k, None].astype(np.float64) * b[k]).astype(np.float32)
+    return c
+
+
+@pytest.mark.parametrize(("N", "I", "O"), SHAPES)
+def test_products(device, rng, N, I, O):
+    x, w, dy = normal(rng, N, I), normal(rng, O, I), normal(rng, N, O)
+    bias, old_y, old_dx, old_dw = (normal(rng, *s) for s in ((O,), (N, O), (N, I), (O, I)))
+    x64, w64, dy64 = (a.astype(np.float64) for a in (x, w, dy))
+    weight = _core.Weight(device, w, 1)
+
+    y = nan(N, O)
+    _core.matmul_nt(device, y, x, weight, None, None, False)
+    check(y, x64 @ w64.T, "sum")
+    y = nan(N, O)
+    _core.matmul_nt(device, y, x, weight, bias, None, False)
+    check(y, x64 @ w64.T + bias, "sum")
+    y = old_y.copy()
+    _core.matmul_nt(device, y, x, weight, None, None, True)
+    check(y, old_y + x64 @ w64.T, "sum")
+
+    dx = nan(N, I)
+    _core.matmul_nn(device, dx, dy, weight, None, False)
+    check(dx, dy64 @ w64, "sum")
+    dx = old_dx.copy()
+    _core.matmul_nn(device, dx, dy, weight, None, True)
+    check(dx, old_dx + dy64 @ w64, "sum")
+
+    dw = old_dw.copy()
+    _core.matmul_tn(device, dw, dy, x, 1, None)
+    check(dw, old_dw + dy64.T @ x64, "sum")
+    dbias = bias.copy()
+    _core.bias_bwd(device, dbias, dy)
+    check(dbias, bias + dy64.sum(axis=0), "sum")
+
+
+@pytest.mark.parametrize("rows", GROUPS)
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_experts(device, rng, rows, accumulate):
+    E, I, O, spare = len(rows), 37, 45, 3  # spare rows belong to no expert
+    offsets = starts(rows)
+    N = int(offsets[-1]) + spare
+    x, dy, w = normal(rng, N, I), normal(rng, N, O), normal(rng, E, O, I)
+    weight = _core.Weight(device, w.reshape(E * O, I), E)
+    y, dx, dw = normal(rng, N, O), normal(rng, N, I), normal(rng, E * O, I)
+    want_y, want_dx, want_dw = (a.astype(np.float64) for a in (y, dx, dw))
+    for e in range(E):
+        part = slice(offsets[e], offsets[e + 1])
+        want_y[part] = want_y[part] * accumulate + x[part].astype(np.float64) @ w[e].T
+        want_dx[part] = want_dx[part] * accumulate + dy[part].astype(np.float64) @ w[e]
+        want_dw[e * O:(e + 1) * O] += dy[part].T.astype(np.float64) @ x[part]
+    before_y, before_dx = y[N - spare:].copy(), dx[N - spare:].copy()
+    _core.matmul_nt(device, y, x, weight, None, offsets, accumulate)
+    _core.matmul_nn(device, dx, dy, weight, offsets, accumulate)
+    _core.matmul_tn(device, dw, dy, x, E, offsets)
+    check(y, want_y, "sum")
+    check(dx, want_dx, "sum")
+    check(dw, want_dw, "sum")
+    assert_same_bits((y[N - spare:], dx[N - spare:]), (before_y, before_dx))
+
+
+@pytest.mark.parametrize(("N", "I", "O"), [(5, 600, 33), (600, 31, 40), (14, 65, 600)])
+def test_an_element_is_one_ascending_chain_from_memory(device, rng, N, I, O):
+    x, w, dy = coarse(rng, N, I), coarse(rng, O, I), coarse(rng, N, O)
+    weight = _core.Weight(device, w, 1)
+    y, bias = coarse(rng, N, O), coarse(rng, O)
+    want = chain(y, x, w.T)
+    _core.matmul_nt(device, y, x, weight, None, None, True)
+    assert_same_bits([y], [want])
+    _core.matmul_nt(device, y, x, weight, bias, None, False)
+    assert_same_bits([y], [chain(np.tile(bias, (N, 1)), x, w.T)])
+    dx = nan(N, I)
+    _core.matmul_nn(device, dx, dy, weight, None, False)
+    assert_same_bits([dx], [chain(np.zeros((N, I)), dy, w)])
+    dw = coarse(rng, O, I)
+    want = chain(dw, dy.T, x)
+    _core.matmul_tn(device, dw, dy, x, 1, None)
+    assert_same_bits([dw], [want])
+    dbias = bias.copy()
+    _core.bias_bwd(device, dbias, dy)
+    want = chain(bias[None], np.ones((1, N), np.float32), dy)[0]
+    assert_same_bits([dbias], [want])
+
+
+def test_bits_do_not_depend_on_threads(devices, rng):
+    N, I, O = 150, 130, 97
+    x, dy, w = normal(rng, N, I), normal(rng, N, O), normal(rng, 2 * O, I)
+    offsets, dw0 = ints(0, 61, 150), normal(rng, 2 * O, I)
+
+    def run(device):
+        weight = _core.Weight(device, w, 2)
+        y, dx, dw, dbias = nan(N, O), nan(N, I), dw0.copy(), dw0[0, :O].copy()
+        _core.matmul_nt(device, y, x, weight, None, offsets, False)
+        _core.matmul_nn(device, dx, dy, weight, offsets, False)
+        _core.matmul_tn(device, dw, dy, x, 2, offsets)
+        _core.bias_bwd(device, dbias, dy)
+        return y, dx, dw, dbias
+    check_threads(devices, run)
+
+
+def test_a_row_alone_is_the_row_among_many(device, rng):
+    N, I, O = 67, 129, 70
+    x, dy = normal(rng, N, I), normal(rng, N, O)
+    weight = _core.Weight(device, normal(rng, O, I), 1)
+    y, dx = nan(N, O), nan(N, I)
+    _core.matmul_nt(device, y, x, weight, None, None, False)
+    _core.matmul_nn(device, dx, dy, weight, None, False)
+    for n in (0, 11, 12, 66):
+        y1, dx1 = nan(1, O), nan(1, I)
+        _core.matmul_nt(device, y1, x[n:n + 1], weight, None, None, False)
+        _core.matmul_nn(device, dx1, dy[n:n + 1], weight, None, False)
+        assert_same_bits((y1, dx1), (y[n:n + 1], dx[n:n + 1]))
+
+
+@pytest.mark.parametrize("cut", [1, 40, 128])
+def test_two_calls_sum_to_one(device, rng, cut):
+    N, I, O = 129, 70, 33
+    x, dy, dw0 = normal(rng, N, I), normal(rng, N, O), normal(rng, O, I)
+    one, two = [dw0.copy(), dw0[:, 0].copy()], [dw0.copy(), dw0[:, 0].copy()]
+    for grads, parts in ((one, [slice(0, N)]), (two, [slice(0, cut), slice(cut, N)])):
+        for part in parts:
+            _core.matmul_tn(device, grads[0], dy[part], x[part], 1, None)
+            _core.bias_bwd(device, grads[1], dy[part])
+    assert_same_bits(one, two)
+
+
+def test_slices_of_columns(device, rng):
+    N, I, O = 20, 33, 47
+    x, dy, y, dx = (normal(rng, N, 100)[:, 9:9 + c] for c in (I, O, O, I))
+    around = [a.base.copy() for a in (y, dx)]
+    weight = _core.Weight(device, normal(rng, O, I), 1)
+    plain = nan(N, O), nan(N, I), np.zeros((O, I), np.float32)
+    _core.matmul_nt(device, plain[0], x.copy(), weight, None, None, False)
+    _core.matmul_nn(device, plain[1], dy.copy(), weight, None, False)
+    _core.matmul_tn(device, plain[2], dy.copy(), x.copy(), 1, None)
+    dw = np.zeros((O, I), np.float32)
+    _core.matmul_nt(device, y, x, weight, None, None, False)
+    _core.matmul_nn(device, dx, dy, weight, None, False)
+    _core.matmul_tn(device, dw, dy, x, 1, None)
+    assert_same_bits((y, dx, dw), plain)
+    for a, before in zip((y, dx), around):  # nothing outside the slice was written
+        before[:, 9:9 + a.shape[1]] = a
+        assert_same_bits([a.base], [before])
+
+
+def test_bad_arguments(device, rng):
+    x, y = normal(rng, 4, 5), nan(4, 6)
+    one, two = _core.Weight(device, normal(rng, 6, 5), 1), _core.Weight(device, normal(rng, 12, 5), 2)
+
+    def fails(error, match, *args):
+        with pytest.raises(error, match=match):
+            _core.matmul_nt(device, *args)
+    fails(ValueError, "'x': dimension N is 3, expected 4", y, x[:3], one, None, None, False)
+    fails(ValueError, "dimension I is 4, expected 5", y, normal(rng, 4, 4), one, None, None, False)
+    fails(TypeError, "'x': dtype must be float32", y, x.astype(np.float64), one, None, None, False)
+    fails(TypeError, "'w': must be a _core.Weight", y, x, y, None, None, False)
+    fails(TypeError, "'offsets': must be a numpy array", y, x, two, None, None, False)
+    fails(ValueError, "'offsets': descends", y, x, two, None, ints(0, 3, 2), False)
+    fails(ValueError, "'offsets': ends at 5", y, x, two, None, ints(0, 3, 5), False)
+    fails(ValueError, "'offsets': starts at 1", y, x, two, None, ints(1, 3, 4), False)
+    fails(ValueError, "exclude", y, x, one, normal(rng, 6), None, True)
+    fails(TypeError, "'accumulate': must be a bool", y, x, one, None, None, 1)
+    other = _core.Device(threads=1, tier=device.tier)
+    with pytest.raises(ValueError, match="another device"):
+        _core.matmul_nt(other, y, x, one, None, None, False)
+    with pytest.raises(ValueError, match="12 rows do not make 5 experts"):
+        _core.Weight(device, normal(rng, 12, 5), 5)
+    assert np.isnan(y).all()

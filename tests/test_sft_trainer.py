@@ -1,0 +1,127 @@
+"""SFTTrainer: rows to ids, one epoch sees each row once, exact resume; distil's costs."""
+
+import numpy as np
+import pytest
+from fakes import FakeModel
+
+from r1grpo.config import ConfigError, SFTConfig
+from r1grpo.distill import Cost, distill
+from r1grpo.sft import SFTTrainer, encode_row
+from r1grpo.tokenizer import WordTokenizer
+
+TOKENIZER = WordTokenizer([*"abcdefgh"])
+A, B, C = (TOKENIZER.token_id(one) for one in "abc")
+EOS = TOKENIZER.eos_token_id
+ROWS = [{"prompt": "a", "completion": "b c d e"}, {"text": "f g h"}, {"ids": [A, B, C]},
+        {"prompt_ids": [A, B], "completion_ids": [C, C], "weights": [1.0, 0.0]},
+        {"prompt": "h", "completion": "h"}]
+
+
+def make(model=None, rows=ROWS, **options):
+    defaults = dict(per_device_train_batch_size=2, learning_rate=0.1, num_train_epochs=4.0, seed=1)
+    return SFTTrainer(model or FakeModel(TOKENIZER.vocab_size), SFTConfig(**defaults | options),
+                      rows, processing_class=TOKENIZER)
+
+
+@pytest.mark.parametrize("row, prompt, completion", [
+    ({"prompt": "a", "completion": "b c"}, [A], [B, C, EOS]),
+    ({"text": "a b"}, [A], [B, EOS]), ({"ids": [A, B, C]}, [A], [B, C]),
+    ({"prompt_ids": [A], "completion_ids": [B]}, [A], [B]),
+    ({"prompt_ids": [A, B], "completion": "c"}, [A, B], [C, EOS])])
+def test_rows(row, prompt, completion):
+    example = encode_row(row, TOKENIZER)
+    assert example.prompt_ids.tolist() == prompt
+    assert example.completion_ids.tolist() == completion
+
+
+@pytest.mark.parametrize("row, words", [
+    ({"prompt": "a"}, "row has neither 'completion'"), ({"completion": "a"}, "neither 'prompt'"),
+    ({"ids": [A]}, "no token to learn"), ({"prompt": "", "completion": "a"}, "empty prompt"),
+    ({"prompt_ids": [A], "completion_ids": [B], "weights": [1.0, 1.0]}, "weights must be 1"),
+    ({"prompt": "a", "completion": "xyz"}, "'xyz'")])
+def test_bad_rows_are_named(row, words):
+    with pytest.raises(ValueError, match=words):
+        encode_row(row, TOKENIZER)
+
+
+def test_text_needs_a_tokenizer_and_long_rows_are_refused():
+    with pytest.raises(ValueError, match="processing_class"):
+        encode_row({"text": "a b"}, None)
+    with pytest.raises(ValueError, match="row 0 has 6 tokens, max_length is 5"):
+        make(max_length=5)
+    with pytest.raises(ValueError, match="row 0 has 65 tokens, the model's context is 64"):
+        make(rows=[{"ids": [A] * 65}])
+    with pytest.raises(ValueError, match="empty"):
+        make(rows=[])
+
+
+def test_steps_and_learning():
+    trainer = make()
+    assert trainer.total_steps == 10
+    used = []
+    gradient = trainer.model.sft_gradient
+
+    def counted(prompts, completions, **options):
+        used.extend(tuple(one) for one in completions)
+        return gradient(prompts, completions, **options)
+    trainer.model.sft_gradient = counted
+    history = trainer.train()
+    assert history[-1]["loss"] < history[0]["loss"] - 0.5
+    assert len(used) == 20 and all(used.count(one) == 4 for one in set(used))
+    assert trainer.num_tokens == 4 * (5 + 3 + 2 + 2 + 2)
+
+
+def test_weights_reach_the_loss():
+    rows = [{"prompt_ids": [A], "completion_ids": [B, C], "weights": [1.0, 0.0]}]
+    trainer = make(rows=rows, per_device_train_batch_size=1)
+    before = trainer.model.table.copy()
+    next(trainer)
+    assert (trainer.model.table[A] != before[A]).any()
+    assert (trainer.model.table[B] == before[B]).all()
+
+
+@pytest.mark.parametrize("stop_at", [1, 4])
+def test_resume_ends_in_the_same_bits(stop_at, tmp_path):
+    options = dict(lr_scheduler_type="cosine", min_lr_rate=0.1, warmup_steps=2)
+    whole = make(**options)
+    whole.train()
+    first = make(output_dir=str(tmp_path), save_steps=stop_at, **options)
+    for _ in range(stop_at):
+        next(first)
+    second = make(FakeModel(TOKENIZER.vocab_size, seed=5), output_dir=str(tmp_path), **options)
+    second.train(resume_from_checkpoint=True)
+    assert second.model.table.tobytes() == whole.model.table.tobytes()
+    with pytest.raises(ConfigError, match="another train_dataset"):
+        make(rows=ROWS[:3], output_dir=str(tmp_path),
+             **options).train(resume_from_checkpoint=True)
+
+
+def test_evaluate_is_the_weighted_mean():
+    trainer = make()
+    trainer.eval_examples = [encode_row(row, TOKENIZER) for row in ROWS]
+    result = trainer.evaluate()
+    logp = [trainer.model.logprobs([e.prompt_ids], [e.completion_ids])[0]
+            for e in trainer.eval_examples]
+    logp[3] = logp[3][:1]  # its second token has weight 0
+    flat = np.concatenate(logp).astype(np.float64)
+    assert result["eval_loss"] == pytest.approx(-flat.mean())
+    assert result["eval_num_tokens"] == len(flat) == 13
+
+
+def test_callbacks_see_each_step():
+    seen = []
+    trainer = make(max_steps=3)
+    trainer.callbacks.append(lambda t, metrics: seen.append((t is trainer, metrics["step"])))
+    trainer.train()
+    assert seen == [(True, 1), (True, 2), (True, 3)]
+
+
+def test_distill_counts_both_costs():
+    done = distill(FakeModel(TOKENIZER.vocab_size), ROWS, SFTConfig(max_steps=5), TOKENIZER,
+                   Cost(1000, 500, 2.0))
+    costs = done.costs()
+    assert done.trainer.step == 5
+    assert costs["with_teacher"]["trained_tokens"] == \
+        costs["without_teacher"]["trained_tokens"] + 1000
+    assert costs["without_teacher"]["sampled_tokens"] == 0
+    assert costs["with_teacher"]["sampled_tokens"] == 500
