@@ -1,8 +1,8 @@
 """Build of r1grpo._core; everything that is not C is in pyproject.toml.
 
-One extension from csrc/: the files of csrc/cpu/ (all but isa.c, which chooses) are compiled once per
-instruction-set tier, each tier into a folder of its own, the rest once. A tier whose flags the
-compiler refuses is left out, and isa.c is told which ones are in (R1_HAVE_AVX2, R1_HAVE_AVX512).
+One extension from csrc/: the files of csrc/cpu/ (all but isa.c, which chooses) are compiled once
+per instruction-set tier, each tier into a folder of its own, the rest once. A tier whose flags the
+compiler refuses is left out, and isa.c is told so (R1_NO_AVX2, R1_NO_AVX512).
 
     pip install .                            a normal build
     python setup.py build_ext --inplace      rebuild only what changed, into the source tree
@@ -26,16 +26,16 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 CSRC = Path("csrc")
-FLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-pthread",
-         "-Wall", "-Wextra", "-Wshadow", "-Wstrict-prototypes", "-Wno-psabi"]
+FLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden",
+         "-pthread", "-Wall", "-Wextra", "-Wshadow", "-Wstrict-prototypes", "-Wno-psabi"]
 TIERS = {"baseline": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     TIERS["avx2"] = ["-mavx2", "-mfma"]
     TIERS["avx512"] = [*TIERS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 SANITIZE = os.environ.get("R1GRPO_SANITIZE", "")
 if SANITIZE:
-    FLAGS += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O1",
-              "-g", "-UNDEBUG"]
+    FLAGS += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer",
+              "-O1", "-g", "-UNDEBUG"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class BuildCore(build_ext):
             self.build_temp += "-" + SANITIZE.replace(",", "-")
 
     def build_extension(self, ext: Extension) -> None:
+        self.compiler.set_include_dirs([])  # units() says who sees what
         with ThreadPoolExecutor(max_workers=2) as pool:
             jobs = [pool.submit(self.compile_source, unit, source)
                     for unit in self.units() for source in unit.sources]
@@ -75,11 +76,11 @@ class BuildCore(build_ext):
             return sorted(str(p) for p in (CSRC / folder).glob("*.c") if p.name not in but)
 
         tiers = [tier for tier in TIERS if self.accepts(TIERS[tier])]
-        have = [f"-DR1_HAVE_{tier.upper()}" for tier in tiers]
+        missing = [f"-DR1_NO_{tier.upper()}" for tier in TIERS if tier not in tiers]
         return [
             *(Unit(tier, sources("cpu", "isa.c"), [f"-DR1_TIER={tier}", *TIERS[tier]], [])
               for tier in tiers),
-            Unit("core", [str(CSRC / "cpu/isa.c"), *sources("base"), *sources("model")], have, []),
+            Unit("core", [str(CSRC / "cpu/isa.c"), *sources("base"), *sources("model")], missing, []),
             Unit("bind", sources("bind"), [], [*self.include_dirs, numpy.get_include()]),
         ]
 

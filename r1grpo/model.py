@@ -29,7 +29,7 @@ from .weights import from_hf, init_weights, to_hf
 __all__ = ["Loss", "Model"]
 
 _MICRO_TOKENS = 4096  # packed rows of a micro-batch: about 0.3 GB of activations of a tiny model
-_SLOTS = 256  # sequences decoded at a time
+_SLOTS = 128  # sequences decoded at a time
 
 
 @dataclass

@@ -1,9 +1,9 @@
 """What every op test needs: arrays that start as NaN, tolerances, bit equality.
 
-`TOLERANCE` is the one table of tolerances, in units of float32's spacing at 1 (2^-23). An element may
-differ from the float64 oracle by that many units of its own size plus as many of the array's root
-mean square: terms that cancel leave an error of their own size. Beside it, the cosine between the two
-arrays must be 1 to 1e-9.
+`TOLERANCE` is the one table of tolerances, in units of float32's spacing at 1 (2^-23). An element
+may differ from the float64 oracle by that many units of its own size plus as many of the array's
+root mean square: terms that cancel leave an error of their own size. Beside it, the cosine between
+the two arrays must be 1 to 1e-9.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ F32 = NDArray[np.float32]
 UNIT = 2.0 ** -23
 TOLERANCE = {
     "exact": 0.0,
-    "element": 4.0,  # a handful of operations on one element
+    "element": 8.0,  # a handful of operations on one element
     "row": 32.0,  # a reduction over a row, a head, a softmax
-    "sum": 16.0,  # a float32 chain over tokens or over a matmul's inner dimension
+    "sum": 32.0,  # a float32 chain over tokens or over a matmul's inner dimension
     "soft": 128.0,  # behind the exp of large scores, or a difference of such sums
 }
 
@@ -51,7 +51,8 @@ def check(actual: np.ndarray, expected: np.ndarray, kind: str) -> None:
     allowed = TOLERANCE[kind] * UNIT * (np.abs(want) + size)
     worst = np.abs(got - want) - allowed
     assert np.all(worst <= 0.0), (
-        f"off by {np.abs(got - want).max():.3g} where {allowed.flat[worst.argmax()]:.3g} is allowed,"
+        f"off by {np.abs(got - want).flat[worst.argmax()]:.3g} where"
+        f" {allowed.flat[worst.argmax()]:.3g} is allowed,"
         f" at {np.unravel_index(worst.argmax(), worst.shape)}")
     norms = np.linalg.norm(got) * np.linalg.norm(want)
     if norms > 0.0:
@@ -68,8 +69,8 @@ def assert_same_bits(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> None:
         x, y = np.ascontiguousarray(x), np.ascontiguousarray(y)
         assert x.dtype == y.dtype and x.shape == y.shape
         if x.tobytes() != y.tobytes():
-            differ = x.view(np.uint8).reshape(*x.shape, -1) != y.view(np.uint8).reshape(*y.shape, -1)
-            at = tuple(np.argwhere(differ.any(axis=-1))[0])
+            raw = [a.view(np.uint8).reshape(*a.shape, -1) for a in (x, y)]
+            at = tuple(np.argwhere((raw[0] != raw[1]).any(axis=-1))[0])
             raise AssertionError(f"array {i} differs first at {at}: {x[at]!r} and {y[at]!r}")
 
 

@@ -73,7 +73,7 @@ def test_late_steps_have_no_bias_correction(device):
 
 
 def test_bits(devices, rng):
-    start = [normal(rng, 65, 129) for _ in range(2)] + [np.abs(normal(rng, 65, 129)) for _ in range(2)]
+    start = [normal(rng, 65, 129) for _ in range(3)] + [np.abs(normal(rng, 65, 129))]
 
     def run(device):
         p, m, g, v = (a.copy() for a in start)

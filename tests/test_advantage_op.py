@@ -87,5 +87,5 @@ def test_bad_arguments(device):
     fails("'length': -1 at index 1", length=[1, -1])
     fails("reward 1 is infinite", (0.0, np.inf))
     with pytest.raises(TypeError, match="'reward': dtype must be float64, not numpy.float32"):
-        _core.advantage(device, nan(2), nan(2), nan(2), np.ones(2, np.int32), np.ones(2, np.float32),
-                        (2, "group", 1, "grpo", 1, 1))
+        _core.advantage(device, nan(2), nan(2), nan(2), np.ones(2, np.int32),
+                        np.ones(2, np.float32), (2, "group", 1, "grpo", 1, 1))

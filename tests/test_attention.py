@@ -76,7 +76,8 @@ def test_values_and_gradients(device, rng, H, Hkv, D, Dv):
     dout = normal(rng, N, H * Dv)
     grads = gradients((want * dout.reshape(N, H, Dv)).sum(), inputs)
     dq, dk, dv = nan(*q.shape), nan(*k.shape), nan(*v.shape)
-    _core.attention_bwd(device, dq, dk, dv, dout, o, lse, q, k, v, whole_seqs(lengths), H, Hkv, scale)
+    _core.attention_bwd(device, dq, dk, dv, dout, o, lse, q, k, v, whole_seqs(lengths), H, Hkv,
+                        scale)
     for got, expected in zip((dq, dk, dv), grads):
         check(got.reshape(expected.shape), expected, "soft")
 
@@ -182,8 +183,8 @@ def test_bits_do_not_depend_on_threads_or_packing(devices, rng):
     together, starts = run(devices[1]), pack_starts(lengths)
     for b in (0, 2, 3):
         rows = slice(starts[b], starts[b + 1])
-        o, lse = forward(devices[0], q[rows], k[rows], v[rows], lengths[b:b + 1], H, Hkv, D, Dv, 0.3,
-                         ints(1, 0)[None], 2)
+        o, lse = forward(devices[0], q[rows], k[rows], v[rows], lengths[b:b + 1], H, Hkv, D, Dv,
+                         0.3, ints(1, 0)[None], 2)
         alone = o, lse, *backward(devices[0], rows, lengths[b:b + 1], o, lse)
         assert_same_bits(alone, [a[rows] for a in together])
 

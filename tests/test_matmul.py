@@ -1,4 +1,4 @@
-"""matmul_nt, matmul_nn, matmul_tn and bias_bwd: values, groups of experts, and the order of sums."""
+"""matmul_nt, matmul_nn, matmul_tn and bias_bwd: values, groups of experts, order of sums."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 from op_testing import assert_same_bits, check, check_threads, ints, nan, normal
 from r1grpo import _core
 
-SHAPES = [(0, 5, 7), (1, 1, 1), (1, 128, 33), (3, 31, 129), (31, 33, 32), (33, 127, 3), (127, 3, 31),
-          (129, 300, 65), (13, 600, 40)]
+SHAPES = [(0, 5, 7), (1, 1, 1), (1, 128, 33), (3, 31, 129), (31, 33, 32), (33, 127, 3),
+          (127, 3, 31), (129, 300, 65), (13, 600, 40)]
 # rows of each of five experts: one without rows, one row, ordinary; then one expert with all
 GROUPS = [(7, 0, 1, 40, 12), (0, 0, 60, 0, 0), (0, 0, 0, 0, 0)]
 
@@ -175,7 +175,8 @@ def test_slices_of_columns(device, rng):
 
 def test_bad_arguments(device, rng):
     x, y = normal(rng, 4, 5), nan(4, 6)
-    one, two = _core.Weight(device, normal(rng, 6, 5), 1), _core.Weight(device, normal(rng, 12, 5), 2)
+    one = _core.Weight(device, normal(rng, 6, 5), 1)
+    two = _core.Weight(device, normal(rng, 12, 5), 2)
 
     def fails(error, match, *args):
         with pytest.raises(error, match=match):

@@ -21,7 +21,8 @@ def make_table(T, Dr):
 
 @pytest.mark.parametrize("N", SIZES)
 @pytest.mark.parametrize(("H", "D", "first", "Dr"),
-                         [(1, 2, 0, 2), (3, 16, 0, 16), (4, 48, 32, 16), (2, 41, 7, 34), (2, 4, 4, 0)])
+                         [(1, 2, 0, 2), (3, 16, 0, 16), (4, 48, 32, 16), (2, 41, 7, 34),
+                          (2, 4, 4, 0)])
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_values_and_gradient(device, rng, N, H, D, first, Dr, interleaved):
     x, dy = normal(rng, N, H * D), normal(rng, N, H * D)

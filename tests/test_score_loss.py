@@ -38,7 +38,8 @@ def test_far_scores(device):
     _core.score_loss(device, loss, dscore, score, None, "pairwise", 1.0)
     np.testing.assert_array_equal(loss, [2e4, 0, 0, 0])
     np.testing.assert_array_equal(dscore, [-1, 1, 0, 0])
-    _core.score_loss(device, loss, dscore, score, np.array([1, 1, 0, 0], np.float32), "pointwise", 1.0)
+    label = np.array([1, 1, 0, 0], np.float32)
+    _core.score_loss(device, loss, dscore, score, label, "pointwise", 1.0)
     np.testing.assert_array_equal(loss, [1e4, 0, 1e4, 0])
     np.testing.assert_array_equal(dscore, [-1, 0, 1, 0])
 

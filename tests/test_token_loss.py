@@ -92,8 +92,8 @@ def test_the_kl_is_reported_when_it_costs_nothing(device, rng):
 def test_masked_rows_are_zero_whatever_they_hold(device, form):
     for junk in (np.nan, np.inf, -np.inf, 1e30):
         bad = np.full(5, junk, np.float32)
-        out = run(device, bad, np.zeros(5, np.float32), (form, 1.0, 0.2, 0.2, 0.1, 0.1), entropy=bad,
-                  adv=bad, old=-bad, ref=-bad)
+        out = run(device, bad, np.zeros(5, np.float32), (form, 1.0, 0.2, 0.2, 0.1, 0.1),
+                  entropy=bad, adv=bad, old=-bad, ref=-bad)
         assert_same_bits(list(out.values()), [np.zeros(5, np.float32)] * 5)
 
 
@@ -104,8 +104,8 @@ def test_optional_outputs_and_bits(devices, rng):
     one = run(devices[0], spec=spec, **{k: v[600:601] for k, v in x.items()})
     assert_same_bits(list(one.values()), [a[600:601] for a in many.values()])
     loss, dlogp = nan(700), nan(700)
-    _core.token_loss(devices[0], loss, dlogp, None, None, None, x["logp"], x["entropy"], x["weight"],
-                     x["adv"], x["old"], x["ref"], spec)
+    _core.token_loss(devices[0], loss, dlogp, None, None, None, x["logp"], x["entropy"],
+                     x["weight"], x["adv"], x["old"], x["ref"], spec)
     assert_same_bits((loss, dlogp), (many["loss"], many["dlogp"]))
 
 

@@ -7,11 +7,11 @@
  *     if (!args_done(&a)) { return NULL; }        the exception is set and names the argument
  *
  * Arguments are read in order. The first use of a dimension binds it, later ones must agree:
- * "rmsnorm_fwd: argument 'w': dimension C is 3, expected 7". After the first error every reader returns
- * 0 or NULL at once, so a caller checks once, at the end; nothing is written before.
+ * "rmsnorm_fwd: argument 'w': dimension C is 3, expected 7". After the first error every reader
+ * returns 0 or NULL at once, so a caller checks once, at the end; nothing is written before.
  *
- * Arrays are taken as they are: right dtype, C-contiguous, aligned, writable if an output, never cast
- * or copied. Only a matrix of float32 may be a slice of columns, because an r1_tensor can.
+ * Arrays are taken as they are: right dtype, C-contiguous, aligned, writable if an output, never
+ * cast or copied. Only a matrix of float32 may be a slice of columns, because an r1_tensor can.
  * A shape (N, 1) or (1, C) of ops.h is a one-dimensional array here.
  *
  * The pointers live as long as the caller's references to the arrays. args.c is the only file that
@@ -52,8 +52,8 @@ void args_open(r1_args *a, const char *function, PyObject *const *items, Py_ssiz
 /* Every argument was read, none is left over and all are right. */
 int args_done(r1_args *a);
 
-/* Arrays. A dimension is a name, or "1": then the array has one dimension only. The result belongs to
- * the reader. */
+/* Arrays. A dimension is a name, or "1": then the array has one dimension only. The result belongs
+ * to the reader. */
 const r1_tensor *arg_tensor(r1_args *a, const char *name, const char *rows, const char *cols,
                             int mode);
 int32_t *arg_i32(r1_args *a, const char *name, const char *rows, const char *cols, int mode);

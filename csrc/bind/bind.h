@@ -1,8 +1,8 @@
 /* bind.h - what the files of the binding share: errors, the device, one call.
  *
  * The way of every call: read the arguments (args.h), take the device without blocking ("device is
- * busy"), release the GIL, call the core once, take the GIL back, raise or return. Whoever releases the
- * GIL owns the lock of what the call touches.
+ * busy"), release the GIL, call the core once, take the GIL back, raise or return. Whoever releases
+ * the GIL owns the lock of what the call touches.
  *
  *     module.c    init, the types, core status -> Python exception, one call
  *     device.c    Device: a backend's table, its threads, its lock      cpus.c    how many threads
@@ -17,8 +17,8 @@
 
 #include "../ops.h"
 
-/* Makes a heap type of the module and adds it to its dict. 0, or -1 with an exception. Every type is
- * immutable and final, so an object is recognised by its type's tp_dealloc, without state. */
+/* Makes a heap type of the module and adds it to its dict. 0, or -1 with an exception. Every type
+ * is immutable and final, so an object is recognised by its type's tp_dealloc, without state. */
 int add_type(PyObject *module, PyType_Spec *spec);
 
 /* The one place where a core status becomes a Python exception. Returns NULL. */
@@ -26,7 +26,8 @@ PyObject *status_raise(const r1_status *st);
 
 /* ---- device.c ---- */
 
-/* The device and its table (ops may be NULL), or NULL with a TypeError. Valid as long as the object. */
+/* The device and its table (ops may be NULL), or NULL with a TypeError. They live as long as the
+ * object. */
 r1_dev *device_get(PyObject *device, const r1_ops **ops);
 /* 0, or -1 with RuntimeError "device is busy". Needs no GIL to be released. */
 int device_acquire(PyObject *device);
@@ -53,7 +54,7 @@ typedef struct {
 void call_open(r1_call *c, const char *function, PyObject *const *items, Py_ssize_t count);
 /* count x size zeroed bytes until call_close; NULL once the call has failed. */
 void *call_alloc(r1_call *c, size_t count, size_t size);
-/* True: all arguments are right, the device is ours, the GIL is released. Exactly one core call, with
+/* True: all arguments are right, the device is ours, the GIL is released. One core call, with
  * &c->st, follows. */
 int call_begin(r1_call *c);
 /* Undoes call_begin, frees, and returns None or raises. */
@@ -61,8 +62,9 @@ PyObject *call_close(r1_call *c);
 
 /* ---- ops as Python functions: module.c ---- */
 
-/* A row of a table of ops, ended by {0}: run reads the arguments that follow the device, in the order
- * of ops.h (without status, scratch and counts that an array's shape already says), and calls the op. */
+/* A row of a table of ops, ended by {0}: run reads the arguments that follow the device, in the
+ * order of ops.h (without status, scratch and counts that an array's shape says), and calls the
+ * op. */
 typedef struct {
     PyMethodDef def;
     void (*run)(r1_call *c);
@@ -83,8 +85,8 @@ int ops_add(PyObject *module, r1_op *table);
 r1_weight *arg_weight(r1_call *c, const char *name, const char *E, const char *O, const char *I);
 /* A Kv; NULL after a failure. Binds Hkv, D, Dv. */
 const r1_kv *arg_kv(r1_call *c, const char *name);
-/* The tuple (q_start, pos0, blocks) of packed sequences; binds B and N, derives pos and seq. kv: its
- * blocks must be good for it; NULL: blocks may be None. */
+/* The tuple (q_start, pos0, blocks) of packed sequences; binds B and N, derives pos and seq. kv:
+ * its blocks must be good for it; NULL: blocks may be None. */
 const r1_seqs *arg_seqs(r1_call *c, r1_seqs *seqs, const r1_kv *kv);
 /* Expert offsets (E + 1): from 0, ascending, at most N; None only if E is 1. */
 const int32_t *arg_offsets(r1_call *c);

@@ -148,7 +148,8 @@ static PyType_Spec device_spec = {
     .slots = device_slots,
 };
 
-PyDoc_STRVAR(tiers_doc, "tiers()\n--\n\nThe tiers that this build and this processor have, slowest first.");
+PyDoc_STRVAR(tiers_doc, "tiers()\n--\n\n"
+                        "The tiers that this build and this processor have, slowest first.");
 
 static PyObject *
 tiers(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))

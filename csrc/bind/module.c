@@ -1,7 +1,7 @@
 /* module.c - the extension r1grpo._core: multi-phase init, errors, and the frame of one call.
  *
- * No state but the types, which live in the module's dict. Sub-interpreters are refused because NumPy
- * refuses them. Knows nothing about single ops.
+ * No state but the types, which live in the module's dict. Sub-interpreters are refused because
+ * NumPy refuses them. Knows nothing about single ops.
  */
 #define PY_SSIZE_T_CLEAN
 #include "bind.h"
@@ -136,7 +136,7 @@ ops_add(PyObject *module, r1_op *table)
 
 PyDoc_STRVAR(alloc_fail_at_doc,
              "alloc_fail_at(n, /)\n--\n\n"
-             "For tests: the n-th allocation of the core from now fails (1: the next one, 0: none).\n"
+             "For tests: the n-th allocation of the core from now fails (1: the next, 0: none).\n"
              "Returns the number of allocations since the last call.");
 
 static PyObject *

@@ -31,8 +31,8 @@ kv_copy(r1_call *c)
     }
 }
 
-/* kv_read(device, k, v, kv): the cache's own memory, blocks of (Hkv, D, 64) and (Hkv, 64, Dv). Not an op:
- * the layout is a promise of ops.h, and tests look at it. */
+/* The cache's own memory, blocks of (Hkv, D, 64) and (Hkv, 64, Dv). Not an op: the layout is a
+ * promise of ops.h, and tests look at it. */
 static void
 kv_read(r1_call *c)
 {

@@ -1,6 +1,6 @@
 /* ops_bind.c - the ops on rows, callable from Python for tests: matmul, gather, embedding, RMSNorm,
- * RoPE, MLA, SwiGLU, update. Each function here is the border of one op: it checks what ops.h demands
- * and calls it once.
+ * RoPE, MLA, SwiGLU, update. Each function here is the border of one op: it checks what ops.h
+ * demands and calls it once.
  */
 #include "bind.h"
 

@@ -1,4 +1,4 @@
-/* ops_loss.c - log-probabilities, sampling, losses and advantages, callable from Python for tests. */
+/* ops_loss.c - log-probs, sampling, losses and advantages, callable from Python for tests. */
 #include "bind.h"
 
 #include <math.h>

@@ -15,7 +15,8 @@ arg_router_spec(r1_args *a, r1_router_spec *spec)
     spec->scale = arg_float(a, "scale");
     arg_leave(a);
     size_t E = spec->E, K = spec->K;
-    arg_require(a, E > 0 && E <= R1_MAX_EXPERTS, "E is %zu, must be in 1 .. %d", E, (int)R1_MAX_EXPERTS);
+    arg_require(a, E > 0 && E <= R1_MAX_EXPERTS, "E is %zu, must be in 1 .. %d", E,
+                (int)R1_MAX_EXPERTS);
     arg_require(a, K > 0 && K <= E && K <= R1_MAX_TOPK,
                 "K is %zu, must be in 1 .. %d and at most E, %zu", K, (int)R1_MAX_TOPK, E);
     arg_require(a, spec->groups > 0 && E % spec->groups == 0, "%zu groups do not divide E, %zu",

@@ -1,7 +1,7 @@
 /* ops_types.c - what ops take besides arrays and numbers: Weight, Kv, packed sequences, offsets.
  *
- * For tests of single ops. A Weight packs a matrix once; a Kv is one layer's cache whose memory starts
- * as NaN, so that a kernel that reads a slot nobody wrote is seen.
+ * For tests of single ops. A Weight packs a matrix once; a Kv is one layer's cache whose memory
+ * starts as NaN, so that a kernel that reads a slot nobody wrote is seen.
  */
 #define PY_SSIZE_T_CLEAN
 #include "bind.h"

@@ -1,14 +1,15 @@
 /* isa.c - which instruction-set tier this processor runs. Compiled once, for any processor.
  *
  * The tiers are the same files compiled with other flags (cpu.h); bits are promised within a tier.
- * Knows nothing about what the tables hold. */
+ * R1_NO_AVX512 and R1_NO_AVX2: the compiler could not build that tier. Knows nothing about what the
+ * tables hold. */
 #include <string.h>
 
 #include "../ops.h"
 
 extern const r1_ops r1_ops_baseline;
-#if defined(__x86_64__)
-extern const r1_ops r1_ops_avx512, r1_ops_avx2;
+#if defined(__x86_64__) && !defined(R1_NO_AVX512)
+extern const r1_ops r1_ops_avx512;
 
 static int
 has_avx512(void)
@@ -17,6 +18,9 @@ has_avx512(void)
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("fma");
 }
+#endif
+#if defined(__x86_64__) && !defined(R1_NO_AVX2)
+extern const r1_ops r1_ops_avx2;
 
 static int
 has_avx2(void)
@@ -29,10 +33,12 @@ const r1_ops *
 r1_cpu_ops(const char *tier)
 {
     int any = strcmp(tier, "auto") == 0;
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(R1_NO_AVX512)
     if ((any || strcmp(tier, "avx512") == 0) && has_avx512()) {
         return &r1_ops_avx512;
     }
+#endif
+#if defined(__x86_64__) && !defined(R1_NO_AVX2)
     if ((any || strcmp(tier, "avx2") == 0) && has_avx2()) {
         return &r1_ops_avx2;
     }

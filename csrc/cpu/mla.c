@@ -38,7 +38,7 @@ expand_rows(void *ctx, size_t task, size_t worker)
 }
 
 static void
-gather_rows(void *ctx, size_t task, size_t worker)
+collect_rows(void *ctx, size_t task, size_t worker)
 {
     (void)worker;
     const mla_job *job = ctx;
@@ -85,6 +85,6 @@ TIER(mla_expand_bwd)(r1_dev *dev, const r1_tensor *dkvb, const r1_tensor *dkr,
                      r1_status *st)
 {
     (void)st;
-    run_mla(dev, (mla_job){dk, dv, dkvb, dkr, H, Dn, Dv, dkr->cols, 0}, gather_rows);
+    run_mla(dev, (mla_job){dk, dv, dkvb, dkr, H, Dn, Dv, dkr->cols, 0}, collect_rows);
     return R1_OK;
 }

@@ -14,7 +14,7 @@
 
 #include "kvpool.h"
 
-enum { KV_BYTES = 1 << 30, PREFILL_ROWS = 4096 };
+enum { KV_BYTES = 1 << 30, PREFILL_ROWS = 512 };
 
 typedef struct {
     size_t length, n_blocks, finished;
@@ -35,7 +35,7 @@ typedef struct {
 struct r1_decode {
     r1_model *m;
     r1_decode_spec spec;
-    r1_workspace ws;
+    r1_workspace *ws; /* the model's: nothing in it outlives a step */
     r1_kvpool pool;
     size_t next, n_slots, max_blocks; /* next sequence to admit; slots in use */
     prompt_state *prompts;            /* (P) */
@@ -44,7 +44,7 @@ struct r1_decode {
     int32_t *ids;                     /* (P G, max_new) */
     float *logp;
     int32_t *host, *ints;             /* integers of one batch: host and device */
-    size_t n_ints;
+    size_t n_ints, rows;              /* rows: of the largest batch */
     void *hidden_memory;
     r1_tensor hidden;                 /* (P, C) last hidden state of each prompt */
 };
@@ -135,6 +135,7 @@ device_open(r1_decode *d, r1_status *st)
     size_t all = (size_t)s->start[s->P];
     rows = rows < all ? rows : all;
     rows = rows > s->slots ? rows : s->slots;
+    d->rows = rows;
     d->n_ints = 4 * rows + (3 + d->max_blocks) * (s->slots + 1) + 4 * s->slots + 1;
     d->slots = r1_alloc(s->slots, sizeof *d->slots);
     d->host = r1_alloc(d->n_ints, sizeof(int32_t));
@@ -151,8 +152,7 @@ device_open(r1_decode *d, r1_status *st)
         }
     }
     /* Every slot holds a sequence, and its prompt at worst; one more prompt may wait. */
-    R1_TRY(kvpool_open(&d->pool, m, (s->slots + 1) * per_slot, st));
-    return workspace_reserve(m, &d->ws, rows, s->slots + 1, 1, 0, st);
+    return kvpool_open(&d->pool, m, (s->slots + 1) * per_slot, st);
 }
 
 r1_code
@@ -164,6 +164,7 @@ r1_decode_open(r1_decode **out, r1_model *m, const r1_decode_spec *spec, r1_stat
         return R1_FAIL(st, R1_ENOMEM, "out of memory for a decode session");
     }
     d->m = m;
+    d->ws = &m->infer;
     d->spec = *spec;
     r1_code code = host_open(d, st);
     if (code == R1_OK && spec->P > 0) {
@@ -190,7 +191,6 @@ r1_decode_close(r1_decode *d)
         r1_free(d->slots[i].table);
     }
     kvpool_close(&d->pool, d->m);
-    workspace_release(d->m, &d->ws);
     if (d->ints != NULL) {
         d->m->ops->mem_free(d->m->dev, d->ints);
     }
@@ -268,8 +268,8 @@ prefill(r1_decode *d, size_t p0, size_t p1, r1_status *st)
     r1_code code = batch_upload(d, seqs, B, &dev, &ids, &last, st);
     r1_free(seqs);
     R1_TRY(code);
-    R1_TRY(trunk_fwd(d->m, &d->ws, ids, &dev, d->pool.layers, st));
-    r1_tensor y = r1_rows(&d->ws.y, 0, dev.N), h = r1_rows(&d->hidden, p0, B);
+    R1_TRY(trunk_fwd(d->m, d->ws, ids, &dev, d->pool.layers, st));
+    r1_tensor y = r1_rows(&d->ws->y, 0, dev.N), h = r1_rows(&d->hidden, p0, B);
     R1_TRY(d->m->ops->gather_rows(d->m->dev, &h, &y, last, st));
     for (size_t p = p0; p < p1; p++) {
         d->prompts[p].prefilled = 1;
@@ -315,7 +315,7 @@ admit(r1_decode *d, r1_status *st)
         if (p->prefilled || stop / G < p1) {
             continue;
         }
-        if (rows > 0 && rows + p->length > d->ws.rows) {
+        if (rows > 0 && rows + p->length > d->rows) {
             break;
         }
         rows += p->length;
@@ -369,7 +369,7 @@ sample_rows(r1_decode *d, const r1_tensor *h, const size_t *which, size_t n, int
 {
     r1_model *m = d->m;
     const r1_ops *ops = m->ops;
-    size_t chunk = d->ws.logits.rows;
+    size_t chunk = d->ws->logits.rows;
     for (size_t n0 = 0; n0 < n; n0 += chunk) {
         size_t k = n - n0 < chunk ? n - n0 : chunk;
         int32_t *prompt = d->host, *generation = prompt + k, *position = generation + k;
@@ -380,14 +380,14 @@ sample_rows(r1_decode *d, const r1_tensor *h, const size_t *which, size_t n, int
             position[j] = (int32_t)d->seqs[i].length;
         }
         R1_TRY(ops->mem_upload(m->dev, d->ints, d->host, 3 * k * sizeof(int32_t), st));
-        r1_tensor rows = r1_rows(h, n0, k), logits = r1_rows(&d->ws.logits, 0, k);
-        r1_tensor lp = r1_rows(&d->ws.vec[0], 0, k), lse = r1_rows(&d->ws.vec[1], 0, k);
+        r1_tensor rows = r1_rows(h, n0, k), logits = r1_rows(&d->ws->logits, 0, k);
+        r1_tensor lp = r1_rows(&d->ws->vec[0], 0, k), lse = r1_rows(&d->ws->vec[1], 0, k);
         int32_t *drawn = d->ints + 3 * k;
         R1_TRY(ops->matmul_nt(m->dev, &logits, &rows, m->head.weight->weight, NULL, NULL, 0, st));
         R1_TRY(ops->sample(m->dev, drawn, &logits, d->spec.key, d->ints, d->ints + k,
-                           d->ints + 2 * k, &d->spec.sampling, d->ws.logp_scratch, st));
+                           d->ints + 2 * k, &d->spec.sampling, d->ws->logp_scratch, st));
         R1_TRY(ops->logp_fwd(m->dev, &lp, NULL, &lse, &logits, drawn, &d->spec.sampling,
-                             d->ws.logp_scratch, st));
+                             d->ws->logp_scratch, st));
         R1_TRY(ops->mem_download(m->dev, ids + n0, drawn, k * sizeof(int32_t), st));
         R1_TRY(ops->mem_download(m->dev, logp + n0, lp.data, k * sizeof(float), st));
     }
@@ -440,8 +440,8 @@ step(r1_decode *d, const step_lists *l, r1_status *st)
         r1_seqs dev;
         const int32_t *ids, *last;
         R1_TRY(batch_upload(d, l->fed, old, &dev, &ids, &last, st));
-        R1_TRY(trunk_fwd(d->m, &d->ws, ids, &dev, d->pool.layers, st));
-        r1_tensor y = r1_rows(&d->ws.y, 0, old);
+        R1_TRY(trunk_fwd(d->m, d->ws, ids, &dev, d->pool.layers, st));
+        r1_tensor y = r1_rows(&d->ws->y, 0, old);
         R1_TRY(sample_rows(d, &y, l->which, old, l->ids, l->logp, st));
     }
     if (fresh > 0) {
@@ -470,7 +470,7 @@ r1_decode_run(r1_decode *d, size_t steps, size_t *live, r1_status *st)
     step_lists l = {r1_alloc(slots, sizeof *l.fed), r1_alloc(slots, sizeof *l.which),
                     r1_alloc(slots, sizeof *l.ids), r1_alloc(slots, sizeof *l.logp),
                     r1_f32(d->m->ops->mem_alloc(d->m->dev, slots * C * sizeof(float)), slots, C)};
-    r1_code code = R1_OK;
+    r1_code code = workspace_reserve(d->m, d->ws, d->rows, slots + 1, 1, 0, st);
     if (l.fed == NULL || l.which == NULL || l.ids == NULL || l.logp == NULL ||
         l.fresh.data == NULL) {
         code = R1_FAIL(st, R1_ENOMEM, "out of memory for a decode step of %zu slots", slots);

@@ -122,7 +122,7 @@ typedef struct {
 /* Buffers for one packed batch of at most `rows` rows and `seqs` sequences. kept: how many layers'
  * activations are stored (all for training, 1 when only the output matters). */
 typedef struct {
-    size_t rows, seqs, blocks, kept;
+    size_t rows, seqs, blocks, kept, threads;
     int grad;
     void *memory;
     r1_acts *acts;                        /* (kept) host array */

@@ -159,7 +159,9 @@ r1_code
 workspace_reserve(r1_model *m, r1_workspace *ws, size_t rows, size_t seqs, size_t blocks, int grad,
                   r1_status *st)
 {
-    if (rows <= ws->rows && seqs <= ws->seqs && blocks <= ws->blocks && grad <= ws->grad) {
+    size_t threads = m->ops->dev_threads(m->dev); /* each has its share of the scratch */
+    if (rows <= ws->rows && seqs <= ws->seqs && blocks <= ws->blocks && grad <= ws->grad &&
+        threads <= ws->threads) {
         return R1_OK;
     }
     size_t old_rows = ws->rows, old_seqs = ws->seqs, old_blocks = ws->blocks;
@@ -169,6 +171,7 @@ workspace_reserve(r1_model *m, r1_workspace *ws, size_t rows, size_t seqs, size_
     ws->seqs = seqs > old_seqs ? seqs : old_seqs;
     ws->blocks = blocks > old_blocks ? blocks : old_blocks;
     ws->grad = grad;
+    ws->threads = threads;
     ws->kept = grad ? m->config.L : 1;
     ws->acts = r1_alloc(ws->kept + 1, sizeof *ws->acts);
     if (ws->acts == NULL) {
