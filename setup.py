@@ -80,7 +80,8 @@ class BuildCore(build_ext):
         return [
             *(Unit(tier, sources("cpu", "isa.c"), [f"-DR1_TIER={tier}", *TIERS[tier]], [])
               for tier in tiers),
-            Unit("core", [str(CSRC / "cpu/isa.c"), *sources("base"), *sources("model")], missing, []),
+            Unit("core", [str(CSRC / "cpu/isa.c"), *sources("base"), *sources("model")], missing,
+                 []),
             Unit("bind", sources("bind"), [], [*self.include_dirs, numpy.get_include()]),
         ]
 

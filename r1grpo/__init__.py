@@ -1,9 +1,52 @@
-"""r1grpo: the DeepSeek-R1 recipe on one engine that samples and trains with the same kernels."""
+"""r1grpo: the DeepSeek-R1 recipe in one engine that samples and trains with the same kernels.
 
-from .device import set_num_threads
-from .model import Loss, Model
-from .model_config import ModelConfig
-from .sampling import Rollout
+    from r1grpo import Model, ModelConfig, GRPOTrainer, GRPOConfig
 
-__all__ = ["Loss", "Model", "ModelConfig", "Rollout", "set_num_threads"]
+Names are imported from their modules when they are first used, so that the plain parts (tasks,
+tokenizer, run directories) and `r1grpo doctor` work where the C extension does not load.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .config import EvalConfig, GRPOConfig, RewardConfig, SFTConfig
+    from .device import set_num_threads
+    from .distill import distill
+    from .evaluate import evaluate
+    from .grpo import GRPOTrainer
+    from .model import Loss, Model
+    from .model_config import ModelConfig
+    from .pipeline import run_pipeline
+    from .recipe import Recipe
+    from .rejection import rejection_sample
+    from .report import write_report
+    from .reward_model import ModelReward, RewardTrainer
+    from .sampling import Rollout
+    from .sft import SFTTrainer
+    from .tokenizer import WordTokenizer
+
+_HOME = {
+    "EvalConfig": "config", "GRPOConfig": "config", "RewardConfig": "config", "SFTConfig": "config",
+    "set_num_threads": "device", "distill": "distill", "evaluate": "evaluate",
+    "GRPOTrainer": "grpo", "Loss": "model", "Model": "model", "ModelConfig": "model_config",
+    "run_pipeline": "pipeline", "Recipe": "recipe", "rejection_sample": "rejection",
+    "write_report": "report", "ModelReward": "reward_model", "RewardTrainer": "reward_model",
+    "Rollout": "sampling", "SFTTrainer": "sft", "WordTokenizer": "tokenizer",
+}
+
+__all__ = ["__version__", *sorted(_HOME)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""Typed face of the C extension: devices, and every op of csrc/ops.h for tests.
+"""Typed face of the C extension: devices, the model, and every op of csrc/ops.h for tests.
 
 Ops take a device, then the arguments of csrc/ops.h in its order, positionally; equations and shapes
 stand there. Left out are the status, scratch memory, and counts that the shape of an array says.
@@ -29,6 +29,13 @@ AdvantageSpec = tuple[int, Literal["none", "group", "batch"], int,
                       Literal["grpo", "dapo", "bnpo", "dr_grpo"], int, int]
 # (lr, beta1, beta2, eps, weight_decay, grad_scale, step)
 AdamwSpec = tuple[float, float, float, float, float, float, int]
+# which array of a parameter: its value, gradient, or one of Adam's moments
+Part = Literal["value", "grad", "m", "v"]
+# (grad, form, scale, eps_low, eps_high, beta, entropy_coef, mtp_coef, mtp_detach, balance_coef,
+#  micro_rows)
+Pass = tuple[bool, Literal["nll", "clip"], float, float, float, float, float, float, bool, float, int]
+# (grad, form, scale, micro_rows)
+ScorePass = tuple[bool, Literal["pairwise", "pointwise"], float, int]
 
 @final
 class Device:
@@ -47,6 +54,43 @@ class Weight:
 @final
 class Kv:
     def __new__(cls, device: Device, blocks: int, Hkv: int, D: int, Dv: int, /) -> Kv: ...
+
+@final
+class Model:
+    """The network with its weights, gradients and moments: r1grpo/model.py is its face."""
+
+    def __new__(cls, device: Device, config: dict[str, int | float | bool]) -> Model: ...
+    # (name, E, O, I, trained) of every parameter
+    def params(self) -> list[tuple[str, int, int, int, bool]]: ...
+    def read(self, device: Device, index: int, what: Part, array: F32, /) -> None: ...
+    def write(self, device: Device, index: int, what: Part, array: F32, /) -> None: ...
+    def run(self, device: Device, ids: I32, start: I32, first: I32, weight: F32 | None,
+            advantage: F32 | None, old_logp: F32 | None, ref_logp: F32 | None, pass_: Pass,
+            how: Sampling, logp: F32 | None, entropy: F32 | None, loss: F32 | None, kl: F32 | None,
+            clipped: F32 | None, mtp_loss: F32 | None, mtp_draft: I32 | None, balance: F32 | None,
+            /) -> None: ...
+    def score(self, device: Device, ids: I32, start: I32, first: I32, label: F32 | None,
+              pass_: ScorePass, score: F32, loss: F32 | None, /) -> None: ...
+    def zero_grad(self, device: Device, /) -> None: ...
+    def update(self, device: Device, learning_rate: float, beta1: float, beta2: float, eps: float,
+               weight_decay: float, max_grad_norm: float, /) -> float: ...
+    def router_update(self, device: Device, rate: float, /) -> None: ...
+    @property
+    def step(self) -> int: ...
+    @step.setter
+    def step(self, value: int) -> None: ...
+
+@final
+class Decode:
+    """A sampling session of a model: r1grpo/sampling.py is its face."""
+
+    def __new__(cls, device: Device, model: Model, ids: I32, start: I32, sample_ids: I32, stop: I32,
+                num_generations: int, max_new_tokens: int, slots: int, seed: int, step: int,
+                how: Sampling, /) -> Decode: ...
+    def run(self, device: Device, steps: int, /) -> int: ...
+    def state(self, length: I32, state: I32, /) -> None: ...
+    def read(self, index: int, from_: int, ids: I32, logp: F32, /) -> None: ...
+    def stop(self, index: int, keep: int, /) -> None: ...
 
 def tiers() -> tuple[str, ...]: ...
 def alloc_fail_at(n: int, /) -> int: ...

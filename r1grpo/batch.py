@@ -6,24 +6,49 @@ messages that name the argument and the index. Knows nothing about text or model
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-__all__ = ["PackedBatch", "pack", "pack_prompts", "per_token", "split_rows"]
+__all__ = ["PackedBatch", "as_count", "as_ids", "as_number", "pack", "pack_prompts", "per_token",
+           "split_rows"]
 
 
-def as_ids(values: Sequence[int] | np.ndarray, name: str, vocab_size: int) -> np.ndarray:
-    """One sequence of token ids as int32 (n); ValueError or TypeError naming it."""
-    array = np.asarray(values)
+def as_count(value: Any, name: str, lowest: int) -> int:
+    """An int of at least `lowest` and of 64 bits: Python's or NumPy's, no bool, no float."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an int, not {value!r}")
+    if not lowest <= value < 2**64:
+        raise ValueError(f"{name} is {value}, must be at least {lowest} and below 2**64")
+    return int(value)
+
+
+def as_number(value: Any, name: str, lowest: float = 0.0, highest: float = 3e38) -> float:
+    """A real number in [lowest, highest]; by default a finite one that is not negative."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, not {value!r}")
+    if not lowest <= value <= highest:
+        raise ValueError(f"{name} is {value}, must be between {lowest} and {highest}")
+    return float(value)
+
+
+def as_ids(values: Sequence[int] | np.ndarray, name: str, below: int,
+           what: str = "vocabulary") -> np.ndarray:
+    """One sequence of ids in [0, below) as int32 (n); ValueError or TypeError naming it."""
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise ValueError(f"{name} is not a flat sequence of ids") from None
     if array.ndim != 1:
-        raise ValueError(f"{name} must be a sequence of token ids, has {array.ndim} dimensions")
+        raise ValueError(f"{name} must be a sequence of ids, has {array.ndim} dimensions")
     if array.size and array.dtype.kind not in "iu":
         raise TypeError(f"{name} must hold integers, not {array.dtype}")
-    if array.size and (array.min() < 0 or array.max() >= vocab_size):
-        bad = next(int(t) for t in array if t < 0 or t >= vocab_size)
-        raise ValueError(f"{name} contains id {bad}, outside the vocabulary of {vocab_size}")
+    if array.size and (array.min() < 0 or array.max() >= below):
+        bad = next(int(t) for t in array if t < 0 or t >= below)
+        raise ValueError(f"{name} contains id {bad}, outside the {what} of {below}")
     return array.astype(np.int32)
 
 
@@ -72,11 +97,11 @@ def pack(prompt_ids: Sequence, completion_ids: Sequence, vocab_size: int, contex
 
 def pack_list(sequences: Sequence, name: str, vocab_size: int) -> list[np.ndarray]:
     """Every sequence as ids; a flat list of integers is refused with a hint."""
-    if isinstance(sequences, (str, bytes)):
-        raise TypeError(f"{name} must be sequences of token ids, not text")
+    if isinstance(sequences, (str, bytes)) or not isinstance(sequences, Iterable):
+        raise TypeError(f"{name} must be sequences of token ids, not {type(sequences).__name__}")
     out = []
     for i, sequence in enumerate(sequences):
-        if np.ndim(sequence) == 0:
+        if isinstance(sequence, (str, bytes)) or not isinstance(sequence, Iterable):
             raise TypeError(f"{name} must be a sequence of sequences; {name}[{i}] is {sequence!r}")
         out.append(as_ids(sequence, f"{name}[{i}]", vocab_size))
     return out
@@ -98,12 +123,18 @@ def pack_prompts(prompts: Sequence, vocab_size: int, context: int) -> tuple[np.n
 
 def per_token(values, lengths: np.ndarray, name: str) -> np.ndarray:
     """One number a completion, or an array a completion, as float32 (M) over all tokens."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must have one number or array a completion, not {values!r}")
     values = list(values)
     if len(values) != len(lengths):
         raise ValueError(f"{name} has {len(values)} entries for {len(lengths)} completions")
     rows = []
     for i, (value, n) in enumerate(zip(values, lengths, strict=True)):
-        row = np.asarray(value, np.float32)
+        try:
+            with np.errstate(over="ignore"):  # too large for float32: refused below as infinite
+                row = np.asarray(value, np.float32)
+        except (TypeError, ValueError, OverflowError):
+            raise TypeError(f"{name}[{i}] must be a number or an array, not {value!r}") from None
         if row.ndim == 0:
             row = np.full(n, row, np.float32)
         if row.shape != (n,):

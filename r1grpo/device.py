@@ -7,6 +7,7 @@ the best that the processor has, fixed at first use: a model's packed weights be
 from __future__ import annotations
 
 from . import _core
+from .batch import as_count
 
 __all__ = ["get_device", "set_num_threads"]
 
@@ -24,6 +25,5 @@ def get_device(name: str = "cpu") -> _core.Device:
 
 def set_num_threads(n: int) -> None:
     """Compute on n threads from now on, more than there are cores if asked. No result depends on it."""
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"set_num_threads: n is {n!r}, must be an int of at least 1")
+    n = as_count(n, "set_num_threads: n", 1)
     _current[:] = [_core.Device(n, get_device().tier)]

@@ -69,6 +69,14 @@ def evaluate(model: Any, problems: Sequence[Row], args: EvalConfig | None = None
              progress: Callable[[int], None] | None = None) -> Evaluation:
     """Sample args.k completions of each problem (dataset rows) and grade them. progress is called
     with the number of problems done."""
+    samples = draw_samples(model, problems, args, processing_class, progress)
+    return Evaluation(recompute(samples, graders), samples)
+
+
+def draw_samples(model: Any, problems: Sequence[Row], args: EvalConfig | None = None,
+                 processing_class: Any = None, progress: Callable[[int], None] | None = None
+                 ) -> list[Row]:
+    """The samples of evaluate, not graded: also for rows that no rule can check."""
     args = args or EvalConfig()
     if not problems:
         raise ValueError("evaluate needs at least one problem")
@@ -88,7 +96,7 @@ def evaluate(model: Any, problems: Sequence[Row], args: EvalConfig | None = None
                             "finish_reason": done.finish_reasons[i]})
         if progress:
             progress(numbers[-1] + 1)
-    return Evaluation(recompute(samples, graders), samples)
+    return samples
 
 
 def _sample(model: Any, prompts: list[list[int]], numbers: list[int], args: EvalConfig,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from . import _core
-from .batch import PackedBatch, pack, per_token, split_rows
+from .batch import PackedBatch, as_count, as_number, pack, per_token, split_rows
 from .checkpoint import write_folder
 from .device import get_device
 from .model_config import ModelConfig
@@ -56,8 +56,10 @@ class Model:
 
     def __init__(self, config: ModelConfig | dict[str, Any], seed: int | None = 0,
                  device: str = "cpu", dtype: str = "float32"):
-        if isinstance(config, dict):
+        if not isinstance(config, ModelConfig):
             config = ModelConfig.from_dict(config)
+        if seed is not None:
+            seed = as_count(seed, "seed", 0)
         if dtype != "float32":
             raise ValueError(f"dtype '{dtype}' is not available yet; there is 'float32'")
         self.config = config
@@ -87,9 +89,11 @@ class Model:
         """Hugging Face tensor names -> float32 arrays (copies); one tensor an expert."""
         return to_hf((p[0], self._read(i, "value")) for i, p in enumerate(self._params))
 
-    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """The reverse. Missing, surplus and misshapen tensors raise ValueError naming them all, before
         anything is written."""
+        if not isinstance(state, Mapping):
+            raise TypeError(f"a state dict maps names to arrays, not {type(state).__name__}")
         arrays = from_hf(state, self._params, self.config)
         for i, array in enumerate(arrays):
             self._write(i, "value", array)
@@ -145,11 +149,15 @@ class Model:
         for name in ("config.json", "model.safetensors"):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} has no {name}")
-        config = ModelConfig.from_dict(json.loads((folder / "config.json").read_text()))
+        try:
+            config = ModelConfig.from_dict(json.loads((folder / "config.json").read_bytes()))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"{folder / 'config.json'}: {error}") from None
         try:
             state = load_file(folder / "model.safetensors")
-        except SafetensorError as error:
-            raise ValueError(f"{folder / 'model.safetensors'}: {error}") from None
+        except (SafetensorError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{folder / 'model.safetensors'} is no safetensors file of arrays that "
+                             f"NumPy knows: {error}") from None
         model = cls(config, seed=None, device=device, dtype=dtype)
         model.load_state_dict(state)
         return model
@@ -157,25 +165,27 @@ class Model:
     # ---- sampling ----------------------------------------------------------------------------
 
     def session(self, prompts: Sequence, num_generations: int = 1, max_new_tokens: int = 128,
-                temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
-                seed: int = 0, step: int = 0, stop_token_ids: Sequence[int] | None = None,
+                temperature: float = 1.0, top_k: int | None = 0, top_p: float | None = 1.0,
+                min_p: float | None = 0.0, seed: int = 0, step: int = 0,
+                stop_token_ids: Sequence[int] | None = None,
                 sample_ids: Sequence[int] | None = None) -> Session:
         """`generate` in slices: see `Session`."""
         how = Filters(temperature, top_k, top_p, min_p)
-        stop = self.config.stop_ids() if stop_token_ids is None else list(stop_token_ids)
+        stop = self.config.stop_ids() if stop_token_ids is None else stop_token_ids
         return Session(self._core, lambda: self.device, self.config, prompts, num_generations,
                        max_new_tokens, how, seed, step, stop, sample_ids, _SLOTS)
 
     def generate(self, prompts: Sequence, num_generations: int = 1, max_new_tokens: int = 128,
-                 temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
-                 seed: int = 0, step: int = 0, stop_token_ids: Sequence[int] | None = None,
+                 temperature: float = 1.0, top_k: int | None = 0, top_p: float | None = 1.0,
+                 min_p: float | None = 0.0, seed: int = 0, step: int = 0,
+                 stop_token_ids: Sequence[int] | None = None,
                  sample_ids: Sequence[int] | None = None, speculative: bool = False) -> Rollout:
         """Samples `num_generations` completions of each prompt.
 
         prompts: P sequences of token ids. Returns a Rollout of flat lists, completion g of prompt p at
         p * G + g. A stop token is included and has a log-prob; stop_token_ids None means the config's
-        eos, () none. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off. A draw depends on
-        (seed, step, prompt index or sample_ids[p], g, position) and the tokens before, nothing else."""
+        eos, () none. temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and None are off. A draw depends
+        on (seed, step, prompt index or sample_ids[p], g, position) and the tokens before alone."""
         if speculative:
             raise ValueError("speculative=True is not available yet: it needs MTP decoding")
         session = self.session(prompts, num_generations, max_new_tokens, temperature, top_k, top_p,
@@ -191,7 +201,8 @@ class Model:
                     self.config.max_position_embeddings)
 
     def logprobs(self, prompt_ids: Sequence, completion_ids: Sequence, temperature: float = 1.0,
-                 top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> list[np.ndarray]:
+                 top_k: int | None = 0, top_p: float | None = 1.0,
+                 min_p: float | None = 0.0) -> list[np.ndarray]:
         """Log-probability of every completion token, one float32 array a completion; completion i
         belongs to prompt i // ratio."""
         return self._logprobs(self._pack(prompt_ids, completion_ids),
@@ -224,8 +235,8 @@ class Model:
     def policy_gradient(self, prompt_ids: Sequence, completion_ids: Sequence, *, advantages, weights,
                         old_logprobs, ref_logprobs=None, epsilon: float = 0.2,
                         epsilon_high: float | None = None, beta: float = 0.0,
-                        temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
-                        min_p: float = 0.0, total_tokens: float | None = None,
+                        temperature: float = 1.0, top_k: int | None = 0, top_p: float | None = 1.0,
+                        min_p: float | None = 0.0, total_tokens: float | None = None,
                         micro_batch_tokens: int | None = None, entropy_coef: float = 0.0,
                         mtp_coef: float = 0.0, mtp_detach: bool = True,
                         balance_coef: float = 0.0) -> Loss:
@@ -256,19 +267,20 @@ class Model:
                   balance_coef: float = 0.0) -> Loss:
         w = per_token([1.0] * len(batch.lengths) if weights is None else weights, batch.lengths,
                       "weights")
-        total = math.fsum(w) if total_tokens is None else float(total_tokens)
-        if not total > 0.0:
-            if total_tokens is not None:
-                raise ValueError(f"total_tokens is {total_tokens}, must be above 0")
+        if total_tokens is None and not w.any():
             return Loss(0.0, 0, self._logprobs(batch, how))
+        total = (as_number(math.fsum(w), "the sum of weights", 1e-30) if total_tokens is None
+                 else as_number(total_tokens, "total_tokens", 1e-30))
         if mtp_coef and not self.config.num_nextn_predict_layers:
             raise ValueError("mtp_coef is not 0, but the model has no MTP module")
         M, B = batch.targets, len(batch.lengths)
         logp, entropy, loss, kl, clipped, mtp_loss = (np.zeros(M, np.float32) for _ in range(6))
         draft, balance = np.full(M, -1, np.int32), np.zeros(B, np.float32)
-        spec = (True, form, 1.0 / total, clip[0], clip[1], float(beta), float(entropy_coef),
-                float(mtp_coef), bool(mtp_detach), balance_coef / total,
-                _MICRO_TOKENS if micro_batch_tokens is None else int(micro_batch_tokens))
+        spec = (True, form, 1.0 / total, as_number(clip[0], "epsilon"),
+                as_number(clip[1], "epsilon_high"), as_number(beta, "beta"),
+                as_number(entropy_coef, "entropy_coef", -3e38), as_number(mtp_coef, "mtp_coef"),
+                bool(mtp_detach), as_number(balance_coef, "balance_coef") / total,
+                _micro_rows(micro_batch_tokens))
         self._core.run(self.device, batch.ids, batch.start, batch.first, w, advantages, old, ref,
                        spec, how.tuple(), logp, entropy, loss, kl, clipped, mtp_loss, draft, balance)
         value = math.fsum(loss) + math.fsum(balance)
@@ -306,17 +318,15 @@ class Model:
         to the number of pairs. pointwise: cross-entropy of sigmoid(score) against labels in [0, 1]."""
         if kind not in ("pairwise", "pointwise"):
             raise ValueError(f"kind '{kind}' is neither 'pairwise' nor 'pointwise'")
-        if kind == "pointwise" and (labels is None or len(labels) != len(ids)):
-            raise ValueError("pointwise: labels must have one entry a sequence")
         batch = self._pack(ids, [[]] * len(ids))
         B = len(batch.lengths)
-        label = None if labels is None else np.ascontiguousarray(labels, np.float32)
-        total = total or (B // 2 if kind == "pairwise" else B)
+        label = None if kind == "pairwise" else _labels(labels, B)
+        if total is None:
+            total = max(B // 2 if kind == "pairwise" else B, 1)
         score, loss = np.empty(B, np.float32), np.zeros(B, np.float32)
-        micro = _MICRO_TOKENS if micro_batch_tokens is None else int(micro_batch_tokens)
-        if B:
-            self._core.score(self.device, batch.ids, batch.start, batch.first, label,
-                             (True, kind, 1.0 / total, micro), score, loss)
+        self._core.score(self.device, batch.ids, batch.start, batch.first, label,
+                         (True, kind, 1.0 / as_number(total, "total", 1e-30),
+                          _micro_rows(micro_batch_tokens)), score, loss)
         right = (score[0::2] > score[1::2]) if kind == "pairwise" else (score > 0) == (label > 0.5)
         return Loss(math.fsum(loss), B, [score], {"accuracy": float(np.mean(right)) if B else 0.0})
 
@@ -327,12 +337,16 @@ class Model:
         """One AdamW step on the accumulated gradients, clipped to max_grad_norm (0: not clipped).
         Returns the norm before clipping; leaves the gradients alone. A norm that is not finite raises
         FloatingPointError and changes nothing. Norm weights and biases are not decayed."""
-        return self._core.update(self.device, learning_rate, betas[0], betas[1], eps, weight_decay,
-                                 max_grad_norm)
+        below_one = 1.0 - 2.0**-24
+        return self._core.update(
+            self.device, as_number(learning_rate, "learning_rate"),
+            as_number(betas[0], "betas[0]", 0.0, below_one),
+            as_number(betas[1], "betas[1]", 0.0, below_one), as_number(eps, "eps"),
+            as_number(weight_decay, "weight_decay"), as_number(max_grad_norm, "max_grad_norm"))
 
     def update_router_bias(self, rate: float) -> None:
         """b += rate sign(mean load - load) from the loads since `zero_grad` (DeepSeek-V3 2.1.2)."""
-        self._core.router_update(self.device, rate)
+        self._core.router_update(self.device, as_number(rate, "rate"))
 
     def optimizer_state(self) -> dict[str, np.ndarray]:
         """Adam's moments "m.NAME", "v.NAME" and "step" (uint64): all that `update` remembers."""
@@ -362,6 +376,18 @@ class Model:
                 self._write(i, "m", zeros)
                 self._write(i, "v", zeros)
         self._core.step = 0
+
+
+def _micro_rows(tokens: int | None) -> int:
+    return _MICRO_TOKENS if tokens is None else as_count(tokens, "micro_batch_tokens", 1)
+
+
+def _labels(values, B: int) -> np.ndarray:
+    """Labels in [0, 1] as float32 (B)."""
+    label = per_token([] if values is None else values, np.ones(B, np.int64), "labels")
+    if ((label < 0) | (label > 1)).any():
+        raise ValueError("labels must be in [0, 1]")
+    return label
 
 
 def _stats(mask, logp, entropy, kl, clipped, old) -> dict[str, float]:

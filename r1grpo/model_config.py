@@ -2,14 +2,15 @@
 
 `from_dict` keeps keys that it does not know, so that a config.json survives a round trip, and refuses
 a key that is almost a known one: a misspelt `num_experts_per_token` would otherwise build another
-model in silence. What can be built at all is checked once, in C (csrc/model/config.c). Knows nothing
-about weights.
+model in silence. Types and signs are checked here, whether the sizes fit together once, in C
+(csrc/model/config.c). Knows nothing about weights.
 """
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field, fields, replace
+import numbers
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 __all__ = ["ModelConfig"]
@@ -21,6 +22,31 @@ _HARMLESS = frozenset(
     "transformers_version use_cache use_sliding_window max_window_layers mlp_bias pad_token_id "
     "is_encoder_decoder id2label label2id layer_types rope_parameters rope_scaling "
     "qk_head_dim num_local_experts num_experts model_name".split())
+# Of these, the ones that would change it at any other value.
+_PLAIN = {"hidden_act": "silu", "mlp_bias": False, "use_sliding_window": False, "moe_layer_freq": 1}
+# Published files write null where a model has none of these.
+_NULL_IS_DEFAULT = (
+    "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "n_routed_experts",
+    "num_experts_per_tok", "moe_intermediate_size", "n_shared_experts", "first_k_dense_replace",
+    "n_group", "topk_group", "routed_scaling_factor", "num_nextn_predict_layers")
+
+_KINDS = {"int": numbers.Integral, "float": numbers.Real, "bool": bool, "str": str, "dict": dict,
+          "list": (list, tuple)}
+
+
+def _checked(name: str, annotation: str, value: Any) -> Any:
+    """The value of a field as the core and a JSON file can take it; ValueError naming the field."""
+    kinds = [kind.split("[")[0] for kind in annotation.split(" | ")]
+    if value is None and "None" in kinds:
+        return None
+    for kind in kinds:
+        if isinstance(value, _KINDS.get(kind, ())) and isinstance(value, bool) == (kind == "bool"):
+            if kind == "int" and not 0 <= value < 2**31:
+                raise ValueError(f"{name} is {value}, must be between 0 and 2^31 - 1")
+            if kind == "float" and not abs(value) < 3e38:
+                raise ValueError(f"{name} is {value}, must be a finite float32")
+            return int(value) if kind == "int" else float(value) if kind == "float" else value
+    raise ValueError(f"{name} is {value!r}, must be {annotation}")
 
 
 @dataclass
@@ -69,9 +95,16 @@ class ModelConfig:
     extra: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
+        for f in fields(self):
+            setattr(self, f.name, _checked(f.name, str(f.type), getattr(self, f.name)))
+        if self.num_attention_heads < 1:
+            raise ValueError("num_attention_heads is 0, must be at least 1")
+        for token in self.stop_ids():
+            if _checked("eos_token_id", "int", token) >= self.vocab_size:
+                raise ValueError(f"eos_token_id {token} is outside the vocab_size {self.vocab_size}")
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
-        if self.head_dim is None and self.num_attention_heads:
+        if self.head_dim is None:
             if not self.kv_lora_rank and self.hidden_size % self.num_attention_heads:
                 raise ValueError(
                     f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
@@ -81,26 +114,34 @@ class ModelConfig:
             self.rope_interleave = self.kv_lora_rank > 0
         if self.scoring_func not in ("sigmoid", "softmax"):
             raise ValueError(f"scoring_func '{self.scoring_func}' is neither 'sigmoid' nor 'softmax'")
+        if self.initializer_range < 0:
+            raise ValueError(f"initializer_range is {self.initializer_range}, must be 0 or above")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
         """From the keys of a config.json. Unknown keys are kept; near misses raise ValueError."""
+        if not isinstance(values, dict):
+            raise TypeError(f"a config is a dict of its fields, not {type(values).__name__}")
         known = {f.name for f in fields(cls)} - {"extra"}
         given = {k: v for k, v in values.items() if k in known}
         extra = {k: v for k, v in values.items() if k not in known}
         for key in extra.keys() - _HARMLESS:
-            close = difflib.get_close_matches(key, known, n=1, cutoff=0.85)
+            close = difflib.get_close_matches(str(key).lower(), known, n=1, cutoff=0.85)
             if close:
                 raise ValueError(f"unknown config key '{key}': did you mean '{close[0]}'?")
         scaling = extra.get("rope_scaling") or extra.get("rope_parameters") or {}
+        if not isinstance(scaling, dict):
+            raise ValueError(f"rope_scaling is {scaling!r}, must be a dict or null")
         kind = scaling.get("rope_type", scaling.get("type", "default"))
         if kind != "default":
             raise ValueError(f"rope type '{kind}' is not supported yet; only 'default' is")
         given.setdefault("rope_theta", scaling.get("rope_theta", cls.rope_theta))
-        for key in ("n_routed_experts", "n_shared_experts", "num_experts_per_tok", "kv_lora_rank",
-                    "num_nextn_predict_layers"):
+        for key, plain in _PLAIN.items():
+            if extra.get(key, plain) != plain:
+                raise ValueError(f"{key} is {extra[key]!r}; only {plain!r} is supported")
+        for key in _NULL_IS_DEFAULT:
             if given.get(key, 0) is None:
-                given[key] = 0
+                del given[key]
         return cls(**given, extra=extra)
 
     def to_dict(self) -> dict[str, Any]:
@@ -111,24 +152,24 @@ class ModelConfig:
     @classmethod
     def tiny_moe(cls, vocab_size: int = 512, eos_token_id: int = 1, **changes: Any) -> ModelConfig:
         """A DeepSeek-V3 in miniature: MLA, MoE, MTP; 1.0 M parameters (0.5 M active) + 0.3 M of MTP."""
-        base = cls(
+        preset = dict(
             vocab_size=vocab_size, eos_token_id=eos_token_id, model_type="deepseek_v3",
             hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=192,
             max_position_embeddings=512, tie_word_embeddings=True, initializer_range=0.05,
             q_lora_rank=None, kv_lora_rank=32, qk_nope_head_dim=24, qk_rope_head_dim=8, v_head_dim=32,
             n_routed_experts=12, num_experts_per_tok=2, moe_intermediate_size=48, n_shared_experts=1,
             first_k_dense_replace=1, num_nextn_predict_layers=1)
-        return replace(base, **changes)
+        return cls(**{**preset, **changes})
 
     @classmethod
     def tiny_dense(cls, vocab_size: int = 512, eos_token_id: int = 1, **changes: Any) -> ModelConfig:
         """A Qwen2 in miniature: grouped queries, biased q, k, v, tied head; 0.4 M parameters."""
-        base = cls(
+        preset = dict(
             vocab_size=vocab_size, eos_token_id=eos_token_id, model_type="qwen2", hidden_size=96,
             num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=256,
             max_position_embeddings=512, tie_word_embeddings=True, attention_bias=True,
             initializer_range=0.05)
-        return replace(base, **changes)
+        return cls(**{**preset, **changes})
 
     def stop_ids(self) -> list[int]:
         """The end-of-sequence ids, as a list."""

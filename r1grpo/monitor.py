@@ -297,7 +297,8 @@ class Progress:
 
     >>> with Progress(120, "r1_zero") as bar:
     ...     bar.update(reward=0.41)
-    Plain lines come once per tenth of the way, so that a log file stays short.
+    Plain lines come once per tenth of the way and where the description changes, so that a log
+    file stays short.
     """
 
     def __init__(self, total: int, description: str, done: int = 0,
@@ -305,10 +306,25 @@ class Progress:
         self.total, self.description, self.done = total, description, done
         self._file = file or sys.stderr
         self._start, self._first = time.monotonic(), done
+        self._due = False  # a plain line is due whatever the way since the last one
         self._bar = None
         if _in_notebook() or self._file.isatty():
             self._bar = tqdm(total=total, initial=done, desc=description, file=self._file,
                              dynamic_ncols=not _in_notebook(), mininterval=0.2)
+
+    def describe(self, description: str) -> None:
+        """Say what is going on now."""
+        if description != self.description:
+            self.description, self._due = description, True
+            if self._bar is not None:
+                self._bar.set_description(description, refresh=False)
+
+    def skip(self, steps: int) -> None:
+        """Move on by `steps` that were done before: they say nothing about the pace."""
+        self.done, self._first = self.done + steps, self._first + steps
+        if self._bar is not None:
+            self._bar.initial += steps
+            self._bar.update(steps)
 
     def update(self, steps: int = 1, **figures: float) -> None:
         """Move on by `steps` and show `figures` (reward=0.41)."""
@@ -317,7 +333,9 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix(words, refresh=False)
             self._bar.update(steps)
-        elif self.done == self.total or self.done * 10 // self.total > before * 10 // self.total:
+        elif self._due or self.done == self.total \
+                or self.done * 10 // self.total > before * 10 // self.total:
+            self._due = False
             pace = (time.monotonic() - self._start) / max(self.done - self._first, 1)
             left = format_seconds(pace * (self.total - self.done))
             shown = "".join(f"  {key} {value}" for key, value in words.items())

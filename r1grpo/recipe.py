@@ -144,6 +144,7 @@ class SFTStage:
     per_problem: int = 1  # kept of each at most
     temperature: float = 1.0  # of the sampling
     general_share: float = 0.0  # general rows among all rows
+    written: int = 0  # further rows with a solver's solution; 0: the model's own samples alone
     sft: SFTConfig = field(default_factory=SFTConfig)
 
     def __post_init__(self) -> None:
@@ -151,8 +152,9 @@ class SFTStage:
             f"{name} must be at least 1": getattr(self, name) >= 1
             for name in ("problems", "samples", "per_problem")})
         _require("SFT stage", {
+            "written must be at least 0": self.written >= 0,
             "temperature must be above 0": self.temperature > 0.0,
-            "general_share must be within 0 and 1": 0.0 <= self.general_share < 1.0})
+            "general_share must be at least 0 and below 1": 0.0 <= self.general_share < 1.0})
 
 
 @dataclass
@@ -229,7 +231,8 @@ class Recipe:
 
     seed: int = 0
     quick: bool = False  # marked "not a result" wherever its figures are shown
-    save_steps: int = 10  # updates between two states that a killed run can go on from
+    save_steps: int = 10  # RL updates between two states that a killed run can go on from
+    sft_save_steps: int = 100  # the same in pre-training and fine-tuning, whose updates are short
     problems: Problems = field(default_factory=Problems)
     corpus: Corpus = field(default_factory=Corpus)
     model: ModelConfig = field(default_factory=lambda: _model(ModelConfig.tiny_moe))
@@ -262,6 +265,7 @@ class Recipe:
         _require("recipe", {
             "seed must be at least 0": self.seed >= 0,
             "save_steps must be at least 1": self.save_steps >= 1,
+            "sft_save_steps must be at least 1": self.sft_save_steps >= 1,
             "student_rl_only needs at least as many updates as r1_zero":
                 (self.student_rl_only.grpo.max_steps or 0) >= (self.r1_zero.grpo.max_steps or 0)})
         for name in ("model", "student"):
@@ -292,12 +296,13 @@ def _options(recipe: Recipe) -> list[tuple[str, Any]]:
     found = [(name, getattr(recipe, name)) for name in ("base", "student_base", "distilled")]
     found += [(f"{name}.grpo", getattr(recipe, name).grpo)
               for name in ("r1_zero", "reasoning_rl", "r1", "student_rl_only")]
-    found += [(f"{name}.sft", getattr(recipe, name).sft) for name in ("cold_start", "rejection_sft")]
+    found += [(f"{name}.sft", getattr(recipe, name).sft)
+              for name in ("cold_start", "rejection_sft")]
     return found + [(f"reward_models.{name}", getattr(recipe.reward_models, name))
                     for name in ("helpful", "safety")]
 
 
-# ---- files ----------------------------------------------------------------------------------
+# ---- files --------------------------------------------------------------------------------------
 
 
 def read_recipe(path: str | Path, **changes: Any) -> Recipe:

@@ -85,32 +85,47 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.phases: dict[str, dict[str, Any]] = (
-            json.loads(path.read_bytes()) if path.exists() else {})
+        stored = json.loads(path.read_bytes()) if path.exists() else {}
+        self.wall_seconds: float = stored.get("wall_seconds", 0.0)  # of all processes of the run
+        self.phases: dict[str, dict[str, Any]] = stored.get("phases", {})
         self._phase, self._since = "", time.monotonic()
 
     @contextlib.contextmanager
     def timing(self, phase: str) -> Iterator[dict[str, Any]]:
         """Add the seconds of the block to a phase; gives the phase's entry to write figures in."""
-        self._phase, self._since = phase, time.monotonic()
+        self._tick()
+        entry = self.phases.setdefault(phase, {"seconds": 0.0})
+        self._phase = phase
         try:
-            yield self.phases.setdefault(phase, {"seconds": 0.0})
+            yield entry
         finally:
             self.save()
             self._phase = ""
 
     def save(self) -> None:
         """Write the file, with the seconds up to now."""
+        self._tick()
+        content = {"wall_seconds": self.wall_seconds, "phases": self.phases}
+        write_atomic(self.path, json.dumps(content, indent=1, allow_nan=False).encode())
+
+    def _tick(self) -> None:
         now = time.monotonic()
+        self.wall_seconds += now - self._since
         if self._phase:
             self.phases[self._phase]["seconds"] += now - self._since
         self._since = now
-        write_atomic(self.path, json.dumps(self.phases, indent=1, allow_nan=False).encode())
 
-    def total(self, key: str, *stages: str) -> Any:
-        """Sum of a figure over the phases of some stages (of all if none is named)."""
-        return sum(entry.get(key, 0) for phase, entry in self.phases.items()
-                   if not stages or phase.split("/")[0] in stages)
+    def total(self, key: str, *names: str) -> Any:
+        """Sum of a figure over some phases, or the phases of some stages without their evaluation;
+        over everything if none is named."""
+        return sum(entry.get(key, 0) for phase, entry in self.phases.items() if not names
+                   or phase in names or (phase.partition("/")[0] in names
+                                         and not phase.endswith("/evaluation")))
+
+    def cost(self, *names: str) -> dict[str, float]:
+        """Tokens and seconds of phases or stages."""
+        return {key: self.total(key, *names)
+                for key in ("trained_tokens", "sampled_tokens", "seconds")}
 
 
 class Meter:
@@ -127,16 +142,18 @@ class Meter:
     def advance(self, phase: str, sequences: int, skipped: bool = False, **figures: float) -> None:
         """Move on within a phase; skipped: done before this process, so it tells nothing of its
         pace."""
-        room = self._ends[phase] - self.progress.done
+        sequences = max(0, min(sequences, self._ends[phase] - self.progress.done))
         self.progress.describe(phase)
-        self.progress.update(max(0, min(sequences, room)), skipped, **figures)
+        if skipped:
+            self.progress.skip(sequences)
+        else:
+            self.progress.update(sequences, **figures)
 
     def finish(self, phase: str, skipped: bool = False) -> None:
         """Move on to the end of a phase."""
         left = self._ends[phase] - self.progress.done
         if left > 0:
-            self.progress.describe(phase)
-            self.progress.update(left, skipped)
+            self.advance(phase, left, skipped)
 
 
 class Selection:
@@ -211,6 +228,10 @@ class Run:
         self.rundir.save_stage(stage, model.state_dict(), meta, parent, step, data_from, files,
                                seconds=self.ledger.total("seconds", stage))
 
+    def state_path(self, phase: str) -> Path:
+        """DIR/work/STAGE/PHASE; a stage's main phase has the stage's name."""
+        return self.path / "work" / (phase if "/" in phase else f"{phase}/train")
+
     def clear_work(self, stage: str) -> None:
         """Remove the states of a finished stage."""
         shutil.rmtree(self.path / "work" / stage, ignore_errors=True)
@@ -253,11 +274,12 @@ class Run:
     def train(self, phase: str, trainer: Trainer, selection: Selection | None = None) -> int:
         """Run a trainer to its end, or on from its newest state; returns the step of the weights
         that its model holds then (the selected ones where there is a selection)."""
-        folder, total = self.path / "work" / _folder(phase), trainer.total_steps
+        folder, total = self.state_path(phase), trainer.total_steps
         monitor = Monitor(phase, self.rundir.metrics.append)
         self._go_on(phase, folder, trainer, monitor, selection)
-        sequences = trainer.args.per_device_train_batch_size
-        sequences *= 2 if isinstance(trainer, GRPOTrainer) else 1  # sampled, then trained on
+        sequences, save_steps = trainer.args.per_device_train_batch_size, self.recipe.sft_save_steps
+        if isinstance(trainer, GRPOTrainer):  # sequences are sampled, then trained on
+            sequences, save_steps = 2 * sequences, self.recipe.save_steps
         self._advance_skipped(phase, sequences * trainer.step)
         with self.ledger.timing(phase) as entry:
             saved = trainer.step
@@ -271,7 +293,7 @@ class Run:
                 monitor.log_step(step, row)
                 shown = {key: row[key] for key in ("reward", "loss") if key in row}
                 self.advance(phase, sequences, **dict(islice(shown.items(), 1)))
-                if last or step % self.recipe.save_steps == 0 or self.stop.requested:
+                if last or step % save_steps == 0 or self.stop.requested:
                     self._save(folder, trainer, monitor, selection)
                     saved = step
                 if saved == step:
@@ -334,11 +356,6 @@ class Run:
     def _advance_skipped(self, phase: str, sequences: int) -> None:
         if self.meter and sequences:
             self.meter.advance(phase, sequences, skipped=True)
-
-
-def _folder(phase: str) -> str:
-    """STAGE/PHASE below DIR/work; a stage's main phase has the stage's name."""
-    return phase if "/" in phase else f"{phase}/train"
 
 
 def _figures(trainer: Trainer) -> dict[str, Any]:

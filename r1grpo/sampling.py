@@ -6,14 +6,13 @@ core decodes many sequences at once. Nothing that is done between slices changes
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from . import _core
-from .batch import as_ids, pack_prompts
+from .batch import as_count, as_ids, as_number, pack_prompts
 from .model_config import ModelConfig
 
 __all__ = ["Rollout", "Filters", "Session"]
@@ -21,25 +20,22 @@ __all__ = ["Rollout", "Filters", "Session"]
 
 @dataclass(frozen=True)
 class Filters:
-    """temperature 0: greedy; top_k 0, top_p 1, min_p 0: off. Applied in this order."""
+    """temperature 0: greedy; top_k 0, top_p 1, min_p 0 or None: off. Applied in this order."""
 
     temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
+    top_k: int | None = 0
+    top_p: float | None = 1.0
+    min_p: float | None = 0.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(f"temperature is {self.temperature}, must be 0 or above")
-        if self.top_k is None or self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}, must be 0 (off) or above")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}, must be in (0, 1]")
-        if not 0 <= self.min_p <= 1:
-            raise ValueError(f"min_p is {self.min_p}, must be in [0, 1]")
+        self.tuple()  # raises on what cannot be
 
     def tuple(self) -> tuple[float, int, float, float]:
-        return float(self.temperature), int(self.top_k), float(self.top_p), float(self.min_p)
+        """(temperature, top_k, top_p, min_p) as the core takes them."""
+        top_k = as_count(0 if self.top_k is None else self.top_k, "top_k", 0)
+        return (as_number(self.temperature, "temperature"), min(top_k, 2**31 - 1),
+                as_number(1.0 if self.top_p is None else self.top_p, "top_p", 2.0**-126, 1.0),
+                as_number(0.0 if self.min_p is None else self.min_p, "min_p", 0.0, 1.0))
 
 
 @dataclass
@@ -62,17 +58,14 @@ class Session:
                  prompts: Sequence, num_generations: int, max_new_tokens: int, how: Filters,
                  seed: int, step: int, stop_token_ids: list[int],
                  sample_ids: Sequence[int] | None, slots: int):
-        for name, value in (("num_generations", num_generations), ("max_new_tokens", max_new_tokens)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}, must be at least 1")
-        for name, value in (("seed", seed), ("step", step)):
-            if value < 0:
-                raise ValueError(f"{name} is {value}, must be 0 or above")
+        num_generations = as_count(num_generations, "num_generations", 1)
+        max_new_tokens = as_count(max_new_tokens, "max_new_tokens", 1)
+        seed, step = as_count(seed, "seed", 0), as_count(step, "step", 0)
         ids, start = pack_prompts(prompts, config.vocab_size, config.max_position_embeddings)
         P = len(start) - 1
-        keys = np.arange(P, dtype=np.int32) if sample_ids is None else np.asarray(sample_ids, np.int32)
-        if keys.shape != (P,):
-            raise ValueError(f"sample_ids has {keys.size} entries for {P} prompts")
+        keys = as_ids(range(P) if sample_ids is None else sample_ids, "sample_ids", 2**31, "range")
+        if len(keys) != P:
+            raise ValueError(f"sample_ids has {len(keys)} entries for {P} prompts")
         stop = as_ids(stop_token_ids, "stop_token_ids", config.vocab_size)
         max_new = min(max_new_tokens, config.max_position_embeddings)
         self._device = device

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -133,14 +134,15 @@ class SFTTrainer(Trainer):
         return {"eval_loss": math.fsum(losses) / math.fsum(total),
                 "eval_num_tokens": math.fsum(total)}
 
+    @cached_property
     def _fingerprint(self) -> str:
         return fingerprint([[one.prompt_ids.tolist(), one.completion_ids.tolist(),
                              None if one.weights is None else one.weights.tolist()]
                             for one in self.examples])
 
     def _state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        return {}, {"dataset": self._fingerprint()}
+        return {}, {"dataset": self._fingerprint}
 
     def _load_state(self, arrays: dict[str, NDArray[Any]], meta: dict[str, Any]) -> None:
-        if meta["dataset"] != self._fingerprint():
+        if meta["dataset"] != self._fingerprint:
             raise ConfigError("the saved run had another train_dataset")

@@ -192,8 +192,8 @@ class WordTokenizer:
 
     # --- files: tokenizer.json in the layout that the `tokenizers` library loads -------------
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Writes FOLDER/tokenizer.json (a WordLevel model over whitespace)."""
+    def to_json(self) -> str:
+        """The text of tokenizer.json: a WordLevel model over whitespace."""
         content = {
             "version": "1.0",
             "truncation": None,
@@ -208,9 +208,13 @@ class WordTokenizer:
             "decoder": None,
             "model": {"type": "WordLevel", "vocab": self._ids, "unk_token": PAD},
         }
+        return json.dumps(content, ensure_ascii=False, indent=1)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Writes FOLDER/tokenizer.json."""
         path = Path(folder) / "tokenizer.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+        path.write_text(self.to_json(), encoding="utf-8")
         return path
 
     save_pretrained = save

@@ -35,10 +35,11 @@ def from_hf(state: dict[str, np.ndarray], params: list, config: ModelConfig) -> 
         used.update(names)
         missing = [n for n in names if n not in state]
         faults += [f"missing {n} {shape}" for n in missing]
-        wrong = [n for n in names if n in state and np.shape(state[n]) != shape]
-        faults += [f"{n} has shape {np.shape(state[n])}, expected {shape}" for n in wrong]
+        have = {n: np.asarray(state[n]) for n in names if n in state}
+        wrong = [n for n, a in have.items() if a.shape != shape or a.dtype.kind != "f"]
+        faults += [f"{n} is {have[n].dtype} {have[n].shape}, expected float32 {shape}" for n in wrong]
         if not missing and not wrong:
-            arrays.append(np.stack([np.asarray(state[n], np.float32) for n in names]))
+            arrays.append(np.stack([have[n].astype(np.float32) for n in names]))
     faults += [f"surplus {n}" for n in sorted(set(state) - used) if not _shared(n, config)]
     if faults:
         raise ValueError("state dict does not fit the model: " + "; ".join(faults))

@@ -90,6 +90,8 @@ def test_bad_arguments(device, rng):
     with pytest.raises(ValueError, match="step is 0"):
         _core.adamw(device, a, a, a, a, spec(0))
     with pytest.raises(ValueError, match="dimension cols is 2, expected 3"):
-        _core.adamw(device, a, a[:, :2], a, a, spec(1))
+        _core.adamw(device, a, a[:, :2].copy(), a, a, spec(1))
+    with pytest.raises(ValueError, match="'g': is not C-contiguous"):
+        _core.sum_squares(device, np.zeros(1), a[:, :2])
     with pytest.raises(TypeError, match="'sum': dtype must be float64"):
         _core.sum_squares(device, np.zeros(1, np.float32), a)

@@ -73,6 +73,8 @@ def test_ties_sort_by_id_and_the_target_belongs_to_the_support(device):
     size = np.array([2, 2, 3, 3, 3, 3])  # ids 0 and 1, united with the target
     check(logp, -np.log(size), "element")
     check(entropy, np.log(size), "element")
+    best = np.array([[0, -1, 0]], np.float32)  # min_p 1 keeps every id that equals the best
+    check(forward(device, best, ints(0), (1.0, 0, 1.0, 1.0))[0], [-np.log(2)], "element")
     negative = np.array([[0.0, -0.0, 0.0]], np.float32)  # -0 ties with 0
     check(forward(device, negative, ints(0), (1.0, 2, 1.0, 0.0))[0], [-np.log(2)], "element")
 

@@ -82,6 +82,20 @@ def test_an_id_of_probability_zero_is_never_drawn(device):
     assert set(draw(device, logits).tolist()) == {3, 1026}
 
 
+ZERO, LAST = 15060569, 4217597  # prompts whose numbers under KEY are 0 and 1 - 2^-24
+
+
+def test_the_ends_of_the_unit_interval(device, rng):
+    """u = 0 draws the first id that can be drawn, u = 1 - 2^-24 the last: float32 sums that fall
+    short of their total must not end on an id of probability zero."""
+    assert uniform(KEY, ZERO, 0, 0) == 0.0 and uniform(KEY, LAST, 0, 0) == 1.0 - 2.0 ** -24
+    logits = np.full((200, 1500), -1e4, np.float32)
+    logits[:, 40:1100] = 0.1 * normal(rng, 200, 1060)
+    for prompt, want in ((ZERO, {40}), (LAST, {1098, 1099})):
+        drawn = draw(device, logits, prompt=np.full(200, prompt, np.int32))
+        assert set(drawn.tolist()) <= want
+
+
 def test_every_number_of_the_counter_and_the_key_matters(device):
     n = 200
     logits = np.zeros((n, 1000), np.float32)

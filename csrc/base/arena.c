@@ -1,8 +1,8 @@
 /* arena.c - host memory: an aligned, zeroed allocator, and a bump allocator on top of it.
  *
- * Everything starts at a multiple of 64 bytes: a cache line, and the widest vector. Large blocks come
- * from calloc as untouched pages, so memory that is reserved and never used costs nothing, and ask
- * the kernel for huge pages. Knows nothing about what is stored. */
+ * Everything starts at a multiple of 64 bytes: a cache line, and the widest vector. Large
+ * blocks come from calloc as untouched pages, so memory that is reserved and never used costs
+ * nothing, and ask the kernel for huge pages. Knows nothing about what is stored. */
 #define _DEFAULT_SOURCE
 
 #include <stdatomic.h>

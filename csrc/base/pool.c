@@ -2,14 +2,15 @@
  *
  *   state = epoch << 16 | inside     epoch odd: a job is open;  inside: workers taking part in it
  *
- * The caller opens a job, takes part as worker 0, closes the job when no task is left, and waits until
- * nobody is inside. A worker joins by a compare-and-swap that needs the job to be open, so one that
- * wakes late finds it closed and holds up nobody: with more threads than cores, or a busy neighbour,
- * a job costs what those who came need.
+ * The caller opens a job, takes part as worker 0, closes the job when no task is left, and waits
+ * until nobody is inside. A worker joins by a compare-and-swap that needs the job to be open, so
+ * one that wakes late finds it closed and holds up nobody: with more threads than cores, or a
+ * busy neighbour, a job costs what those who came need.
  *
  * Who waits spins for some tens of microseconds (a model's ops follow one another closely), then
- * sleeps on a condition variable; with more threads than cores nobody spins. Sleeper and waker each
- * write their own flag before they read the other's (sequentially consistent), so no wake-up is lost.
+ * sleeps on a condition variable; with more threads than cores nobody spins. Sleeper and waker
+ * each write their own flag before they read the other's (sequentially consistent), so no
+ * wake-up is lost.
  *
  * Threads do not survive fork: a child notices by its process id and runs everything on the caller.
  * Runs from several threads take turns. Knows nothing about tensors. */
@@ -192,7 +193,8 @@ r1_pool_run(r1_pool *pool, size_t tasks, r1_task fn, void *ctx)
     pthread_mutex_unlock(&pool->turn);
 }
 
-/* Signals belong to the caller's threads (Python's): the new one starts with all of them blocked. */
+/* Signals belong to the caller's threads (Python's): the new one starts with all of them
+ * blocked. */
 static int
 start_worker(pool_worker *worker)
 {

@@ -214,7 +214,8 @@ const r1_tensor *
 arg_tensor(r1_args *a, const char *name, const char *rows, const char *cols, int mode)
 {
     size_t ld = 0;
-    PyArrayObject *x = next_array(a, name, NPY_FLOAT32, rows, cols, mode, &ld);
+    size_t *slice = mode & ARG_FLAT ? NULL : &ld;
+    PyArrayObject *x = next_array(a, name, NPY_FLOAT32, rows, cols, mode, slice);
     if (x == NULL || a->tensors == ARGS_MAX_TENSORS) {
         return NULL;
     }

@@ -24,7 +24,8 @@
 
 #include "../r1.h"
 
-enum { ARG_IN = 0, ARG_OUT = 1, ARG_NULL = 2 }; /* ARG_NULL: None is allowed and gives NULL */
+/* ARG_NULL: None is allowed and gives NULL. ARG_FLAT: no slice, rows follow each other. */
+enum { ARG_IN = 0, ARG_OUT = 1, ARG_NULL = 2, ARG_FLAT = 4 };
 enum { ARGS_MAX_TENSORS = 16, ARGS_MAX_DIMS = 24 };
 
 typedef struct {

@@ -10,8 +10,28 @@ typedef struct {
     PyObject_HEAD
     ModelObject *model;
     r1_decode *decode;
-    size_t n, max_new;
+    size_t n;
 } DecodeObject;
+
+/* For what needs the session but no device: takes the model's lock, or raises and returns 0. */
+static int
+session_lock(DecodeObject *self, r1_args *a)
+{
+    if (!args_done(a)) {
+        return 0;
+    }
+    if (atomic_flag_test_and_set(&self->model->busy)) {
+        PyErr_SetString(PyExc_RuntimeError, "model is busy: another thread is using it");
+        return 0;
+    }
+    return 1;
+}
+
+static void
+session_unlock(DecodeObject *self)
+{
+    atomic_flag_clear(&self->model->busy);
+}
 
 static void
 arg_prompts(ModelObject *model, r1_args *a, r1_decode_spec *s)
@@ -67,10 +87,13 @@ decode_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     uint64_t seed = arg_u64(a, "seed");
     spec.key = r1_key(seed, arg_u64(a, "step"));
     arg_sampling(a, &spec.sampling);
-    arg_require(a, spec.G >= 1 && spec.max_new >= 1 && spec.slots >= 1,
-                "num_generations, max_new_tokens and slots must be at least 1");
+    arg_require(a, spec.G >= 1 && spec.G <= INT32_MAX, "num_generations is %zu, must be in 1 .. %d",
+                spec.G, INT32_MAX); /* a generation's number is a word of the random counter */
+    arg_require(a, spec.max_new >= 1 && spec.slots >= 1,
+                "max_new_tokens and slots must be at least 1");
+    spec.max_new = spec.max_new < self->model->model->config.T ? spec.max_new
+                                                              : self->model->model->config.T;
     self->n = spec.P * spec.G;
-    self->max_new = spec.max_new;
     if (model_begin(self->model, &c)) {
         r1_decode_open(&self->decode, self->model->model, &spec, &c.st);
     }
@@ -120,7 +143,7 @@ decode_state(PyObject *object, PyObject *const *items, Py_ssize_t count)
     int32_t *length = arg_i32(&a, "length", "n", "1", ARG_OUT);
     int32_t *state = arg_i32(&a, "state", "n", "1", ARG_OUT);
     arg_require(&a, arg_dim(&a, "n") == self->n, "there are %zu sequences", self->n);
-    if (!args_done(&a)) {
+    if (!session_lock(self, &a)) {
         return NULL;
     }
     for (size_t i = 0; i < self->n; i++) {
@@ -128,6 +151,7 @@ decode_state(PyObject *object, PyObject *const *items, Py_ssize_t count)
         length[i] = (int32_t)s.length;
         state[i] = !s.done ? 0 : s.stopped ? 1 : 2;
     }
+    session_unlock(self);
     Py_RETURN_NONE;
 }
 
@@ -143,20 +167,19 @@ decode_read(PyObject *object, PyObject *const *items, Py_ssize_t count)
     int32_t *ids = arg_i32(&a, "ids", "n", "1", ARG_OUT);
     float *logp = arg_f32(&a, "logp", "n", "1", ARG_OUT);
     arg_require(&a, i < self->n, "there are %zu sequences", self->n);
-    if (!a.failed) {
-        r1_sequence s = r1_decode_get(self->decode, i);
-        size_t n = arg_dim(&a, "n");
-        arg_require(&a, from <= s.length && n <= s.length - from, "sequence %zu has %zu tokens", i,
-                    s.length);
-        if (!a.failed && n > 0) {
-            memcpy(ids, s.ids + from, n * sizeof *ids);
-            memcpy(logp, s.logp + from, n * sizeof *logp);
-        }
-    }
-    if (!args_done(&a)) {
+    if (!session_lock(self, &a)) {
         return NULL;
     }
-    Py_RETURN_NONE;
+    r1_sequence s = r1_decode_get(self->decode, i);
+    size_t n = arg_dim(&a, "n");
+    arg_require(&a, from <= s.length && n <= s.length - from, "sequence %zu has %zu tokens", i,
+                s.length);
+    if (!a.failed && n > 0) {
+        memcpy(ids, s.ids + from, n * sizeof *ids);
+        memcpy(logp, s.logp + from, n * sizeof *logp);
+    }
+    session_unlock(self);
+    return a.failed ? NULL : Py_NewRef(Py_None);
 }
 
 static PyObject *
@@ -167,15 +190,11 @@ decode_stop(PyObject *object, PyObject *const *items, Py_ssize_t count)
     args_open(&a, "Decode.stop", items, count);
     size_t i = arg_size(&a, "index"), keep = arg_size(&a, "keep");
     arg_require(&a, i < self->n, "there are %zu sequences", self->n);
-    if (!args_done(&a)) {
-        return NULL;
-    }
-    if (atomic_flag_test_and_set(&self->model->busy)) {
-        PyErr_SetString(PyExc_RuntimeError, "model is busy: another thread is using it");
+    if (!session_lock(self, &a)) {
         return NULL;
     }
     r1_decode_stop(self->decode, i, keep);
-    atomic_flag_clear(&self->model->busy);
+    session_unlock(self);
     Py_RETURN_NONE;
 }
 

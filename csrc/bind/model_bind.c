@@ -54,6 +54,9 @@ config_read(PyObject *dict, r1_config *c)
             *(float *)at = (float)PyFloat_AsDouble(value);
         }
         if (PyErr_Occurred()) {
+            PyErr_Clear();
+            PyErr_Format(PyExc_ValueError, "Model: config '%s' is %R, which cannot be",
+                         fields[i].name, value);
             return -1;
         }
     }

@@ -270,7 +270,7 @@ static void
 sum_squares(r1_call *c)
 {
     double *sum = arg_f64(&c->args, "sum", "1", "1", ARG_OUT);
-    const r1_tensor *g = arg_tensor(&c->args, "g", "rows", "cols", ARG_IN);
+    const r1_tensor *g = arg_tensor(&c->args, "g", "rows", "cols", ARG_IN | ARG_FLAT);
     if (call_begin(c)) {
         c->ops->sum_squares(c->dev, sum, g, &c->st);
     }
@@ -280,10 +280,10 @@ static void
 adamw(r1_call *c)
 {
     r1_args *a = &c->args;
-    const r1_tensor *p = arg_tensor(a, "p", "rows", "cols", ARG_OUT);
-    const r1_tensor *m = arg_tensor(a, "m", "rows", "cols", ARG_OUT);
-    const r1_tensor *v = arg_tensor(a, "v", "rows", "cols", ARG_OUT);
-    const r1_tensor *g = arg_tensor(a, "g", "rows", "cols", ARG_IN);
+    const r1_tensor *p = arg_tensor(a, "p", "rows", "cols", ARG_OUT | ARG_FLAT);
+    const r1_tensor *m = arg_tensor(a, "m", "rows", "cols", ARG_OUT | ARG_FLAT);
+    const r1_tensor *v = arg_tensor(a, "v", "rows", "cols", ARG_OUT | ARG_FLAT);
+    const r1_tensor *g = arg_tensor(a, "g", "rows", "cols", ARG_IN | ARG_FLAT);
     r1_adamw_spec spec;
     arg_enter(a, "spec", 7);
     spec.lr = arg_float(a, "lr");

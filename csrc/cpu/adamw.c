@@ -5,9 +5,9 @@
  *   v = beta2 v + (1 - beta2) g'^2
  *   p = p - lr (m / (1 - beta1^step) / (sqrt(v / (1 - beta2^step)) + eps) + weight_decay p)
  *
- * Tensors are contiguous (whole parameters, gradients, moments) and float32. The bias corrections are
- * computed once, in float64; root and quotients are correctly rounded. The schedule multiplier of the
- * algorithm is inside lr; weight decay is decoupled, as in the algorithm.
+ * Tensors are contiguous (whole parameters, gradients, moments) and float32. The bias corrections
+ * are computed once, in float64; root and quotients are correctly rounded. Our choice, and common
+ * practice: lr multiplies the weight decay too, where the algorithm has its schedule factor only.
  *
  * sum_squares is float64: blocks of 4,096 elements, 8 chains and a tree each, added in index order,
  * so threads and tensor size cannot change a bit. Both in parallel over blocks. */

@@ -2,19 +2,20 @@
  *
  *   y[n] = W[ids[n]];   dW[ids[n]] += dy[n], n ascending
  *
- * W (V, C) is a weight's master, ids (N), y (N, C). Id -1 (no token) gives a row of zeros and no
- * gradient. Forward copies. Backward is one chain per element over rows in ascending order, starting
- * from memory: two rows with the same id meet in the same element, so the work is split over columns
- * only. */
+ * W (V, C) is a weight's master, ids (N), y (N, C). Id -1 (no token) gives a row of zeros and
+ * no gradient. Forward copies. Backward is one chain per element over rows in ascending order,
+ * starting from memory: two rows with the same id meet in the same element, so the work is
+ * split over columns only. */
 #include <string.h>
 
 #include "cpu.h"
+#include "simd.h"
 #include "split.h"
 
 typedef struct {
     const r1_tensor *to, *from; /* y and W, or dW and dy */
     const int32_t *ids;
-    size_t step;
+    size_t step; /* rows, or in backward columns, a task */
 } embed_job;
 
 static void
@@ -40,13 +41,14 @@ add_up(void *ctx, size_t task, size_t worker)
 {
     (void)worker;
     const embed_job *job = ctx;
-    size_t c0 = task * SPLIT_COLUMNS, c1 = split_end(job->from->cols, c0, SPLIT_COLUMNS);
+    size_t c0 = task * job->step, c1 = split_end(job->from->cols, c0, job->step);
     for (size_t n = 0; n < job->from->rows; n++) {
         if (job->ids[n] >= 0) {
             float *dw = row_f32(job->to, (size_t)job->ids[n]);
             const float *dy = row_f32(job->from, n);
-            for (size_t c = c0; c < c1; c++) {
-                dw[c] += dy[c];
+            for (size_t c = c0; c < c1; c += W) {
+                vf sum = vf_load_left(dw + c, c1 - c) + vf_load_left(dy + c, c1 - c);
+                vf_store_left(dw + c, sum, c1 - c);
             }
         }
     }
@@ -70,7 +72,7 @@ TIER(embed_bwd)(r1_dev *dev, const r1_tensor *dw, const r1_tensor *dy, const int
 {
     (void)st;
     assert(dw->cols == dy->cols);
-    embed_job job = {dw, dy, ids, 0};
-    r1_pool_run(dev->pool, split_count(dy->cols, SPLIT_COLUMNS), add_up, &job);
+    embed_job job = {dw, dy, ids, split_columns(dy->cols, r1_pool_threads(dev->pool))};
+    r1_pool_run(dev->pool, split_count(dy->cols, job.step), add_up, &job);
     return R1_OK;
 }

@@ -4,11 +4,12 @@
  *   nn   dx (N, I)   [+]= dy (N, O) W              c rows n, columns i, sum over o
  *   tn   dW (E O, I) += dy^T (O, N) x (N, I)       c rows o, columns i, sum over n
  *
- * One element is one chain of fused multiply-adds (baseline: multiply, add) in ascending index order
- * that starts from the value in memory, from bias, or from 0. Work is split over rows, columns and
- * experts, never over the sum; blocks of the sum hand on float32 values through memory, which loses
- * nothing. Hence the bits depend neither on the number of rows nor on blocking or threads, and a sum
- * over rows split between two calls of tn gives what one call gives.
+ * One element is one chain of fused multiply-adds (baseline: multiply, add) in ascending index
+ * order that starts from the value in memory, from bias, or from 0. Work is split over rows,
+ * columns and experts, never over the sum; blocks of the sum hand on float32 values through
+ * memory, which loses nothing. Hence the bits depend neither on the number of rows nor on
+ * blocking or threads, and a sum over rows split between two calls of tn gives what one call
+ * gives.
  *
  * All three are one loop nest over c = a b: blocks of the sum, panels of 32 columns of b, tiles of
  * rows. nt finds b packed in panels (weight.c); nn and tn copy theirs, one block of a panel at a
@@ -29,8 +30,9 @@ enum {
 
 static const float ZEROS[R1_PANEL];
 
-/* c (M, columns) = start + a (M, K) b (K, columns) for each expert. Its rows n0 .. n0 + n of x, y are
- * either the rows of c (nt, nn) or the sum (tn); a, b, c of expert e begin at n0 *_n + e *_e. */
+/* c (M, columns) = start + a (M, K) b (K, columns) for each expert. Its rows
+ * n0 .. n0 + n of x and y are the rows of c (nt, nn) or the sum (tn); a, b, c of expert e begin at
+ * n0 a_n, n0 b_n + e b_e, n0 c_n + e c_e. */
 typedef struct {
     const int32_t *offsets; /* (E + 1), or NULL: all N rows */
     size_t E, N;
@@ -265,23 +267,45 @@ TIER(matmul_tn)(r1_dev *dev, const r1_tensor *dw, const r1_tensor *dy, const r1_
     return R1_OK;
 }
 
-/* Columns of one task: a chain over rows for each. */
 typedef struct {
     const r1_tensor *dbias, *dy;
+    size_t step; /* columns a task */
 } bias_job;
+
+/* Columns c .. c + vecs W: a chain over rows for each. vecs is a constant where this is inlined. */
+static inline __attribute__((always_inline)) void
+sum_vectors(const bias_job *job, size_t c, size_t left, const size_t vecs)
+{
+    float *dbias = row_f32(job->dbias, 0) + c;
+    vf sum[4];
+#pragma GCC unroll 4
+    for (size_t i = 0; i < vecs; i++) {
+        sum[i] = vf_load_left(dbias + i * W, left - i * W);
+    }
+    for (size_t n = 0; n < job->dy->rows; n++) {
+        const float *dy = row_f32(job->dy, n) + c;
+#pragma GCC unroll 4
+        for (size_t i = 0; i < vecs; i++) {
+            sum[i] += vf_load_left(dy + i * W, left - i * W);
+        }
+    }
+#pragma GCC unroll 4
+    for (size_t i = 0; i < vecs; i++) {
+        vf_store_left(dbias + i * W, sum[i], left - i * W);
+    }
+}
 
 static void
 sum_columns(void *ctx, size_t task, size_t worker)
 {
     (void)worker;
     const bias_job *job = ctx;
-    size_t c0 = task * SPLIT_COLUMNS, c1 = split_end(job->dy->cols, c0, SPLIT_COLUMNS);
-    float *sum = row_f32(job->dbias, 0);
-    for (size_t n = 0; n < job->dy->rows; n++) {
-        const float *dy = row_f32(job->dy, n);
-        for (size_t c = c0; c < c1; c++) {
-            sum[c] += dy[c];
-        }
+    size_t c = task * job->step, end = split_end(job->dy->cols, c, job->step);
+    for (; c + 4 * W <= end; c += 4 * W) {
+        sum_vectors(job, c, 4 * W, 4);
+    }
+    for (; c < end; c += W) {
+        sum_vectors(job, c, end - c, 1);
     }
 }
 
@@ -290,7 +314,7 @@ TIER(bias_bwd)(r1_dev *dev, const r1_tensor *dbias, const r1_tensor *dy, r1_stat
 {
     (void)st;
     assert(dbias->cols == dy->cols);
-    bias_job job = {dbias, dy};
-    r1_pool_run(dev->pool, split_count(dy->cols, SPLIT_COLUMNS), sum_columns, &job);
+    bias_job job = {dbias, dy, split_columns(dy->cols, r1_pool_threads(dev->pool))};
+    r1_pool_run(dev->pool, split_count(dy->cols, job.step), sum_columns, &job);
     return R1_OK;
 }

@@ -8,10 +8,10 @@
  *   ds = add + r (t - s r^2 mean_c(t s))
  *   dw[c] += sum_n dy s r
  *
- * Forward saves s (in `sum`; x itself without a residual) and r. Sums over c are W chains and a tree,
- * the same for every row; the root and the quotient are correctly rounded. dw is one chain of fused
- * multiply-adds per column over rows in ascending order, starting from memory, in parallel over
- * columns only; everything else in parallel over rows. */
+ * Forward saves s (in `sum`; x itself without a residual) and r. Sums over c are W chains and a
+ * tree, the same for every row; the root and the quotient are correctly rounded. dw is one chain of
+ * fused multiply-adds per column over rows in ascending order, starting from memory, in parallel
+ * over columns only; everything else in parallel over rows. */
 #include "cpu.h"
 #include "simd.h"
 #include "split.h"
@@ -72,7 +72,7 @@ TIER(rmsnorm_fwd)(r1_dev *dev, const r1_tensor *y, const r1_tensor *sum, const r
 
 typedef struct {
     const r1_tensor *ds, *dw, *dy, *add, *s, *r, *w;
-    size_t step;
+    size_t step, columns; /* rows a task; columns of dw a task */
 } norm_bwd_job;
 
 static void
@@ -101,21 +101,43 @@ grad_rows(void *ctx, size_t task, size_t worker)
     }
 }
 
+/* Columns c .. c + vecs W of dw: a chain over rows for each. vecs is a constant where this is
+ * inlined. */
+static inline __attribute__((always_inline)) void
+grad_vectors(const norm_bwd_job *job, size_t c, size_t left, const size_t vecs)
+{
+    float *dw = row_f32(job->dw, 0) + c;
+    vf sum[4];
+#pragma GCC unroll 4
+    for (size_t i = 0; i < vecs; i++) {
+        sum[i] = vf_load_left(dw + i * W, left - i * W);
+    }
+    for (size_t n = 0; n < job->s->rows; n++) {
+        const float *s = row_f32(job->s, n) + c, *dy = row_f32(job->dy, n) + c;
+        vf r = vf_set1(row_f32(job->r, n)[0]);
+#pragma GCC unroll 4
+        for (size_t i = 0; i < vecs; i++) {
+            vf x = vf_load_left(s + i * W, left - i * W) * r;
+            sum[i] = vf_fma(vf_load_left(dy + i * W, left - i * W), x, sum[i]);
+        }
+    }
+#pragma GCC unroll 4
+    for (size_t i = 0; i < vecs; i++) {
+        vf_store_left(dw + i * W, sum[i], left - i * W);
+    }
+}
+
 static void
 grad_weight(void *ctx, size_t task, size_t worker)
 {
     (void)worker;
     const norm_bwd_job *job = ctx;
-    size_t C = job->s->cols, c0 = task * SPLIT_COLUMNS, c1 = split_end(C, c0, SPLIT_COLUMNS);
-    float *dw = row_f32(job->dw, 0);
-    for (size_t c = c0; c < c1; c += W) {
-        size_t left = c1 - c;
-        vf sum = vf_load_left(dw + c, left);
-        for (size_t n = 0; n < job->s->rows; n++) {
-            vf x = vf_load_left(row_f32(job->s, n) + c, left) * vf_set1(row_f32(job->r, n)[0]);
-            sum = vf_fma(vf_load_left(row_f32(job->dy, n) + c, left), x, sum);
-        }
-        vf_store_left(dw + c, sum, left);
+    size_t c = task * job->columns, end = split_end(job->s->cols, c, job->columns);
+    for (; c + 4 * W <= end; c += 4 * W) {
+        grad_vectors(job, c, 4 * W, 4);
+    }
+    for (; c < end; c += W) {
+        grad_vectors(job, c, end - c, 1);
     }
 }
 
@@ -127,8 +149,9 @@ TIER(rmsnorm_bwd)(r1_dev *dev, const r1_tensor *ds, const r1_tensor *dw, const r
     (void)st;
     assert(ds->rows == s->rows && dy->rows == s->rows && r->rows == s->rows);
     assert(ds->cols == s->cols && dy->cols == s->cols && w->cols == s->cols);
-    norm_bwd_job job = {ds, dw, dy, add, s, r, w, split_rows(s->cols)};
-    r1_pool_run(dev->pool, split_count(s->cols, SPLIT_COLUMNS), grad_weight, &job);
+    norm_bwd_job job = {ds, dw, dy, add, s, r, w, split_rows(s->cols),
+                        split_columns(s->cols, r1_pool_threads(dev->pool))};
+    r1_pool_run(dev->pool, split_count(s->cols, job.columns), grad_weight, &job);
     r1_pool_run(dev->pool, split_count(s->rows, job.step), grad_rows, &job);
     return R1_OK;
 }

@@ -3,7 +3,7 @@
  *   fill_zero     x = 0
  *   add           y = a + b
  *   gather_rows   y[m] = x[idx[m]]
- *   scatter_rows  dx = 0, then dx[idx[m]] = dy[m];  the gradient of gather when the idx are distinct
+ *   scatter_rows  dx = 0, then dx[idx[m]] = dy[m];  the gradient of gather: the idx are distinct
  *
  * Copies and one addition: nothing to round but add. Every tensor has a row stride of its own, so a
  * slice of columns is as good as a matrix. In parallel over rows. */

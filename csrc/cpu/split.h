@@ -8,8 +8,8 @@
 #include <stddef.h>
 
 enum {
-    SPLIT_ELEMENTS = 8192, /* of a loop over elements */
-    SPLIT_COLUMNS = 16,    /* of a sum over rows: one cache line of each row */
+    SPLIT_ELEMENTS = 16384, /* of a loop over elements */
+    SPLIT_LINE = 16,        /* floats of a cache line */
 };
 
 /* Rows a task takes where a row costs about `cols` elements. */
@@ -17,6 +17,14 @@ static inline size_t
 split_rows(size_t cols)
 {
     return cols < SPLIT_ELEMENTS ? SPLIT_ELEMENTS / (cols + 1) + 1 : 1;
+}
+
+/* Columns a task takes where each is a sum over rows: a share for every thread, in whole cache
+ * lines, since the narrower the share the more often memory is read in small pieces. */
+static inline size_t
+split_columns(size_t cols, size_t threads)
+{
+    return (cols / threads / SPLIT_LINE + 1) * SPLIT_LINE;
 }
 
 /* Tasks of `step` that cover n. */

@@ -1,12 +1,19 @@
-/* config.c - can this configuration be? One function, so that every later file may assume it. */
+/* config.c - can this configuration be? One function, so that every later file may assume it.
+ *
+ * The upper bounds are far beyond any model; they keep every product of sizes within 64 bits.
+ */
+#include <math.h>
+
 #include "model.h"
 
+enum { MAX_WIDTH = 1 << 24, MAX_LAYERS = 1 << 12 };
+
 static r1_code
-positive(const char *field, size_t value, r1_status *st)
+between(const char *field, size_t value, size_t low, size_t high, r1_status *st)
 {
-    if (value == 0 || value > INT32_MAX) {
-        return R1_FAIL(st, R1_EINVAL, "config: %s is %zu, must be between 1 and 2^31 - 1", field,
-                       value);
+    if (value < low || value > high) {
+        return R1_FAIL(st, R1_EINVAL, "config: %s is %zu, must be between %zu and %zu", field,
+                       value, low, high);
     }
     return R1_OK;
 }
@@ -14,15 +21,16 @@ positive(const char *field, size_t value, r1_status *st)
 static r1_code
 check_attention(const r1_config *c, r1_status *st)
 {
-    size_t widest = config_dqk(c) > config_dv(c) ? config_dqk(c) : config_dv(c);
     size_t rotary = config_mla(c) ? c->Dr : c->D;
     if (config_mla(c)) {
-        R1_TRY(positive("qk_nope_head_dim", c->Dn, st));
-        R1_TRY(positive("qk_rope_head_dim", c->Dr, st));
-        R1_TRY(positive("v_head_dim", c->Dv, st));
+        R1_TRY(between("kv_lora_rank", c->kv_lora, 1, MAX_WIDTH, st));
+        R1_TRY(between("q_lora_rank", c->q_lora, 0, MAX_WIDTH, st));
+        R1_TRY(between("qk_nope_head_dim", c->Dn, 1, R1_MAX_HEAD_DIM, st));
+        R1_TRY(between("qk_rope_head_dim", c->Dr, 1, R1_MAX_HEAD_DIM, st));
+        R1_TRY(between("v_head_dim", c->Dv, 1, R1_MAX_HEAD_DIM, st));
     } else {
-        R1_TRY(positive("num_key_value_heads", c->Hkv, st));
-        R1_TRY(positive("head_dim", c->D, st));
+        R1_TRY(between("num_key_value_heads", c->Hkv, 1, c->H, st));
+        R1_TRY(between("head_dim", c->D, 1, R1_MAX_HEAD_DIM, st));
         if (c->H % c->Hkv != 0) {
             return R1_FAIL(st, R1_EINVAL,
                            "config: num_attention_heads %zu is not a multiple of "
@@ -31,11 +39,13 @@ check_attention(const r1_config *c, r1_status *st)
         }
     }
     if (rotary % 2 != 0) {
-        return R1_FAIL(st, R1_EINVAL, "config: rotary head width %zu is odd", rotary);
+        return R1_FAIL(st, R1_EINVAL, "config: %s %zu is odd: rotary positions need pairs",
+                       config_mla(c) ? "qk_rope_head_dim" : "head_dim", rotary);
     }
-    if (widest > R1_MAX_HEAD_DIM) {
-        return R1_FAIL(st, R1_EINVAL, "config: head width %zu exceeds %d", widest,
-                       R1_MAX_HEAD_DIM);
+    if (config_dqk(c) > R1_MAX_HEAD_DIM) {
+        return R1_FAIL(st, R1_EINVAL,
+                       "config: qk_nope_head_dim + qk_rope_head_dim is %zu, at most %d is possible",
+                       config_dqk(c), R1_MAX_HEAD_DIM);
     }
     return R1_OK;
 }
@@ -43,17 +53,14 @@ check_attention(const r1_config *c, r1_status *st)
 static r1_code
 check_moe(const r1_config *c, r1_status *st)
 {
-    R1_TRY(positive("num_experts_per_tok", c->K, st));
-    R1_TRY(positive("moe_intermediate_size", c->Fe, st));
-    R1_TRY(positive("n_group", c->groups, st));
+    R1_TRY(between("n_routed_experts", c->E, 1, R1_MAX_EXPERTS, st));
+    R1_TRY(between("num_experts_per_tok", c->K, 1, R1_MAX_TOPK, st));
+    R1_TRY(between("moe_intermediate_size", c->Fe, 1, MAX_WIDTH, st));
+    R1_TRY(between("n_shared_experts", c->shared, 0, R1_MAX_EXPERTS, st));
+    R1_TRY(between("n_group", c->groups, 1, c->E, st));
     if (c->K > c->E) {
         return R1_FAIL(st, R1_EINVAL, "config: num_experts_per_tok %zu exceeds n_routed_experts %zu",
                        c->K, c->E);
-    }
-    if (c->K > R1_MAX_TOPK || c->E > 1024) {
-        return R1_FAIL(st, R1_EINVAL,
-                       "config: at most %d experts per token of at most 1024, got %zu of %zu",
-                       R1_MAX_TOPK, c->K, c->E);
     }
     if (c->E % c->groups != 0) {
         return R1_FAIL(st, R1_EINVAL, "config: n_routed_experts %zu is not a multiple of n_group %zu",
@@ -75,17 +82,17 @@ check_moe(const r1_config *c, r1_status *st)
 r1_code
 r1_config_check(const r1_config *c, r1_status *st)
 {
-    R1_TRY(positive("vocab_size", c->V, st));
-    R1_TRY(positive("hidden_size", c->C, st));
-    R1_TRY(positive("num_hidden_layers", c->L, st));
-    R1_TRY(positive("num_attention_heads", c->H, st));
-    R1_TRY(positive("max_position_embeddings", c->T, st));
+    R1_TRY(between("vocab_size", c->V, 1, INT32_MAX, st));
+    R1_TRY(between("hidden_size", c->C, 1, MAX_WIDTH, st));
+    R1_TRY(between("num_hidden_layers", c->L, 1, MAX_LAYERS, st));
+    R1_TRY(between("num_attention_heads", c->H, 1, MAX_WIDTH, st));
+    R1_TRY(between("max_position_embeddings", c->T, 1, INT32_MAX, st));
     R1_TRY(check_attention(c, st));
     if (c->E > 0) {
         R1_TRY(check_moe(c, st));
     }
     if (c->E == 0 || c->first_dense > 0) {
-        R1_TRY(positive("intermediate_size", c->F, st));
+        R1_TRY(between("intermediate_size", c->F, 1, MAX_WIDTH, st));
     }
     if (c->first_dense > c->L) {
         return R1_FAIL(st, R1_EINVAL, "config: first_k_dense_replace %zu exceeds num_hidden_layers %zu",
@@ -95,9 +102,14 @@ r1_config_check(const r1_config *c, r1_status *st)
         return R1_FAIL(st, R1_EINVAL, "config: num_nextn_predict_layers is %zu, at most 1 is known",
                        c->mtp);
     }
-    if (!(c->eps > 0.0f) || !(c->rope_theta > 0.0f)) {
-        return R1_FAIL(st, R1_EINVAL, "config: rms_norm_eps %g and rope_theta %g must be above 0",
+    if (!(c->eps > 0.0f && isfinite(c->eps)) || !(c->rope_theta > 0.0f && isfinite(c->rope_theta))) {
+        return R1_FAIL(st, R1_EINVAL,
+                       "config: rms_norm_eps %g and rope_theta %g must be above 0 and finite",
                        (double)c->eps, (double)c->rope_theta);
+    }
+    if (!isfinite(c->routed_scale)) {
+        return R1_FAIL(st, R1_EINVAL, "config: routed_scaling_factor %g must be finite",
+                       (double)c->routed_scale);
     }
     return R1_OK;
 }

@@ -94,8 +94,8 @@ host_open(r1_decode *d, r1_status *st)
     s->stop = copy_ints(s->stop, s->n_stop);
     d->prompts = r1_alloc(s->P, sizeof *d->prompts);
     d->seqs = r1_alloc(n, sizeof *d->seqs);
-    d->ids = r1_alloc(n * s->max_new, sizeof *d->ids);
-    d->logp = r1_alloc(n * s->max_new, sizeof *d->logp);
+    d->ids = r1_alloc(n, s->max_new * sizeof *d->ids); /* the product of all may overflow */
+    d->logp = r1_alloc(n, s->max_new * sizeof *d->logp);
     if (s->ids == NULL || s->start == NULL || s->sample_ids == NULL || s->stop == NULL ||
         d->prompts == NULL || d->seqs == NULL || d->ids == NULL || d->logp == NULL) {
         return R1_FAIL(st, R1_ENOMEM, "out of memory for %zu sequences of %zu tokens", n,
@@ -123,7 +123,7 @@ device_open(r1_decode *d, r1_status *st)
 {
     r1_decode_spec *s = &d->spec;
     r1_model *m = d->m;
-    size_t per_slot = 2 * d->max_blocks, longest = 1;
+    size_t per_slot = d->max_blocks + 1, longest = 1; /* own and its prompt's; one is in both */
     size_t fit = KV_BYTES / (per_slot * kvpool_block_bytes(&m->config));
     s->slots = s->slots < s->P * s->G ? s->slots : s->P * s->G;
     s->slots = s->slots < fit ? s->slots : fit;
@@ -151,7 +151,7 @@ device_open(r1_decode *d, r1_status *st)
             return R1_FAIL(st, R1_ENOMEM, "out of memory for %zu slots", s->slots);
         }
     }
-    /* Every slot holds a sequence, and its prompt at worst; one more prompt may wait. */
+    /* Every slot holds a sequence, and a prompt of its own at worst; one more prompt may wait. */
     return kvpool_open(&d->pool, m, (s->slots + 1) * per_slot, st);
 }
 
@@ -330,6 +330,7 @@ admit(r1_decode *d, r1_status *st)
         R1_TRY(prefill(d, p0, p1, st));
     }
     for (; d->next < stop; d->next++) {
+        R1_TRY(model_poll(d->m, st)); /* the first touch of a slot's blocks is slow */
         R1_TRY(seq_start(d, d->next, st));
     }
     return R1_OK;

@@ -74,10 +74,10 @@ mtp_run(r1_model *m, r1_workspace *ws, const r1_micro *mb, const r1_batch *batch
 
     r1_tensor hm = r1_rows(&ws->hm, 0, M), my = r1_rows(&ws->my, 0, mb->N);
     R1_TRY(m->ops->gather_rows(m->dev, &hm, &my, mb->mtp_row, st));
-    float *weight = r1_alloc(2 * M, sizeof(float)), *logp = weight + M;
+    float *weight = r1_alloc(M, sizeof(float)), *logp = r1_alloc(M, sizeof(float));
     int32_t *draft = r1_alloc(M, sizeof(int32_t));
     r1_code code = R1_OK;
-    if (weight == NULL || draft == NULL) {
+    if (weight == NULL || logp == NULL || draft == NULL) {
         code = R1_FAIL(st, R1_ENOMEM, "out of memory for %zu MTP losses", M);
         goto done;
     }
@@ -104,6 +104,7 @@ mtp_run(r1_model *m, r1_workspace *ws, const r1_micro *mb, const r1_batch *batch
     }
 done:
     r1_free(weight);
+    r1_free(logp);
     r1_free(draft);
     return code;
 }

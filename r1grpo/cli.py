@@ -1,0 +1,216 @@
+"""cli.py - the command line.
+
+    r1grpo pipeline [--out DIR] [--recipe FILE.toml] [--seed N] [--resume] [--quick]
+    r1grpo eval DIR/STAGE [--check]
+    r1grpo generate DIR/STAGE "problem"
+    r1grpo report DIR
+    r1grpo doctor
+
+Exit codes: 0 done, 1 a check found a difference, 2 a request that cannot be met (one line on
+stderr), 130 stopped by Ctrl-C or SIGTERM. Everything it does is a call of the package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .checkpoint import load_checkpoint
+from .config import ConfigError
+from .doctor import examine
+from .monitor import format_seconds
+from .tokenizer import WordTokenizer, format_prompt
+
+_FIGURES = ("pass@1", "pass@1_ci", "cons@k", "wellformed_accuracy", "mean_tokens", "truncated",
+            "format", "language_consistency", "reflection_per_response")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code."""
+    options = _parser().parse_args(arguments)
+    warnings.showwarning = _show_warning
+    try:
+        return options.run(options)
+    except KeyboardInterrupt as stop:
+        print(f"r1grpo: {stop or 'interrupted'}", file=sys.stderr)
+        return 130
+    except (OSError, ValueError, ImportError, FloatingPointError) as error:
+        print(f"r1grpo: {error}", file=sys.stderr)
+        return 2
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"r1grpo: warning: {message}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="r1grpo", description="The DeepSeek-R1 recipe at small "
+                                     "size, in one engine.")
+    parser.add_argument("--version", action="version", version=f"r1grpo {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        found = commands.add_parser(name, help=text, description=text)
+        found.set_defaults(run=run)
+        return found
+
+    pipeline = command("pipeline", _pipeline, "R1-Zero, the stages of R1 and distillation")
+    pipeline.add_argument("--out", type=Path, metavar="DIR",
+                          help="directory of the run (runs/r1-seed0, by the seed)")
+    pipeline.add_argument("--recipe", type=Path, metavar="FILE.toml",
+                          help="changes to the default recipe")
+    pipeline.add_argument("--seed", type=int, metavar="N", help="seed of everything random (0)")
+    pipeline.add_argument("--resume", action="store_true", help="go on with an unfinished run")
+    pipeline.add_argument("--quick", action="store_true",
+                          help="a very small run that shows that everything works; not a result")
+    check = command("eval", _eval, "measure a checkpoint of a run on its held-out problems")
+    check.add_argument("checkpoint", type=Path, metavar="DIR/STAGE")
+    check.add_argument("--check", action="store_true",
+                       help="compare every stored sample and every figure, bit for bit")
+    generate = command("generate", _generate, "show a checkpoint think and answer")
+    generate.add_argument("checkpoint", type=Path, metavar="DIR/STAGE")
+    generate.add_argument("problem", help='for example "use 3 7 12 to make 33"')
+    generate.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (0.7)")
+    generate.add_argument("--max-tokens", type=int, default=256, metavar="N", help="(256)")
+    generate.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
+    report = command("report", _report, "write report.html of a run again")
+    report.add_argument("folder", type=Path, metavar="DIR")
+    command("doctor", _doctor, "what is installed and what the engine will use")
+    return parser
+
+
+# ---- pipeline -----------------------------------------------------------------------------------
+
+
+def _pipeline(options: argparse.Namespace) -> int:
+    from .pipeline import run_pipeline
+    from .recipe import Recipe, quick_recipe, read_recipe
+    from .run import CONFIG
+
+    if options.quick and options.recipe:
+        raise ConfigError("--quick and --recipe are two recipes; give one")
+    out = options.out or Path(f"runs/r1-seed{options.seed or 0}")
+    stored = out / CONFIG
+    changes = {} if options.seed is None else {"seed": options.seed}
+    if options.quick:
+        recipe = quick_recipe(**changes)
+    elif options.recipe:
+        recipe = read_recipe(options.recipe, **changes)
+    elif options.resume and stored.is_file():
+        recipe = read_recipe(stored, **changes)
+    else:
+        recipe = Recipe(**changes)
+    summary = run_pipeline(out, recipe, options.resume)
+    print(_summary_table(summary))
+    print(f"\n{out / 'report.html'}")
+    return 0
+
+
+def _summary_table(summary: dict[str, Any]) -> str:
+    """The stages of a summary, a line each."""
+    lines = ["NOT A RESULT: a quick run, its figures mean nothing.\n"] if summary["quick"] else []
+    lines.append(f"{'stage':16}{'pass@1':>8}{'95 % interval':>18}{'cons@k':>8}{'format':>8}"
+                 f"{'language':>10}{'tokens':>8}{'ood':>8}")
+    for name, one in summary["stages"].items():
+        low, high = one["pass@1_ci"]
+        lines.append(f"{name:16}{one['pass@1']:8.3f}{f'{low:.3f} to {high:.3f}':>18}"
+                     f"{one['cons@k']:8.3f}{one['format']:8.3f}"
+                     f"{one['language_consistency']:10.3f}{one['mean_tokens']:8.1f}"
+                     f"{one['ood']['pass@1']:8.3f}")
+    lines.append(f"\nseed {summary['seed']}, {format_seconds(summary['wall_seconds'])}, "
+                 f"{summary['parameters']['total']:,} parameters; max_logprob_gap "
+                 f"{summary['max_logprob_gap']!r} over {summary['gap_tokens']:,} tokens")
+    return "\n".join(lines)
+
+
+# ---- eval ---------------------------------------------------------------------------------------
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from .measure import check_stage, draw_stage, stage_figures
+    from .model import Model
+    from .recipe import read_recipe
+    from .run import CONFIG
+
+    path: Path = options.checkpoint
+    template, tokenizer = _template(path), WordTokenizer.load(path)
+    if not (path.parent / CONFIG).is_file():
+        raise FileNotFoundError(f"{path.parent} has no {CONFIG}: eval needs the directory of a run")
+    recipe = read_recipe(path.parent / CONFIG)
+    model = Model.from_pretrained(path)
+    if model.config.score_head:
+        raise ValueError(f"{path} is a reward model; eval measures policies")
+    if not options.check:
+        found = stage_figures(draw_stage(model, recipe, template, tokenizer, lambda count: None))
+        for name in _FIGURES:
+            print(f"{name:26}{_figure(found['figures'][name]):>20}"
+                  f"{_figure(found['figures']['ood'][name]):>20}")
+        for name, value in found.get("general", {}).items():
+            print(f"{name:26}{_figure(value):>20}")
+        return 0
+    wrong = check_stage(path.parent, path.resolve().name, model, recipe, template, tokenizer)
+    print("\n".join(wrong) if wrong else "identical")
+    return 1 if wrong else 0
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"{value[0]:.3f} to {value[1]:.3f}"
+    return f"{value:.4g}"
+
+
+def _template(path: Path) -> str:
+    """The template that a stage's checkpoint was made for; verifies its files on the way."""
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is no checkpoint: there is no such folder")
+    return load_checkpoint(path).meta.get("template", "r1")
+
+
+# ---- generate, report, doctor -------------------------------------------------------------------
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from .model import Model
+
+    template, tokenizer = _template(options.checkpoint), WordTokenizer.load(options.checkpoint)
+    if not math.isfinite(options.temperature):
+        raise ValueError(f"--temperature is {options.temperature}")
+    if not options.problem.split():
+        raise ValueError("the problem is empty")
+    prompt = tokenizer.encode(format_prompt(options.problem, template))
+    model = Model.from_pretrained(options.checkpoint)
+    session = model.session([prompt], 1, options.max_tokens, temperature=options.temperature,
+                            seed=options.seed, stop_token_ids=tokenizer.stop_token_ids(template))
+    shown = 0
+    while not session.done:
+        session.run(1)
+        words = tokenizer.decode(session.ids(0)[shown:])
+        shown = len(session.ids(0))
+        print(words, end=" " if words else "", flush=True)
+    print()
+    if session.rollout().finish_reasons[0] == "length":
+        print(f"(cut off after {shown} tokens)", file=sys.stderr)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from .report import write_report
+
+    print(write_report(options.folder))
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    for name, finding in examine():
+        print(f"{name:26}{finding}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""doctor.py - what `r1grpo doctor` prints: what is installed, what the engine will use.
+
+Never fails: what is missing is said, with the reason, in the line where it would stand. Knows
+nothing about runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import platform
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from . import __version__
+
+# module -> (distribution, what it would be used for)
+_OPTIONAL = {
+    "math_verify": ("math-verify", "checking free-form mathematics"),
+    "reasoning_gym": ("reasoning-gym", "more tasks"),
+    "lingua": ("lingua-language-detector", "language of free text"),
+    "pyarrow": ("pyarrow", "parquet data sets"),
+    "matplotlib": ("matplotlib", "plots in notebooks"),
+    "tensorboardX": ("tensorboardX", "tracking"),
+    "wandb": ("wandb", "tracking"),
+    "trackio": ("trackio", "tracking"),
+}
+_REQUIRED = ("numpy", "safetensors", "tokenizers", "jinja2", "tqdm")
+
+
+def examine(folder: str | Path = ".") -> list[tuple[str, str]]:
+    """(what, finding), one a line."""
+    lines = [("r1grpo", __version__),
+             ("Python", f"{platform.python_version()} ({platform.python_implementation()}, "
+                        f"{sys.platform}, {platform.machine()})"),
+             ("Python's compiler", platform.python_compiler())]
+    lines += [(name, _version(name) or "missing: pip install r1grpo brings it")
+              for name in _REQUIRED]
+    lines += _engine()
+    lines += [(name, f"{_version(name) or 'found'}" if importlib.util.find_spec(module)
+               else f"not found (optional: {purpose})")
+              for module, (name, purpose) in _OPTIONAL.items()]
+    free = shutil.disk_usage(folder).free
+    return [*lines, ("free disk here", f"{free / 2**30:.1f} GiB")]
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _engine() -> list[tuple[str, str]]:
+    try:
+        core = importlib.import_module("._core", __package__)
+        device = importlib.import_module(".device", __package__).get_device()
+    except (ImportError, OSError, RuntimeError) as error:
+        return [("engine", f"does not load: {error}")]
+    return [("engine", "loads"), ("device", device.name),
+            ("kernel tier", f"{device.tier} (available: {', '.join(core.tiers())})"),
+            ("threads", str(device.threads)),
+            ("CUDA", "not in this build")]

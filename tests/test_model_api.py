@@ -1,0 +1,485 @@
+"""The engine's public API, sentence by sentence: what scripts outside this repository depend on.
+
+Exactness is test_exactness.py's, values are test_model_oracle.py's, bad input is test_bad_input.py's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+import r1grpo
+from models import V, batch, configs, make
+from r1grpo import Loss, Model, ModelConfig, Rollout
+
+PROMPTS = [[3, 4, 5], [6], [7, 8]]
+
+
+def bits(arrays) -> list[bytes]:
+    return [np.asarray(a).tobytes() for a in arrays]
+
+
+@pytest.fixture(scope="module")
+def moe() -> Model:
+    return make("moe")
+
+
+def test_top_level_names() -> None:
+    for name in ("Model", "ModelConfig", "set_num_threads"):
+        assert name in r1grpo.__all__ and hasattr(r1grpo, name)
+
+
+# ---- generate -----------------------------------------------------------------------------------------
+
+
+def test_rollout_is_flat_lists_of_plain_arrays(moe: Model) -> None:
+    out = moe.generate(PROMPTS, 4, max_new_tokens=20, seed=1)
+    assert isinstance(out, Rollout) and len(out) == 12
+    assert len(out.completion_ids) == len(out.logprobs) == len(out.finish_reasons) == 12
+    for ids, logp, reason in zip(out.completion_ids, out.logprobs, out.finish_reasons, strict=True):
+        assert ids.dtype == np.int32 and logp.dtype == np.float32
+        assert ids.ndim == logp.ndim == 1 and len(ids) == len(logp) >= 1
+        assert np.all((ids >= 0) & (ids < V)) and np.all(logp <= 0)
+        assert (1 in ids[:-1].tolist()) is False, "tokens after the stop token"
+        assert reason == ("stop" if ids[-1] == 1 else "length")
+        assert reason == "stop" or len(ids) == 20
+    assert set(out.finish_reasons) == {"stop", "length"}
+
+
+def test_index_is_prompt_times_generations_plus_generation(moe: Model) -> None:
+    out = moe.generate(PROMPTS, 3, max_new_tokens=12, seed=2)
+    for p, prompt in enumerate(PROMPTS):
+        own = moe.generate([prompt], 3, max_new_tokens=12, seed=2, sample_ids=[p])
+        assert bits(own.completion_ids) == bits(out.completion_ids[3 * p:3 * p + 3])
+    scored = moe.logprobs(PROMPTS, out.completion_ids)
+    assert bits(scored) == bits(out.logprobs)
+
+
+def test_prompts_may_be_any_sequences_and_positional(moe: Model) -> None:
+    want = bits(moe.generate(PROMPTS, max_new_tokens=6).completion_ids)
+    arrays = [np.array(p, np.int64) for p in PROMPTS]
+    for prompts in (arrays, tuple(map(tuple, PROMPTS)), (p for p in PROMPTS)):
+        assert bits(moe.generate(prompts, max_new_tokens=6).completion_ids) == want
+    assert bits(moe.generate(prompts=PROMPTS, max_new_tokens=6).completion_ids) == want
+    matrix = np.array([[3, 4], [5, 6]], np.int32)
+    assert len(moe.generate(matrix, max_new_tokens=2)) == 2
+
+
+def test_no_prompts_give_an_empty_rollout(moe: Model) -> None:
+    out = moe.generate([], 4)
+    assert (out.completion_ids, out.logprobs, out.finish_reasons) == ([], [], [])
+
+
+def test_stop_tokens() -> None:
+    model = make("dense")
+    free = model.generate(PROMPTS, 8, max_new_tokens=30, seed=3, stop_token_ids=())
+    assert set(free.finish_reasons) == {"length"}
+    assert {len(c) for c in free.completion_ids} == {30}
+    for stop in ([7], [7, 11, V - 1], np.array([7])):
+        out = model.generate(PROMPTS, 8, max_new_tokens=30, seed=3, stop_token_ids=stop)
+        for got, all_ids in zip(out.completion_ids, free.completion_ids, strict=True):
+            hits = [i for i, t in enumerate(all_ids) if t in stop]
+            assert got.tolist() == all_ids[:hits[0] + 1 if hits else 30].tolist()
+        assert "stop" in out.finish_reasons
+    default = model.generate(PROMPTS, 8, max_new_tokens=30, seed=3)
+    named = model.generate(PROMPTS, 8, max_new_tokens=30, seed=3, stop_token_ids=[1])
+    assert bits(default.logprobs) == bits(named.logprobs)
+
+    several = Model({**model.config.to_dict(), "eos_token_id": [7, 11]})
+    several.load_state_dict(model.state_dict())
+    want = model.generate(PROMPTS, 8, max_new_tokens=30, seed=3, stop_token_ids=[7, 11])
+    got = several.generate(PROMPTS, 8, max_new_tokens=30, seed=3)
+    assert bits(got.completion_ids) == bits(want.completion_ids)
+    none = Model({**model.config.to_dict(), "eos_token_id": None})
+    assert none.generate([[2]], max_new_tokens=9).finish_reasons == ["length"]
+
+
+@pytest.mark.parametrize("length, room", [(1, 159), (150, 10), (158, 2), (159, 1)])
+def test_a_full_context_gives_length(moe: Model, length: int, room: int) -> None:
+    assert moe.config.max_position_embeddings == 160
+    prompt = np.arange(length) % V
+    out = moe.generate([prompt], 2, max_new_tokens=10_000, stop_token_ids=())
+    assert [len(c) for c in out.completion_ids] == [room, room]
+    assert out.finish_reasons == ["length", "length"]
+    assert bits(moe.logprobs([prompt], out.completion_ids)) == bits(out.logprobs)
+
+
+def test_a_prompt_without_room_raises(moe: Model) -> None:
+    for length in (160, 161, 500):
+        with pytest.raises(ValueError, match=rf"prompts\[1\] has {length} tokens and leaves no room"):
+            moe.generate([[1], [2] * length])
+
+
+def test_a_draw_depends_on_seed_step_and_sample_id(moe: Model) -> None:
+    def draw(**options) -> list[bytes]:
+        return bits(moe.generate(PROMPTS, 2, max_new_tokens=15, stop_token_ids=(), **options)
+                    .completion_ids)
+    base = draw(seed=5, step=6)
+    assert draw(seed=5, step=6) == base == draw(seed=5, step=6, sample_ids=[0, 1, 2])
+    others = [draw(seed=6, step=6), draw(seed=5, step=7), draw(seed=6, step=5),
+              draw(seed=5, step=6, sample_ids=[3, 4, 5]), draw(seed=2**63, step=2**40)]
+    for i, other in enumerate([base, *others]):
+        for second in [base, *others][:i]:
+            assert all(a != b for a, b in zip(other, second, strict=True))
+    assert draw(seed=5, step=6, sample_ids=[2, 0, 0])[4:] != base[4:]
+
+
+def test_filters_off_in_every_spelling_are_the_same_bits(moe: Model) -> None:
+    def run(**how) -> list[bytes]:
+        out = moe.generate(PROMPTS, 2, max_new_tokens=10, **how)
+        scored = moe.logprobs(PROMPTS, out.completion_ids, **how)
+        assert bits(scored) == bits(out.logprobs)
+        return bits(out.logprobs)
+    plain = run()
+    for how in ({"top_k": 0}, {"top_k": None}, {"top_p": 1.0}, {"top_p": None}, {"min_p": 0.0},
+                {"min_p": None}, {"top_k": None, "top_p": None, "min_p": None}, {"top_k": V},
+                {"top_k": 10**12}, {"temperature": 1}):
+        assert run(**how) == plain, how
+    for how in ({"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.2}, {"temperature": 0.5}):
+        assert run(**how) != plain, how
+
+
+def test_greedy_takes_the_most_likely_token(moe: Model) -> None:
+    out = moe.generate(PROMPTS, 2, max_new_tokens=1, temperature=0.0, seed=9)
+    for p, prompt in enumerate(PROMPTS):
+        every = np.array(moe.logprobs([prompt], [[t] for t in range(V)])).reshape(-1)
+        assert out.completion_ids[2 * p] == out.completion_ids[2 * p + 1] == every.argmax()
+        assert out.logprobs[2 * p][0] == every.max()
+
+
+def chi_square(counts: np.ndarray, p: np.ndarray) -> float:
+    """Excess of Pearson's statistic over its mean, in standard deviations; rare cells are pooled.
+    Infinite when something of probability 0 was counted."""
+    n = counts.sum()
+    rare = n * p < 5
+    observed = np.append(counts[~rare], counts[rare].sum())
+    expected = n * np.append(p[~rare], p[rare].sum())
+    keep = expected > 0
+    if observed[~keep].any():
+        return math.inf
+    terms = (observed[keep] - expected[keep]) ** 2 / expected[keep]
+    df = keep.sum() - 1
+    return float((terms.sum() - df) / math.sqrt(2 * df))
+
+
+@pytest.mark.parametrize("how", [{}, {"temperature": 0.7, "top_k": 12, "top_p": 0.9, "min_p": 0.02}])
+def test_tokens_are_drawn_with_their_probabilities(moe: Model, how: dict) -> None:
+    """Pairs of tokens against the model's own probabilities: 4 standard deviations, seeded."""
+    n, prompt = 6000, [3, 4, 5]
+    out = moe.generate([prompt], n, max_new_tokens=2, seed=11, stop_token_ids=(), **how)
+    pairs = np.stack(out.completion_ids)
+    counts = np.zeros((V, V))
+    np.add.at(counts, (pairs[:, 0], pairs[:, 1]), 1)
+    every = [[a, b] for a in range(V) for b in range(V)]
+
+    def probabilities(how: dict) -> np.ndarray:
+        logp = np.array(moe.logprobs([prompt], every, **how)).reshape(V, V, 2)
+        first, second = logp[:, 0, 0].astype(np.float64), logp[:, :, 1].astype(np.float64)
+        return support(first)[:, None] * np.stack([support(row) for row in second])
+    p = probabilities(how)
+    assert p.sum() == pytest.approx(1, abs=1e-4)
+    assert abs(chi_square(counts.reshape(-1), p.reshape(-1))) < 4
+    wrong = probabilities({**how, "temperature": 0.9 * how.get("temperature", 1.0)})
+    assert chi_square(counts.reshape(-1), wrong.reshape(-1)) > 8, "the test has no power"
+
+
+def support(logp: np.ndarray) -> np.ndarray:
+    """p of the ids that can be drawn: the most likely ones until they add up to 1. (An id outside
+    the support has a log-prob too: scoring joins it.)"""
+    order = np.argsort(-logp, kind="stable")
+    p = np.exp(logp[order])
+    count = np.searchsorted(np.cumsum(p), 1 - 1e-5) + 1
+    out = np.zeros(len(logp))
+    out[order[:count]] = p[:count]
+    return out
+
+
+def test_speculative_raises(moe: Model) -> None:
+    with pytest.raises(ValueError, match="speculative"):
+        moe.generate(PROMPTS, speculative=True)
+
+
+# ---- log-probs ------------------------------------------------------------------------------------------
+
+
+def test_logprobs_pair_by_ratio(moe: Model) -> None:
+    prompts, completions = batch(prompts=(5, 1, 30), ratio=2)
+    out = moe.logprobs(prompts, completions)
+    assert len(out) == 6
+    for i, (logp, completion) in enumerate(zip(out, completions, strict=True)):
+        assert logp.dtype == np.float32 and logp.shape == (len(completion),)
+        assert bits(moe.logprobs([prompts[i // 2]], [completion])) == bits([logp])
+    assert out[1].shape == (0,)
+    assert moe.logprobs([], []) == [] == moe.logprobs(prompts, [])
+    assert [a.shape for a in moe.logprobs(prompts, [[]] * 3)] == [(0,)] * 3
+
+
+# ---- gradients -------------------------------------------------------------------------------------------
+
+
+def gradient(model: Model, call) -> tuple[Loss, dict[str, np.ndarray]]:
+    model.zero_grad()
+    loss = call()
+    return loss, model.grad_dict()
+
+
+def test_sft_weights_and_totals(moe: Model) -> None:
+    prompts, completions = batch(prompts=(5, 9), ratio=2)
+    tokens = sum(map(len, completions))
+    loss, plain = gradient(moe, lambda: moe.sft_gradient(prompts, completions))
+    logp = np.concatenate(moe.logprobs(prompts, completions))
+    assert float(loss) == pytest.approx(-logp.astype(float).sum() / tokens, rel=1e-6)
+    assert loss.tokens == tokens and bits(loss.logprobs) == bits(moe.logprobs(prompts, completions))
+
+    ones = [np.ones(len(c)) for c in completions]
+    for weights in ([1] * 4, ones, [1.0, ones[1], 1, ones[3].tolist()], np.ones(4)):
+        same, grads = gradient(moe, lambda w=weights: moe.sft_gradient(prompts, completions, w))
+        assert bits(grads.values()) == bits(plain.values()) and float(same) == float(loss)
+    _, grads = gradient(moe, lambda: moe.sft_gradient(prompts, completions, total_tokens=tokens))
+    assert bits(grads.values()) == bits(plain.values())
+    # the default total is the sum of the weights: a common factor cancels (2: exactly)
+    _, grads = gradient(moe, lambda: moe.sft_gradient(prompts, completions, [2.0] * 4))
+    assert bits(grads.values()) == bits(plain.values())
+    half, grads = gradient(
+        moe, lambda: moe.sft_gradient(prompts, completions, total_tokens=2 * tokens))
+    assert float(half) == pytest.approx(float(loss) / 2, rel=1e-6)
+    for name, g in grads.items():
+        np.testing.assert_allclose(2 * g, plain[name], rtol=1e-5, atol=1e-7)
+
+
+def test_masked_tokens_carry_nothing(moe: Model) -> None:
+    prompts, completions = [[3, 4]], [[5, 6, 7]]
+    masked, grads = gradient(moe, lambda: moe.sft_gradient(prompts, completions, [[1, 1, 0]]))
+    cut, want = gradient(moe, lambda: moe.sft_gradient(prompts, [[5, 6]]))
+    assert masked.tokens == 2 and float(masked) == float(cut)
+    for name, g in grads.items():
+        np.testing.assert_array_equal(g, want[name], err_msg=name)
+    nothing, grads = gradient(moe, lambda: moe.sft_gradient(prompts, completions, [0]))
+    assert (float(nothing), nothing.tokens) == (0.0, 0)
+    assert not any(g.any() for g in grads.values())
+    nothing, grads = gradient(moe, lambda: moe.sft_gradient(prompts, [[]], total_tokens=3))
+    assert float(nothing) == 0.0 and not any(g.any() for g in grads.values())
+
+
+def test_calls_add_up_and_zero_grad_clears(moe: Model) -> None:
+    prompts, completions = batch(prompts=(5, 9), ratio=1)
+    _, once = gradient(moe, lambda: moe.sft_gradient(prompts, completions))
+    moe.sft_gradient(prompts, completions)
+    for name, g in moe.grad_dict().items():
+        np.testing.assert_allclose(g, 2 * once[name], rtol=1e-5, atol=1e-6)
+    moe.zero_grad()
+    assert not any(g.any() for g in moe.grad_dict().values())
+
+
+def test_policy_gradient_reports_a_loss(moe: Model) -> None:
+    out = moe.generate(PROMPTS, 2, max_new_tokens=15, seed=4)
+    options = dict(advantages=[1, -1, 0.5, -0.5, 2, -2], weights=[1.0] * 6)
+    loss = moe.policy_gradient(PROMPTS, out.completion_ids, old_logprobs=out.logprobs, **options)
+    tokens = sum(map(len, out.completion_ids))
+    assert isinstance(loss, Loss) and loss.tokens == tokens
+    assert bits(loss.logprobs) == bits(out.logprobs)
+    sums = zip(options["advantages"], out.completion_ids, strict=True)
+    assert float(loss) == pytest.approx(-sum(a * len(c) for a, c in sums) / tokens, rel=1e-5)
+    assert loss.stats["ratio_min"] == loss.stats["ratio_max"] == 1.0
+    assert loss.stats["clip_low"] == loss.stats["clip_high"] == 0.0
+    assert loss.stats["logp_gap_tokens"] == tokens and loss.stats["entropy"] > 0
+    low = [logp - 0.5 for logp in out.logprobs]  # ratio e^0.5: clipped where the advantage is positive
+    loss = moe.policy_gradient(PROMPTS, out.completion_ids, old_logprobs=low, **options)
+    positive = sum(len(c) for a, c in zip(options["advantages"], out.completion_ids, strict=True)
+                   if a > 0)
+    assert loss.stats["clip_high"] == pytest.approx(positive / tokens)
+    wide = moe.policy_gradient(PROMPTS, out.completion_ids, old_logprobs=low, epsilon_high=1.0,
+                               **options)
+    assert wide.stats["clip_high"] == 0.0
+    assert wide.stats["ratio_max"] == pytest.approx(math.exp(0.5), rel=1e-5)
+    kl = moe.policy_gradient(PROMPTS, out.completion_ids, old_logprobs=out.logprobs, beta=0.1,
+                             ref_logprobs=low, **options)
+    assert kl.stats["kl"] == pytest.approx(math.exp(-0.5) + 0.5 - 1, rel=1e-4)
+    moe.zero_grad()
+
+
+def test_mtp_in_rl_leaves_the_trunk_alone(moe: Model) -> None:
+    out = moe.generate(PROMPTS, 2, max_new_tokens=15, seed=4)
+    options = dict(advantages=[1, -1, 0.5, -0.5, 2, -2], weights=[1.0] * 6,
+                   old_logprobs=out.logprobs)
+
+    def run(**extra) -> tuple[Loss, dict[str, np.ndarray]]:
+        return gradient(moe, lambda: moe.policy_gradient(PROMPTS, out.completion_ids, **options,
+                                                         **extra))
+    _, without = run()
+    detached, with_mtp = run(mtp_coef=0.3)
+    _, attached = run(mtp_coef=0.3, mtp_detach=False)
+    module = {k for k in without if k.startswith("model.layers.3.")}
+    assert "model.layers.3.eh_proj.weight" in module
+    for name, g in without.items():
+        if name in module:
+            assert not g.any() and with_mtp[name].any(), name
+        else:
+            assert with_mtp[name].tobytes() == g.tobytes(), name
+    assert any(attached[k].tobytes() != without[k].tobytes() for k in without.keys() - module)
+    assert 0.0 <= detached.stats["mtp_accept"] <= 1.0 and detached.stats["mtp_loss"] > 0
+    moe.zero_grad()
+
+
+def test_router_bias_moves_towards_balance_and_rests_in_rl() -> None:
+    """Experts 0 and 1 start with a bias that takes every token; scores lie in (0, 1), so once the
+    gap of the biases is below 1 the others have tokens too."""
+    model = make("moe")
+    state = model.state_dict()
+    biases = [k for k in state if k.endswith("e_score_correction_bias")]
+    assert len(biases) == 3
+    for name in biases:
+        state[name][:] = [2.5, 2.5, 0, 0, 0, 0]
+    model.load_state_dict(state)
+    rng = np.random.default_rng(5)
+    rows = [rng.integers(0, V, 60).tolist() for _ in range(4)]
+    for step in range(30):
+        model.zero_grad()
+        model.sft_gradient([r[:1] for r in rows], [r[1:] for r in rows], mtp_coef=0.1)
+        model.update_router_bias(0.125)
+        if step == 0:
+            for name in biases:
+                assert model.state_dict()[name].tolist() == [2.375, 2.375, *[0.125] * 4]
+    for name in biases:
+        bias = model.state_dict()[name]
+        assert bias[:2].min() - bias[2:].max() < 1, name
+
+    frozen = bits(model.state_dict()[k] for k in biases)
+    out = model.generate(PROMPTS, 2, max_new_tokens=15)
+    model.policy_gradient(PROMPTS, out.completion_ids, advantages=[1, -1] * 3, weights=[1] * 6,
+                          old_logprobs=out.logprobs)
+    model.update(0.01, weight_decay=0.1)
+    assert bits(model.state_dict()[k] for k in biases) == frozen
+
+
+# ---- update --------------------------------------------------------------------------------------------
+
+
+def test_update_returns_the_norm_and_leaves_gradients_alone(moe: Model) -> None:
+    model = moe.clone()
+    prompts, completions = batch(prompts=(5, 9), ratio=1)
+    model.sft_gradient(prompts, completions)
+    before, weights = model.grad_dict(), bits(model.state_dict().values())
+    norm = model.update(1e-3)
+    squares = sum(float((g.astype(np.float64) ** 2).sum()) for g in before.values())
+    assert norm == pytest.approx(math.sqrt(squares), rel=1e-6) and isinstance(norm, float)
+    assert bits(model.grad_dict().values()) == bits(before.values())
+    assert bits(model.state_dict().values()) != weights
+    assert model.optimizer_state()["step"] == 1
+
+
+def test_a_norm_that_is_not_finite_changes_nothing(moe: Model) -> None:
+    model = moe.clone()
+    prompts, completions = batch(prompts=(5, 9), ratio=1)
+    model.sft_gradient(prompts, completions)
+    model.update(1e-3)
+    weights, memory = bits(model.state_dict().values()), bits(model.optimizer_state().values())
+    model.sft_gradient(prompts, completions, weights=[3e38, 3e38], total_tokens=1e-6)
+    with pytest.raises(FloatingPointError, match="weights are unchanged"):
+        model.update(1e-3)
+    assert bits(model.state_dict().values()) == weights
+    assert bits(model.optimizer_state().values()) == memory
+    model.zero_grad()
+    model.sft_gradient(prompts, completions)
+    assert math.isfinite(model.update(1e-3))
+
+
+def test_optimizer_state_round_trip(moe: Model) -> None:
+    prompts, completions = batch(prompts=(5, 9), ratio=1)
+    results = []
+    for resume in (False, True):
+        model = moe.clone()
+        for i in range(4):
+            if resume and i == 2:
+                weights, memory = model.state_dict(), model.optimizer_state()
+                model = Model(moe.config, seed=99)
+                model.load_state_dict(weights)
+                model.load_optimizer_state(memory)
+            model.zero_grad()
+            model.sft_gradient(prompts, completions)
+            model.update(0.01)
+        results.append(bits(model.state_dict().values()))
+    assert results[0] == results[1]
+    model.reset_optimizer()
+    assert not any(a.any() for a in model.optimizer_state().values())
+
+
+# ---- weights and files ------------------------------------------------------------------------------------
+
+
+def test_random_start_depends_on_the_seed_alone() -> None:
+    config = ModelConfig.tiny_dense(vocab_size=64)
+    first = bits(Model(config).state_dict().values())
+    assert bits(Model(config, seed=0, device="cpu", dtype="float32").state_dict().values()) == first
+    assert bits(Model(config.to_dict(), 0).state_dict().values()) == first
+    assert bits(Model(config, seed=1).state_dict().values()) != first
+
+
+def test_state_dict_is_a_copy_with_hugging_face_names() -> None:
+    """Names and shapes of DeepSeek-V3's and Qwen2's published files."""
+    config = ModelConfig.tiny_moe(vocab_size=64, num_hidden_layers=2, q_lora_rank=40)
+    shapes = {k: v.shape for k, v in Model(config).state_dict().items()}
+    attention = {
+        "input_layernorm.weight": (128,), "post_attention_layernorm.weight": (128,),
+        "self_attn.q_a_proj.weight": (40, 128), "self_attn.q_a_layernorm.weight": (40,),
+        "self_attn.q_b_proj.weight": (128, 40), "self_attn.kv_a_proj_with_mqa.weight": (40, 128),
+        "self_attn.kv_a_layernorm.weight": (32,), "self_attn.kv_b_proj.weight": (224, 32),
+        "self_attn.o_proj.weight": (128, 128)}
+    moe = {"mlp.gate.weight": (12, 128), "mlp.gate.e_score_correction_bias": (12,)}
+    for part, shape in (("gate", (48, 128)), ("up", (48, 128)), ("down", (128, 48))):
+        moe[f"mlp.shared_experts.{part}_proj.weight"] = shape
+        moe |= {f"mlp.experts.{e}.{part}_proj.weight": shape for e in range(12)}
+    dense = {"mlp.gate_proj.weight": (192, 128), "mlp.up_proj.weight": (192, 128),
+             "mlp.down_proj.weight": (128, 192)}
+    mtp = {"enorm.weight": (128,), "hnorm.weight": (128,), "eh_proj.weight": (128, 256),
+           "shared_head.norm.weight": (128,)}
+    want = {"model.embed_tokens.weight": (64, 128), "model.norm.weight": (128,)}
+    for i, extra in enumerate((dense, moe, moe | mtp)):
+        want |= {f"model.layers.{i}.{k}": s for k, s in (attention | extra).items()}
+    assert shapes == want
+
+    model = Model(ModelConfig.tiny_dense(vocab_size=64, num_hidden_layers=1,
+                                         tie_word_embeddings=False))
+    layer = {f"self_attn.{x}_proj.{y}": (n, 96)[:2 if y == "weight" else 1]
+             for x, n in (("q", 96), ("k", 48), ("v", 48)) for y in ("weight", "bias")}
+    layer |= {"self_attn.o_proj.weight": (96, 96), "mlp.gate_proj.weight": (256, 96),
+              "mlp.up_proj.weight": (256, 96), "mlp.down_proj.weight": (96, 256),
+              "input_layernorm.weight": (96,), "post_attention_layernorm.weight": (96,)}
+    want = {f"model.layers.0.{k}": s for k, s in layer.items()}
+    want |= {"model.embed_tokens.weight": (64, 96), "model.norm.weight": (96,),
+             "lm_head.weight": (64, 96)}
+    state = model.state_dict()
+    assert {k: v.shape for k, v in state.items()} == want
+    assert {v.dtype for v in state.values()} == {np.dtype(np.float32)}
+    state["lm_head.weight"][:] = 0
+    assert model.state_dict()["lm_head.weight"].any()
+
+
+@pytest.mark.parametrize("name", sorted(configs()))
+def test_save_and_load_keep_every_bit(name: str, tmp_path) -> None:
+    model = make(name)
+    model.config.extra["my_note"] = {"kept": [1, 2]}
+    model.save_pretrained(tmp_path / "a")
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["config.json", "model.safetensors"]
+    again = Model.from_pretrained(tmp_path / "a", device="cpu", dtype="float32")
+    assert again.config == model.config and again.config.extra["my_note"] == {"kept": [1, 2]}
+    assert json.loads((tmp_path / "a/config.json").read_text())["my_note"] == {"kept": [1, 2]}
+    state = model.state_dict()
+    assert list(again.state_dict()) == list(state)
+    assert bits(again.state_dict().values()) == bits(state.values())
+    want = model.generate(PROMPTS, 2, max_new_tokens=8)
+    assert bits(again.generate(PROMPTS, 2, max_new_tokens=8).logprobs) == bits(want.logprobs)
+    again.save_pretrained(tmp_path / "a")  # over itself
+    assert bits(Model.from_pretrained(str(tmp_path / "a")).state_dict().values()) == bits(state.values())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
+
+
+def test_load_state_dict_takes_float_arrays_and_shared_copies(moe: Model) -> None:
+    state = moe.state_dict()
+    other = Model(moe.config, seed=5)
+    other.load_state_dict({k: v.astype(np.float64)[...] for k, v in state.items()}
+                          | {"lm_head.weight": state["model.embed_tokens.weight"]})
+    assert bits(other.state_dict().values()) == bits(state.values())
