@@ -53,7 +53,7 @@ def describe(device: _core.Device) -> dict[str, Any]:
         "tier": device.tier,
         "threads": device.threads,
         "compiler": (version.stdout.splitlines() or ["unknown"])[0],
-        "system": f"{platform.system()} {platform.release()}",
+        "system": platform.system(),
         "python": platform.python_version(),
         "numpy": np.__version__,
         "r1grpo": r1grpo.__version__,

@@ -52,7 +52,8 @@ IDS: list[tuple[Any, type[Exception], str]] = [
     ([1, 2, 3], TypeError, r"must be a sequence of sequences; .*\[0\] is 1"),
     (np.arange(3), TypeError, "must be a sequence of sequences"),
     (["a prompt"], TypeError, "must be a sequence of sequences; .* is 'a prompt'"),
-    ("a prompt", TypeError, "not str"), (None, TypeError, "not NoneType"), (5, TypeError, "not int"),
+    ("a prompt", TypeError, "not str"), (None, TypeError, "not NoneType"),
+    (5, TypeError, "not int"),
 ]
 
 
@@ -75,8 +76,10 @@ GENERATE = [
     ({"num_generations": 1.0}, TypeError, "num_generations"),
     ({"max_new_tokens": 0}, ValueError, "max_new_tokens"),
     ({"max_new_tokens": None}, TypeError, "max_new_tokens"),
-    ({"temperature": -0.1}, ValueError, "temperature"), ({"temperature": NAN}, ValueError, "temperature"),
-    ({"temperature": INF}, ValueError, "temperature"), ({"temperature": "1"}, TypeError, "temperature"),
+    ({"temperature": -0.1}, ValueError, "temperature"),
+    ({"temperature": NAN}, ValueError, "temperature"),
+    ({"temperature": INF}, ValueError, "temperature"),
+    ({"temperature": "1"}, TypeError, "temperature"),
     ({"temperature": None}, TypeError, "temperature"),
     ({"top_k": -1}, ValueError, "top_k"), ({"top_k": 2.5}, TypeError, "top_k"),
     ({"top_p": 0.0}, ValueError, "top_p"), ({"top_p": 1.01}, ValueError, "top_p"),
@@ -125,11 +128,13 @@ def policy(model: Model, **changes: Any) -> Any:
 
 
 PER_TOKEN = [
-    ([1.0], ValueError, "has 1 entries for 2 completions"), ([1.0] * 3, ValueError, "has 3 entries"),
+    ([1.0], ValueError, "has 1 entries for 2 completions"),
+    ([1.0] * 3, ValueError, "has 3 entries"),
     ([[1.0], 1.0], ValueError, r"\[0\] has shape \(1,\), the completion has 2 tokens"),
     ([1.0, [[1.0]]], ValueError, r"\[1\] has shape"),
     ([NAN, 1.0], ValueError, r"\[0\] contains NaN or infinity"),
-    ([1.0, [INF]], ValueError, r"\[1\] contains NaN"), ([1e300, 1.0], ValueError, r"\[0\] contains NaN"),
+    ([1.0, [INF]], ValueError, r"\[1\] contains NaN"),
+    ([1e300, 1.0], ValueError, r"\[0\] contains NaN"),
     ([1.0, "x"], TypeError, r"\[1\]"), ([1.0, {}], TypeError, r"\[1\]"),
     (3.0, TypeError, "one number or array a completion"), ("ab", TypeError, "one number or array"),
 ]
@@ -154,7 +159,8 @@ def test_what_policy_gradient_needs(model: Model, name: str) -> None:
         policy(model, beta=0.1)
 
 
-SCALARS = [("epsilon", -0.1), ("epsilon", NAN), ("epsilon_high", -1.0), ("beta", -0.5), ("beta", NAN),
+SCALARS = [("epsilon", -0.1), ("epsilon", NAN), ("epsilon_high", -1.0), ("beta", -0.5),
+           ("beta", NAN),
            ("entropy_coef", NAN), ("mtp_coef", NAN), ("mtp_coef", -1), ("balance_coef", INF),
            ("total_tokens", 0), ("total_tokens", -1.0), ("total_tokens", NAN), ("total_tokens", INF),
            ("micro_batch_tokens", 0), ("micro_batch_tokens", -5), ("temperature", -1), ("top_p", 0.0)]
@@ -180,7 +186,8 @@ def test_losses_that_the_model_has_not() -> None:
 
 REWARDS = [
     (dict(ids=[[1]]), "1 sequences are not pairs"), (dict(ids=[[1], []]), "is empty"),
-    (dict(ids=[[1], [1] * 161]), "beyond the context"), (dict(ids=[[1], [2]], kind="listwise"), "kind"),
+    (dict(ids=[[1], [1] * 161]), "beyond the context"), (dict(ids=[[1], [2]], kind="listwise"),
+    "kind"),
     (dict(ids=[[1], [2]], kind="pointwise"), "labels has 0 entries for 2"),
     (dict(ids=[[1], [2]], kind="pointwise", labels=[1.0]), "labels has 1 entries"),
     (dict(ids=[[1], [2]], kind="pointwise", labels=[1.0, NAN]), r"labels\[1\] contains NaN"),
@@ -220,7 +227,8 @@ def test_thread_counts(n: Any, error: type[Exception]) -> None:
 
 @pytest.mark.parametrize("options, error, match", [
     (dict(device="cuda"), ValueError, "device 'cuda' is not available"),
-    (dict(device="tpu"), ValueError, "device 'tpu'"), (dict(dtype="bfloat16"), ValueError, "bfloat16"),
+    (dict(device="tpu"), ValueError, "device 'tpu'"),
+    (dict(dtype="bfloat16"), ValueError, "bfloat16"),
     (dict(seed=-1), ValueError, "seed"), (dict(seed=2**64), ValueError, "seed"),
     (dict(seed=0.5), TypeError, "seed")])
 def test_models(options: dict, error: type[Exception], match: str) -> None:
@@ -234,14 +242,15 @@ def test_configs_of_a_wrong_kind(config: Any) -> None:
         Model(config)
 
 
-# ---- state dicts ------------------------------------------------------------------------------------------
+# ---- state dicts ---------------------------------------------------------------------------------
 
 
 NAME = "model.layers.1.mlp.experts.3.up_proj.weight"
 STATES: list[tuple[Callable[[dict], Any], str]] = [
     (lambda s: s.pop(NAME), f"missing {NAME} "),
     (lambda s: s.update(more=np.zeros(3, np.float32)), "surplus more"),
-    (lambda s: s.update({NAME: s[NAME].T}), rf"{NAME} is float32 \(32, 12\), expected float32 \(12, 32\)"),
+    (lambda s: s.update({NAME: s[NAME].T}),
+     rf"{NAME} is float32 \(32, 12\), expected float32 \(12, 32\)"),
     (lambda s: s.update({NAME: s[NAME].reshape(-1)}), rf"{NAME} is float32 \(384,\)"),
     (lambda s: s.update({NAME: s[NAME].astype(np.int32)}), f"{NAME} is int32"),
     (lambda s: s.update({NAME: s[NAME].astype(np.complex64)}), f"{NAME} is complex64"),
@@ -269,7 +278,7 @@ def test_all_faults_of_a_state_dict_are_named(model: Model) -> None:
         model.copy_weights_from(make("dense"))
 
 
-# ---- files ----------------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -279,11 +288,13 @@ def saved(tmp_path: Path) -> Path:
 
 
 CONFIGS = [
-    (b"", "Expecting value"), (b"{", ""), (b"[1, 2]", "a config is a dict"), (b"null", "a config is a dict"),
+    (b"", "Expecting value"), (b"{", ""), (b"[1, 2]", "a config is a dict"),
+    (b"null", "a config is a dict"),
     (b'"x"', "a config is a dict"), (b"\xff\xfe\x00", ""), (b"[" * 100_000, ""),
     (b'{"vocab_size": -1}', "vocab_size"), (b'{"vocab_size": 1e400}', "vocab_size"),
     (b'{"rope_theta": NaN}', "rope_theta"), (b'{"vocab_size": "40"}', "vocab_size"),
-    (b'{"hidden_size": ' + b"9" * 5000 + b"}", ""), (b'{"hiden_size": 24}', "did you mean 'hidden_size'"),
+    (b'{"hidden_size": ' + b"9" * 5000 + b"}", ""),
+    (b'{"hiden_size": 24}', "did you mean 'hidden_size'"),
 ]
 
 
@@ -323,7 +334,8 @@ HOSTILE = {
     "wrap to small": safetensors_file({"a": entry((4194305, 4194305, 211106198978564), 0, 16)}),
     "wrap of bytes": safetensors_file({"a": entry((2**62,), 0, 0)}),
     "huge dimension": safetensors_file({"a": entry((2**63,))}),
-    "negative": safetensors_file({"a": entry((-1,))}), "real": safetensors_file({"a": entry((1.5,))}),
+    "negative": safetensors_file({"a": entry((-1,))}),
+    "real": safetensors_file({"a": entry((1.5,))}),
     "text": safetensors_file({"a": entry(("4",))}), "null": safetensors_file({"a": entry((None,))}),
     "backwards": safetensors_file({"a": entry((4, 4), 64, 0)}),
     "beyond": safetensors_file({"a": entry((4, 5), 0, 80)}),
@@ -331,7 +343,8 @@ HOSTILE = {
     "hole": safetensors_file({"a": entry((2,), 0, 8), "b": entry((2,), 56, 64)}),
     "trailing": safetensors_file({"a": entry((2,), 0, 8)}),
     "end": safetensors_file({"a": entry((4, 4), 0, 2**64 - 1)}),
-    "dtype": safetensors_file({"a": entry(dtype="F31")}), "int": safetensors_file({"a": entry(dtype="I32")}),
+    "dtype": safetensors_file({"a": entry(dtype="F31")}),
+    "int": safetensors_file({"a": entry(dtype="I32")}),
     "bf16": safetensors_file({"a": entry((32,), dtype="BF16")}),
     "f8": safetensors_file({"a": entry((64,), dtype="F8_E4M3")}),
     "another model": safetensors_file({"a": entry()}),
@@ -368,7 +381,7 @@ def test_truncated_and_flipped_weight_files(saved: Path) -> None:
     assert refused > 0.9 * (8 * header / 31)
 
 
-# ---- saving ------------------------------------------------------------------------------------------------
+# ---- saving --------------------------------------------------------------------------------------
 
 
 def test_saving_where_it_cannot_be(tmp_path: Path) -> None:

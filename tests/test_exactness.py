@@ -34,7 +34,7 @@ def prompts(seed: int = 0, lengths: tuple[int, ...] = (1, 5, 63, 64, 100)) -> li
     return [rng.integers(0, V, n).tolist() for n in lengths]
 
 
-# ---- E1: the sampler's log-prob is the training forward's -------------------------------------------
+# ---- E1: the sampler's log-prob is the training forward's ----------------------------------------
 
 
 @pytest.mark.parametrize("name, sampling", [
@@ -124,7 +124,7 @@ def test_logprobs_do_not_depend_on_order_or_packing() -> None:
         assert bits(model.logprobs([flat[i]], [completions[i]])) == bits([whole[i]])
 
 
-# ---- E2: one gradient ---------------------------------------------------------------------------------
+# ---- E2: one gradient ----------------------------------------------------------------------------
 
 
 def gradient(model: Model, kind: str, micro: int | None) -> list[bytes]:

@@ -140,7 +140,7 @@ def test_out_of_memory_between_slices_of_a_session() -> None:
     assert bits(session.rollout().logprobs) == bits(whole.logprobs)
 
 
-# ---- leaks ----------------------------------------------------------------------------------------------
+# ---- leaks ---------------------------------------------------------------------------------------
 
 
 class _Mallinfo(ctypes.Structure):

@@ -32,7 +32,7 @@ def test_top_level_names() -> None:
         assert name in r1grpo.__all__ and hasattr(r1grpo, name)
 
 
-# ---- generate -----------------------------------------------------------------------------------------
+# ---- generate ------------------------------------------------------------------------------------
 
 
 def test_rollout_is_flat_lists_of_plain_arrays(moe: Model) -> None:
@@ -202,7 +202,7 @@ def test_speculative_raises(moe: Model) -> None:
         moe.generate(PROMPTS, speculative=True)
 
 
-# ---- log-probs ------------------------------------------------------------------------------------------
+# ---- log-probs -----------------------------------------------------------------------------------
 
 
 def test_logprobs_pair_by_ratio(moe: Model) -> None:
@@ -217,7 +217,7 @@ def test_logprobs_pair_by_ratio(moe: Model) -> None:
     assert [a.shape for a in moe.logprobs(prompts, [[]] * 3)] == [(0,)] * 3
 
 
-# ---- gradients -------------------------------------------------------------------------------------------
+# ---- gradients -----------------------------------------------------------------------------------
 
 
 def gradient(model: Model, call) -> tuple[Loss, dict[str, np.ndarray]]:
@@ -355,7 +355,7 @@ def test_router_bias_moves_towards_balance_and_rests_in_rl() -> None:
     assert bits(model.state_dict()[k] for k in biases) == frozen
 
 
-# ---- update --------------------------------------------------------------------------------------------
+# ---- update --------------------------------------------------------------------------------------
 
 
 def test_update_returns_the_norm_and_leaves_gradients_alone(moe: Model) -> None:
@@ -407,7 +407,7 @@ def test_optimizer_state_round_trip(moe: Model) -> None:
     assert not any(a.any() for a in model.optimizer_state().values())
 
 
-# ---- weights and files ------------------------------------------------------------------------------------
+# ---- weights and files ---------------------------------------------------------------------------
 
 
 def test_random_start_depends_on_the_seed_alone() -> None:
@@ -420,7 +420,11 @@ def test_random_start_depends_on_the_seed_alone() -> None:
 
 def test_state_dict_is_a_copy_with_hugging_face_names() -> None:
     """Names and shapes of DeepSeek-V3's and Qwen2's published files."""
-    config = ModelConfig.tiny_moe(vocab_size=64, num_hidden_layers=2, q_lora_rank=40)
+    config = ModelConfig.tiny_moe(
+        vocab_size=64, hidden_size=128, num_hidden_layers=2, num_attention_heads=4, q_lora_rank=40,
+        kv_lora_rank=32, qk_nope_head_dim=24, qk_rope_head_dim=8, v_head_dim=32, n_routed_experts=12,
+        num_experts_per_tok=2, moe_intermediate_size=48, n_shared_experts=1, intermediate_size=192,
+        first_k_dense_replace=1, num_nextn_predict_layers=1, tie_word_embeddings=True)
     shapes = {k: v.shape for k, v in Model(config).state_dict().items()}
     attention = {
         "input_layernorm.weight": (128,), "post_attention_layernorm.weight": (128,),
@@ -441,8 +445,9 @@ def test_state_dict_is_a_copy_with_hugging_face_names() -> None:
         want |= {f"model.layers.{i}.{k}": s for k, s in (attention | extra).items()}
     assert shapes == want
 
-    model = Model(ModelConfig.tiny_dense(vocab_size=64, num_hidden_layers=1,
-                                         tie_word_embeddings=False))
+    model = Model(ModelConfig.tiny_dense(
+        vocab_size=64, hidden_size=96, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, intermediate_size=256, attention_bias=True, tie_word_embeddings=False))
     layer = {f"self_attn.{x}_proj.{y}": (n, 96)[:2 if y == "weight" else 1]
              for x, n in (("q", 96), ("k", 48), ("v", 48)) for y in ("weight", "bias")}
     layer |= {"self_attn.o_proj.weight": (96, 96), "mlp.gate_proj.weight": (256, 96),
@@ -473,7 +478,8 @@ def test_save_and_load_keep_every_bit(name: str, tmp_path) -> None:
     want = model.generate(PROMPTS, 2, max_new_tokens=8)
     assert bits(again.generate(PROMPTS, 2, max_new_tokens=8).logprobs) == bits(want.logprobs)
     again.save_pretrained(tmp_path / "a")  # over itself
-    assert bits(Model.from_pretrained(str(tmp_path / "a")).state_dict().values()) == bits(state.values())
+    third = Model.from_pretrained(str(tmp_path / "a"))
+    assert bits(third.state_dict().values()) == bits(state.values())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
 
 

@@ -20,7 +20,7 @@ def test_presets() -> None:
         assert make(hidden_size=64).hidden_size == 64
     assert moe.kv_lora_rank and moe.n_routed_experts and moe.num_nextn_predict_layers
     assert not (dense.kv_lora_rank or dense.n_routed_experts or dense.num_nextn_predict_layers)
-    assert ModelConfig.tiny_dense(hidden_size=64).head_dim == 16, "derived from the changed width"
+    assert ModelConfig.tiny_dense(hidden_size=64, num_attention_heads=4).head_dim == 16
 
 
 def test_tiny_moe_has_the_size_that_was_promised() -> None:
@@ -104,11 +104,17 @@ def test_published_configs_are_read(name: str) -> None:
     assert config.stop_ids() == {"DeepSeek-V3": [1], "Qwen2": [3], "Llama": [2, 3]}[name]
 
 
-MOE, DENSE = ModelConfig.tiny_moe().to_dict(), ModelConfig.tiny_dense().to_dict()
+MOE = ModelConfig.tiny_moe(  # the presets may change, these numbers may not
+    n_routed_experts=12, num_experts_per_tok=2, moe_intermediate_size=16, num_hidden_layers=4,
+    first_k_dense_replace=1).to_dict()
+DENSE = ModelConfig.tiny_dense(
+    hidden_size=96, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=2).to_dict()
 IMPOSSIBLE = [
     # heads
-    (DENSE, {"num_attention_heads": 5, "head_dim": None}, "hidden_size 96 is not a multiple of num_attention_heads"),
-    (DENSE, {"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple of num_key_value_heads 3"),
+    (DENSE, {"num_attention_heads": 5, "head_dim": None},
+     "hidden_size 96 is not a multiple of num_attention_heads"),
+    (DENSE, {"num_key_value_heads": 3},
+     "num_attention_heads 4 is not a multiple of num_key_value_heads 3"),
     (DENSE, {"num_key_value_heads": 8}, "num_key_value_heads"),
     (DENSE, {"num_key_value_heads": 0}, "num_key_value_heads"),
     (DENSE, {"num_attention_heads": 0}, "num_attention_heads"),
@@ -144,8 +150,10 @@ IMPOSSIBLE = [
     *((DENSE, {"rope_theta": bad}, "rope_theta") for bad in (0, float("nan"), 1e300, 10**400, None)),
     (DENSE, {"initializer_range": -0.1}, "initializer_range"),
     (DENSE, {"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
-    (DENSE, {"eos_token_id": 512}, "eos_token_id 512"), (DENSE, {"eos_token_id": [1, 600]}, "eos_token_id"),
-    (DENSE, {"eos_token_id": "</s>"}, "eos_token_id"), (DENSE, {"eos_token_id": -1}, "eos_token_id"),
+    (DENSE, {"eos_token_id": 512}, "eos_token_id 512"),
+    (DENSE, {"eos_token_id": [1, 600]}, "eos_token_id"),
+    (DENSE, {"eos_token_id": "</s>"}, "eos_token_id"),
+    (DENSE, {"eos_token_id": -1}, "eos_token_id"),
     # what would silently be another model
     (DENSE, {"hidden_act": "gelu"}, "hidden_act"), (DENSE, {"mlp_bias": True}, "mlp_bias"),
     (DENSE, {"use_sliding_window": True}, "use_sliding_window"),
@@ -156,7 +164,7 @@ IMPOSSIBLE = [
 
 
 @pytest.mark.parametrize("base, change, message", IMPOSSIBLE,
-                         ids=[next(iter(c)) + "=" + str(next(iter(c.values()))) for _, c, _ in IMPOSSIBLE])
+                         ids=["{}={}".format(*next(iter(c.items()))) for _, c, _ in IMPOSSIBLE])
 def test_what_cannot_be_raises_before_anything_is_allocated(
         base: dict, change: dict, message: str) -> None:
     _core.alloc_fail_at(0)

@@ -31,7 +31,7 @@ def two_threads() -> Iterator[None]:
     set_num_threads(2)
 
 
-# ---- thread counts ------------------------------------------------------------------------------------------
+# ---- thread counts -------------------------------------------------------------------------------
 
 
 COUNT = """
@@ -76,7 +76,7 @@ def busy_threads() -> list[str]:
     return busy
 
 
-# ---- a second thread ----------------------------------------------------------------------------------------
+# ---- a second thread -----------------------------------------------------------------------------
 
 
 def test_a_second_thread_is_told_that_the_model_is_busy() -> None:
@@ -104,7 +104,7 @@ def test_a_second_thread_is_told_that_the_model_is_busy() -> None:
         bits(want.logprobs)
 
 
-# ---- Ctrl-C --------------------------------------------------------------------------------------------------
+# ---- Ctrl-C --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -134,8 +134,8 @@ LONG: dict[str, Callable[[Model], object]] = {
 
 @pytest.mark.parametrize("name", LONG)
 def test_ctrl_c_stops_a_long_call(alarm: list[float], name: str) -> None:
-    """The handler runs soon after the signal (the core polls every 50 ms; here a second is allowed, on
-    a busy machine), its exception comes out, and the model then gives the same bits as before."""
+    """The handler runs soon after the signal (the core polls every 50 ms; a second is allowed here,
+    for busy machines), its exception comes out, and the model then gives the same bits as before."""
     model = Model(ModelConfig.tiny_moe(vocab_size=V, eos_token_id=1, score_head=True))
     want = bits([*model.logprobs(PROMPTS, [[4, 5]] * 3), *model.state_dict().values()])
     start = time.perf_counter()
@@ -183,7 +183,7 @@ def test_a_handler_that_returns_stops_nothing() -> None:
     assert got == want
 
 
-# ---- fork ----------------------------------------------------------------------------------------------------
+# ---- fork ----------------------------------------------------------------------------------------
 
 
 def in_child(work: Callable[[], bool]) -> int:

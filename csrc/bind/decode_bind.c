@@ -216,8 +216,9 @@ static PyType_Slot decode_slots[] = {
     {Py_tp_new, decode_new},
     {Py_tp_dealloc, decode_dealloc},
     {Py_tp_methods, decode_methods},
-    {Py_tp_doc, "Decode(device, model, ids, start, sample_ids, stop, num_generations, max_new_tokens, "
-                "slots, seed, step, how)\n--\n\nA sampling session; how is (temperature, top_k, top_p, min_p)."},
+    {Py_tp_doc, "Decode(device, model, ids, start, sample_ids, stop, num_generations, "
+                "max_new_tokens, slots, seed, step, how)\n--\n\n"
+                "A sampling session; how is (temperature, top_k, top_p, min_p)."},
     {0, NULL},
 };
 

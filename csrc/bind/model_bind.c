@@ -13,7 +13,7 @@
 #include <string.h>
 #include <time.h>
 
-/* ---- configuration: a dict whose keys are the fields of r1_config ------------------------------- */
+/* ---- configuration: a dict whose keys are the fields of r1_config ---------------------------- */
 
 typedef struct {
     const char *name;
@@ -63,7 +63,7 @@ config_read(PyObject *dict, r1_config *c)
     return 0;
 }
 
-/* ---- one call on a model --------------------------------------------------------------------------- */
+/* ---- one call on a model --------------------------------------------------------------------- */
 
 static double
 now_seconds(void)
@@ -115,29 +115,30 @@ model_begin(ModelObject *self, r1_call *c)
         PyErr_SetString(PyExc_RuntimeError, "model is busy: another thread is using it");
         return 0;
     }
+    r1_dev *before = self->model->dev; /* written with the GIL, which a session's end reads it with */
+    self->model->dev = c->dev;
+    self->call = c;
     if (!call_begin(c)) {
+        self->model->dev = before;
         atomic_flag_clear(&self->busy);
         return 0;
     }
-    self->call = c;
-    self->model->dev = c->dev;
     return 1;
 }
 
 PyObject *
 model_end(ModelObject *self, r1_call *c)
 {
-    if (self->call == c) {
+    if (c->thread != NULL) { /* begun: the model is ours */
         PyEval_RestoreThread(c->thread); /* the device may change hands only with the GIL */
         Py_XSETREF(self->device, Py_NewRef(c->device));
         c->thread = PyEval_SaveThread();
-        self->call = NULL;
         atomic_flag_clear(&self->busy);
     }
     return call_close(c);
 }
 
-/* ---- create and destroy ------------------------------------------------------------------------------ */
+/* ---- create and destroy ---------------------------------------------------------------------- */
 
 static PyObject *
 model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
@@ -189,7 +190,7 @@ model_dealloc(PyObject *object)
     Py_DECREF(type);
 }
 
-/* ---- parameters ------------------------------------------------------------------------------------- */
+/* ---- parameters ------------------------------------------------------------------------------ */
 
 static PyObject *
 model_params(PyObject *object, PyObject *Py_UNUSED(ignored))
@@ -256,7 +257,7 @@ model_write(PyObject *object, PyObject *const *items, Py_ssize_t count)
     return model_end(self, &c);
 }
 
-/* ---- passes ------------------------------------------------------------------------------------------ */
+/* ---- passes ---------------------------------------------------------------------------------- */
 
 /* (ids, start, first): sequences packed one after another. Binds N, B, M. */
 static void
@@ -365,7 +366,7 @@ model_score(PyObject *object, PyObject *const *items, Py_ssize_t count)
     return model_end(self, &c);
 }
 
-/* ---- update -------------------------------------------------------------------------------------------- */
+/* ---- update ---------------------------------------------------------------------------------- */
 
 static PyObject *
 model_zero_grad(PyObject *object, PyObject *const *items, Py_ssize_t count)
@@ -434,7 +435,7 @@ model_set_step(PyObject *object, PyObject *value, void *Py_UNUSED(closure))
     return 0;
 }
 
-/* ---- the type ------------------------------------------------------------------------------------------ */
+/* ---- the type -------------------------------------------------------------------------------- */
 
 #define METHOD(name, function, arguments, text)                                                   \
     {                                                                                             \

@@ -2,9 +2,9 @@
 #ifndef R1_MODEL_BIND_H
 #define R1_MODEL_BIND_H
 
-#include <stdatomic.h>
-
 #include "bind.h"
+
+#include <stdatomic.h>
 
 #include "../model/model.h"
 

@@ -3,7 +3,7 @@
  *   adv[i] = (r[i] - mean of its group) / (std + 1e-4)           DeepSeekMath, section 4.1.2
  *   std over the group, over the whole batch, or no division (Dr. GRPO); ddof 1 or 0
  *
- * The papers print neither ddof nor epsilon: 1 (default) and 1e-4 are TRL's. A NaN reward is left
+ * The papers print neither ddof nor epsilon; ddof 1 and 1e-4 are TRL's. A NaN reward is left
  * out of mean and std and gets 0. A group whose rewards are all equal gets exactly 0: the test is
  * equality, not a small std, which rounding could miss. Rewards g G .. g G + G - 1 are one group.
  *

@@ -148,7 +148,7 @@ attention_half_bwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_te
     return gqa_project_bwd(m, l, a, t, seqs, st);
 }
 
-/* ---- FFN half --------------------------------------------------------------------------------- */
+/* ---- FFN half -------------------------------------------------------------------------------- */
 
 static r1_code
 dense_fwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_tensor *y, r1_status *st)
@@ -226,7 +226,7 @@ moe_bwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_temps *t, con
     return linear_bwd(m, &t->dh, &t->dlogits, &a->h1, &l->router, NULL, 1, st);
 }
 
-/* ---- the layer -------------------------------------------------------------------------------- */
+/* ---- the layer ------------------------------------------------------------------------------- */
 
 r1_code
 block_fwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_temps *t, const r1_tensor *x,

@@ -78,7 +78,7 @@ r1_model_close(r1_model *m)
     r1_free(m);
 }
 
-/* ---- parameters ------------------------------------------------------------------------------- */
+/* ---- parameters ------------------------------------------------------------------------------ */
 
 static r1_code
 param_tensor(r1_model *m, size_t i, int what, r1_tensor *x, r1_status *st)
@@ -148,7 +148,7 @@ r1_model_zero_grad(r1_model *m, r1_status *st)
     return R1_OK;
 }
 
-/* ---- the trunk -------------------------------------------------------------------------------- */
+/* ---- the trunk ------------------------------------------------------------------------------- */
 
 r1_code
 trunk_fwd(r1_model *m, r1_workspace *ws, const int32_t *ids, const r1_seqs *seqs, const r1_kv *kvs,
@@ -190,7 +190,7 @@ trunk_bwd(r1_model *m, r1_workspace *ws, const r1_tensor *dy, const int32_t *ids
     return m->ops->embed_bwd(m->dev, &m->embed->grad[0], &t.ds, ids, st);
 }
 
-/* ---- one pass over a batch ---------------------------------------------------------------------- */
+/* ---- one pass over a batch ------------------------------------------------------------------- */
 
 static const float *
 at(const float *array, size_t m0)

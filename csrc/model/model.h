@@ -5,7 +5,7 @@
  *   workspace.c  every buffer of a batch            head.c   hidden -> log-prob, loss, d hidden
  *   linear.c  weight + bias                         model.c  open, close, log-probs and gradients
  *   micro.c   sequences -> one packed micro-batch   score.c  the scalar head of reward models
- *   update.c  norm, clip, AdamW, router bias        decode.c prefill, KV blocks, slots
+ *   update.c  norm, clip, AdamW, router bias        decode.c sampling (decode_open.c, kvpool.c)
  *
  * A model is not locked here: whoever calls owns it. Errors leave the weights as they were, except
  * that an interrupted or failed gradient leaves partial gradients (zero them).
@@ -256,7 +256,7 @@ r1_sequence r1_decode_get(const r1_decode *d, size_t i);
 /* Cuts sequence i to its first `keep` tokens and ends it. One that has not started goes on. */
 void r1_decode_stop(r1_decode *d, size_t i, size_t keep);
 
-/* ---- shared inside model/ --------------------------------------------------------------------- */
+/* ---- shared inside model/ -------------------------------------------------------------------- */
 
 r1_code linear_fwd(r1_model *m, const r1_tensor *y, const r1_tensor *x, const r1_linear *l,
                    const int32_t *offsets, r1_status *st);

@@ -49,14 +49,14 @@ TRIALS = {"one": (1, 1), "few": (2, 3), "many": (4, 8)}
 class CorpusConfig:
     """Every knob of the corpus; shares are of documents."""
 
-    countdown: float = 0.57                     # kinds of document
-    arithmetic: float = 0.13
-    drill: float = 0.10
-    check: float = 0.10
-    general: float = 0.10
+    countdown: float = 0.50                     # kinds of document
+    arithmetic: float = 0.12
+    drill: float = 0.18
+    check: float = 0.12
+    general: float = 0.08
     chinese: float = 0.5
     styles: tuple[float, float, float, float] = (0.42, 0.22, 0.19, 0.17)    # of Countdown
-    direct_right: float = 0.40                  # direct answers that are right
+    direct_right: float = 0.34                  # direct answers that are right
     direct_untagged: float = 0.50
     given_up: tuple[float, float, float] = (0.45, 0.35, 0.20)   # one, few, many: no solution
     false_yes: float = 0.03                     # worked documents that accept a wrong trial
@@ -66,7 +66,7 @@ class CorpusConfig:
     mixed_words: float = 0.35                   # ... and the share of their foreign connectives
     near: float = 12.0                          # a wrong trial at distance d weighs exp(-d/near)
     far: float = 0.05                           # ... plus this
-    arithmetic_direct: float = 0.70             # arithmetic answered without steps
+    arithmetic_direct: float = 0.75             # arithmetic answered without steps
     drill_chains: int = 8                       # chains of two facts in a drill
     check_values: int = 6                       # values in a check
     check_right: float = 0.40                   # ... that are the target

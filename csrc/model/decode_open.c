@@ -1,0 +1,142 @@
+/* decode_open.c - the memory of a decode session: how many slots and KV blocks, and all of it freed.
+ *
+ * As many slots as asked for, as there are sequences, and as fit a gibibyte of KV; at least one.
+ * Everything is allocated here, so that a step cannot run out (but for its own lists).
+ */
+#include <string.h>
+
+#include "decode.h"
+
+enum { KV_BYTES = 1 << 30, PREFILL_ROWS = 512 };
+
+static int32_t *
+copy_ints(const int32_t *from, size_t n)
+{
+    int32_t *to = r1_alloc(n + 1, sizeof *to);
+    if (to != NULL && n > 0) {
+        memcpy(to, from, n * sizeof *to);
+    }
+    return to;
+}
+
+static r1_code
+host_open(r1_decode *d, r1_status *st)
+{
+    r1_decode_spec *s = &d->spec;
+    size_t n = s->P * s->G;
+    s->ids = copy_ints(s->ids, (size_t)s->start[s->P]);
+    s->start = copy_ints(s->start, s->P + 1);
+    s->sample_ids = copy_ints(s->sample_ids, s->P);
+    s->stop = copy_ints(s->stop, s->n_stop);
+    d->prompts = r1_alloc(s->P, sizeof *d->prompts);
+    d->seqs = r1_alloc(n, sizeof *d->seqs);
+    d->ids = r1_alloc(n, s->max_new * sizeof *d->ids); /* the product of all may overflow */
+    d->logp = r1_alloc(n, s->max_new * sizeof *d->logp);
+    if (s->ids == NULL || s->start == NULL || s->sample_ids == NULL || s->stop == NULL ||
+        d->prompts == NULL || d->seqs == NULL || d->ids == NULL || d->logp == NULL) {
+        return R1_FAIL(st, R1_ENOMEM, "out of memory for %zu sequences of %zu tokens", n,
+                       s->max_new);
+    }
+    for (size_t p = 0; p < s->P; p++) {
+        d->prompts[p].length = (size_t)(s->start[p + 1] - s->start[p]);
+        size_t blocks = seq_blocks(d, p);
+        d->max_blocks = blocks > d->max_blocks ? blocks : d->max_blocks;
+        blocks = blocks_of(d->prompts[p].length);
+        d->max_blocks = blocks > d->max_blocks ? blocks : d->max_blocks;
+    }
+    for (size_t p = 0; p < s->P; p++) {
+        d->prompts[p].blocks = r1_alloc(d->max_blocks, sizeof(int32_t));
+        if (d->prompts[p].blocks == NULL) {
+            return R1_FAIL(st, R1_ENOMEM, "out of memory for %zu prompts", s->P);
+        }
+    }
+    return R1_OK;
+}
+
+/* As many slots as asked for, as there are sequences, and as fit a gibibyte of KV; at least one. */
+static r1_code
+device_open(r1_decode *d, r1_status *st)
+{
+    r1_decode_spec *s = &d->spec;
+    r1_model *m = d->m;
+    size_t per_slot = d->max_blocks + 1, longest = 1; /* own and its prompt's; one is in both */
+    size_t fit = KV_BYTES / (per_slot * kvpool_block_bytes(&m->config));
+    s->slots = s->slots < s->P * s->G ? s->slots : s->P * s->G;
+    s->slots = s->slots < fit ? s->slots : fit;
+    s->slots = s->slots > 0 ? s->slots : 1;
+    for (size_t p = 0; p < s->P; p++) {
+        longest = d->prompts[p].length > longest ? d->prompts[p].length : longest;
+    }
+    size_t rows = longest > PREFILL_ROWS ? longest : PREFILL_ROWS;
+    size_t all = (size_t)s->start[s->P];
+    rows = rows < all ? rows : all;
+    rows = rows > s->slots ? rows : s->slots;
+    d->rows = rows;
+    d->n_ints = 4 * rows + (3 + d->max_blocks) * (s->slots + 1) + 4 * s->slots + 1;
+    d->slots = r1_alloc(s->slots, sizeof *d->slots);
+    d->host = r1_alloc(d->n_ints, sizeof(int32_t));
+    d->ints = m->ops->mem_alloc(m->dev, d->n_ints * sizeof(int32_t));
+    d->hidden_memory = m->ops->mem_alloc(m->dev, s->P * m->config.C * sizeof(float));
+    if (d->slots == NULL || d->host == NULL || d->ints == NULL || d->hidden_memory == NULL) {
+        return R1_FAIL(st, R1_ENOMEM, "out of memory for %zu slots", s->slots);
+    }
+    d->hidden = r1_f32(d->hidden_memory, s->P, m->config.C);
+    for (size_t i = 0; i < s->slots; i++) {
+        d->slots[i].table = r1_alloc(d->max_blocks, sizeof(int32_t));
+        if (d->slots[i].table == NULL) {
+            return R1_FAIL(st, R1_ENOMEM, "out of memory for %zu slots", s->slots);
+        }
+    }
+    /* Every slot holds a sequence, and a prompt of its own at worst; one more prompt may wait. */
+    return kvpool_open(&d->pool, m, (s->slots + 1) * per_slot, st);
+}
+
+r1_code
+r1_decode_open(r1_decode **out, r1_model *m, const r1_decode_spec *spec, r1_status *st)
+{
+    *out = NULL;
+    r1_decode *d = r1_alloc(1, sizeof *d);
+    if (d == NULL) {
+        return R1_FAIL(st, R1_ENOMEM, "out of memory for a decode session");
+    }
+    d->m = m;
+    d->ws = &m->infer;
+    d->spec = *spec;
+    r1_code code = host_open(d, st);
+    if (code == R1_OK && spec->P > 0) {
+        code = device_open(d, st);
+    }
+    if (code != R1_OK) {
+        r1_decode_close(d);
+        return code;
+    }
+    *out = d;
+    return R1_OK;
+}
+
+void
+r1_decode_close(r1_decode *d)
+{
+    if (d == NULL) {
+        return;
+    }
+    for (size_t p = 0; d->prompts != NULL && p < d->spec.P; p++) {
+        r1_free(d->prompts[p].blocks);
+    }
+    for (size_t i = 0; d->slots != NULL && i < d->spec.slots; i++) {
+        r1_free(d->slots[i].table);
+    }
+    kvpool_close(&d->pool, d->m);
+    if (d->ints != NULL) {
+        d->m->ops->mem_free(d->m->dev, d->ints);
+    }
+    if (d->hidden_memory != NULL) {
+        d->m->ops->mem_free(d->m->dev, d->hidden_memory);
+    }
+    void *owned[] = {(void *)d->spec.ids, (void *)d->spec.start, (void *)d->spec.sample_ids,
+                     (void *)d->spec.stop, d->prompts, d->seqs, d->slots, d->ids, d->logp,
+                     d->host, d};
+    for (size_t i = 0; i < sizeof owned / sizeof owned[0]; i++) {
+        r1_free(owned[i]);
+    }
+}
