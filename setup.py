@@ -26,7 +26,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 CSRC = Path("csrc")
-FLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden",
+FLAGS = ["-std=c11", "-O3", "-fno-fast-math", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden",
          "-pthread", "-Wall", "-Wextra", "-Wshadow", "-Wstrict-prototypes", "-Wno-psabi"]
 TIERS = {"baseline": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
@@ -66,7 +66,7 @@ class BuildCore(build_ext):
         objects = [job.result() for job in jobs]
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        link = ["-pthread", "-lm", *([f"-fsanitize={SANITIZE}"] if SANITIZE else [])]
+        link = ["-pthread", "-lm", "-lm", *([f"-fsanitize={SANITIZE}"] if SANITIZE else [])]
         self.compiler.link_shared_object(objects, str(target), extra_postargs=link,
                                          build_temp=self.build_temp)
 

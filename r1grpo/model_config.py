@@ -151,13 +151,13 @@ class ModelConfig:
 
     @classmethod
     def tiny_moe(cls, vocab_size: int = 512, eos_token_id: int = 1, **changes: Any) -> ModelConfig:
-        """A DeepSeek-V3 in miniature: MLA, MoE, MTP; 1.0 M parameters (0.5 M active) + 0.3 M of MTP."""
+        """A DeepSeek-V3 in miniature: MLA, MoE, MTP; 0.75 M parameters (0.34 M active) + 0.2 M of MTP."""
         preset = dict(
             vocab_size=vocab_size, eos_token_id=eos_token_id, model_type="deepseek_v3",
-            hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=224,
+            hidden_size=96, num_hidden_layers=4, num_attention_heads=4, intermediate_size=192,
             max_position_embeddings=512, tie_word_embeddings=True, initializer_range=0.05,
-            q_lora_rank=None, kv_lora_rank=32, qk_nope_head_dim=24, qk_rope_head_dim=8, v_head_dim=32,
-            n_routed_experts=10, num_experts_per_tok=2, moe_intermediate_size=64, n_shared_experts=1,
+            q_lora_rank=None, kv_lora_rank=32, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=24,
+            n_routed_experts=12, num_experts_per_tok=2, moe_intermediate_size=48, n_shared_experts=1,
             first_k_dense_replace=1, num_nextn_predict_layers=1)
         return cls(**{**preset, **changes})
 

@@ -19,6 +19,7 @@ import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -63,7 +64,7 @@ class Problems:
 class Corpus:
     """The documents that base and student_base are pre-trained on."""
 
-    documents: int = 180_000  # about 8 M tokens
+    documents: int = 165_000  # about 8 M tokens
     style: CorpusConfig = field(default_factory=CorpusConfig)
 
     def __post_init__(self) -> None:
@@ -185,8 +186,8 @@ class RewardModels:
 class StudentRL(RLStage):
     """The student by RL alone: a sweep of short runs, judged on validation, then the full run."""
 
-    sweep_updates: int = 24
-    learning_rates: tuple[float, ...] = (3e-4, 1e-3)
+    sweep_updates: int = 16
+    learning_rates: tuple[float, ...] = (2e-4, 6e-4)
     scalings: tuple[Literal["group", "none"], ...] = ("group", "none")
 
     def __post_init__(self) -> None:
@@ -236,29 +237,30 @@ class Recipe:
     problems: Problems = field(default_factory=Problems)
     corpus: Corpus = field(default_factory=Corpus)
     model: ModelConfig = field(default_factory=lambda: _model(ModelConfig.tiny_moe))
-    student: ModelConfig = field(default_factory=lambda: _model(ModelConfig.tiny_dense))
+    student: ModelConfig = field(default_factory=lambda: _model(partial(
+        ModelConfig.tiny_dense, hidden_size=64, intermediate_size=160)))
     evaluation: Evaluation = field(default_factory=Evaluation)
     # the loss of the MTP module and of the balance between experts: DeepSeek-V3's 0.3 and, at our
     # size, ten times its 1e-4; the routing bias moves at V3's 1e-3
     base: SFTConfig = field(default_factory=lambda: _pretraining(
         mtp_coef=0.3, balance_coef=1e-3, router_bias_rate=1e-3))
     r1_zero: RLStage = field(default_factory=lambda: RLStage(
-        grpo=_grpo(144, reward_weights=(1.0, 0.1))))
+        grpo=_grpo(120, reward_weights=(1.0, 0.1))))
     cold_start: SFTStage = field(default_factory=lambda: SFTStage(
-        problems=2500, samples=4, per_problem=1, sft=_sft(mtp_coef=0.1)))
+        problems=3000, samples=4, per_problem=2, sft=_sft(mtp_coef=0.1)))
     reasoning_rl: RLStage = field(default_factory=lambda: RLStage(
-        eval_steps=20, grpo=_grpo(80, reward_weights=(1.0, 0.2, 0.2))))
+        eval_steps=16, grpo=_grpo(112, reward_weights=(1.0, 0.3, 0.2))))
     rejection_sft: SFTStage = field(default_factory=lambda: SFTStage(
-        problems=4000, samples=4, per_problem=2, general_share=0.25, sft=_sft(mtp_coef=0.1)))
+        problems=4500, samples=4, per_problem=2, general_share=0.25, sft=_sft(mtp_coef=0.1)))
     reward_models: RewardModels = field(default_factory=RewardModels)
     # plain sums, so all weights are 1; temperature 0.7 as in the paper
     r1: GeneralRLStage = field(default_factory=lambda: GeneralRLStage(
         eval_steps=4, grpo=_grpo(
-            64, temperature=0.7, reward_weights=(1.0, 1.0, 1.0, 1.0, 1.0))))
+            52, temperature=0.7, learning_rate=1e-4, reward_weights=(1.0, 1.0, 1.0, 1.0, 1.0))))
     student_base: SFTConfig = field(default_factory=_pretraining)
     distilled: SFTConfig = field(default_factory=_sft)
     student_rl_only: StudentRL = field(default_factory=lambda: StudentRL(
-        grpo=_grpo(144, reward_weights=(1.0, 0.1))))
+        grpo=_grpo(120, reward_weights=(1.0, 0.1))))
 
     def __post_init__(self) -> None:
         tokenizer = make_tokenizer()

@@ -33,7 +33,10 @@ class Filters:
     def tuple(self) -> tuple[float, int, float, float]:
         """(temperature, top_k, top_p, min_p) as the core takes them."""
         top_k = as_count(0 if self.top_k is None else self.top_k, "top_k", 0)
-        return (as_number(self.temperature, "temperature"), min(top_k, 2**31 - 1),
+        temperature = as_number(self.temperature, "temperature")
+        if 0.0 < temperature < 1e-6:  # its inverse would overflow
+            raise ValueError(f"temperature is {temperature}, must be 0 (greedy) or at least 1e-6")
+        return (temperature, min(top_k, 2**31 - 1),
                 as_number(1.0 if self.top_p is None else self.top_p, "top_p", 2.0**-126, 1.0),
                 as_number(0.0 if self.min_p is None else self.min_p, "min_p", 0.0, 1.0))
 

@@ -5,6 +5,9 @@ Compared bit by bit, never with a tolerance. docs/numerics.md says why each of t
 
 from __future__ import annotations
 
+import ctypes
+import ctypes.util
+import platform
 from collections.abc import Iterator
 
 import numpy as np
@@ -110,6 +113,34 @@ def test_slices_and_cuts_change_no_draw() -> None:
     for i in range(len(whole)):
         n = 5 if i == 3 else 30
         assert sliced.completion_ids[i].tolist() == whole.completion_ids[i][:n].tolist()
+
+
+def test_the_callers_rounding_mode_changes_no_bit() -> None:
+    """A library that leaves another rounding mode on this thread must not reach our sums."""
+    libm = ctypes.CDLL(ctypes.util.find_library("m"))
+    model = make("moe")
+    rows, completions = batch(prompts=(5, 1, 70, 12))
+    whole = bits(model.logprobs(rows, completions))
+    upward = {"x86_64": 0x800, "aarch64": 0x400000}.get(platform.machine())
+    if upward is None:
+        pytest.skip("FE_UPWARD is not known for this processor")
+    assert libm.fesetround(upward) == 0
+    try:
+        found = [bits(model.logprobs(rows, completions)) for _ in range(4)]
+        mode = libm.fegetround()
+    finally:
+        libm.fesetround(0)
+    assert mode == upward, "the caller's mode was not restored"
+    assert all(one == whole for one in found)
+
+
+def test_a_session_refuses_other_weights() -> None:
+    model = make("dense")
+    session = model.session(prompts(), 2, max_new_tokens=30, seed=5, stop_token_ids=())
+    session.run(5)
+    model.load_state_dict(model.state_dict())
+    with pytest.raises(ValueError, match="weights have changed"):
+        session.run(5)
 
 
 def test_logprobs_do_not_depend_on_order_or_packing() -> None:

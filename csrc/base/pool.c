@@ -8,7 +8,7 @@
  * busy neighbour, a job costs what those who came need.
  *
  * Who waits spins for some tens of microseconds (a model's ops follow one another closely), then
- * sleeps on a condition variable; with more threads than cores nobody spins. Sleeper and waker
+ * sleeps on a condition variable; with more threads than the machine has cores nobody spins. Sleeper and waker
  * each write their own flag before they read the other's (sequentially consistent), so no
  * wake-up is lost.
  *
@@ -16,6 +16,7 @@
  * Runs from several threads take turns. Knows nothing about tensors. */
 #define _DEFAULT_SOURCE
 
+#include <fenv.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -27,6 +28,7 @@
 enum {
     SPIN_PAUSES = 1000, /* 20 to 50 microseconds */
     MAX_THREADS = 1024,
+    STACK_BYTES = 1 << 20,
 };
 
 static const uint64_t EPOCH = 1u << 16, INSIDE_MASK = (1u << 16) - 1;
@@ -123,6 +125,7 @@ worker_main(void *arg)
     pool_worker *self = arg;
     r1_pool *pool = self->pool;
     uint64_t last = 0;
+    fesetenv(FE_DFL_ENV); /* not the creator's rounding and flush modes: bits depend on them */
     for (;;) {
         uint64_t state = await_job(pool, last);
         if (state == 0) {
@@ -194,14 +197,18 @@ r1_pool_run(r1_pool *pool, size_t tasks, r1_task fn, void *ctx)
 }
 
 /* Signals belong to the caller's threads (Python's): the new one starts with all of them
- * blocked. */
+ * blocked. Its stack does not depend on the platform's default: attention's backward needs 160 KiB. */
 static int
 start_worker(pool_worker *worker)
 {
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    int failed = pthread_create(&worker->id, NULL, worker_main, worker);
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, STACK_BYTES);
+    int failed = pthread_create(&worker->id, &attributes, worker_main, worker);
+    pthread_attr_destroy(&attributes);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return failed;
 }

@@ -15,6 +15,8 @@
 
 #include "args.h"
 
+#include <fenv.h>
+
 #include "../ops.h"
 
 /* Makes a heap type of the module and adds it to its dict. 0, or -1 with an exception. Every type
@@ -47,6 +49,7 @@ typedef struct {
     const r1_ops *ops;
     r1_status st;
     PyThreadState *thread; /* saved while the GIL is released */
+    fenv_t environment;    /* the caller's rounding and flush modes: the core has the default ones */
     void *owned[4];        /* r1_alloc'ed for the length of the call */
 } r1_call;
 

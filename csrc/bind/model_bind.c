@@ -285,7 +285,6 @@ arg_batch(ModelObject *self, r1_args *a, r1_batch *batch)
         }
     }
     arg_require(a, a->failed || batch->start[batch->B] == (int32_t)N, "start ends before ids");
-    batch->M = M;
     arg_bind(a, "M", M);
 }
 
@@ -431,7 +430,13 @@ model_set_step(PyObject *object, PyObject *value, void *Py_UNUSED(closure))
         }
         return -1;
     }
-    ((ModelObject *)object)->model->step = step;
+    ModelObject *self = (ModelObject *)object;
+    if (atomic_flag_test_and_set(&self->busy)) {
+        PyErr_SetString(PyExc_RuntimeError, "model is busy: another thread is using it");
+        return -1;
+    }
+    self->model->step = step;
+    atomic_flag_clear(&self->busy);
     return 0;
 }
 

@@ -84,6 +84,8 @@ call_begin(r1_call *c)
         return 0;
     }
     c->thread = PyEval_SaveThread();
+    fegetenv(&c->environment); /* bits must not depend on what a library has set on this thread */
+    fesetenv(FE_DFL_ENV);
     return 1;
 }
 
@@ -91,6 +93,7 @@ PyObject *
 call_close(r1_call *c)
 {
     if (c->thread) {
+        fesetenv(&c->environment);
         PyEval_RestoreThread(c->thread);
         device_release(c->device);
     }

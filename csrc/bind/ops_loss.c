@@ -14,8 +14,9 @@ arg_sampling(r1_args *a, r1_sampling *how)
     how->top_p = arg_float(a, "top_p");
     how->min_p = arg_float(a, "min_p");
     arg_leave(a);
-    arg_require(a, how->temperature >= 0.0f && isfinite(how->temperature),
-                "temperature is %g, must be 0 or more", (double)how->temperature);
+    arg_require(a, how->temperature == 0.0f ||
+                       (how->temperature >= 1e-6f && isfinite(how->temperature)),
+                "temperature is %g, must be 0 or at least 1e-6", (double)how->temperature);
     arg_require(a, how->top_k >= 0, "top_k is %d, must be 0 or more", (int)how->top_k);
     arg_require(a, how->top_p > 0.0f && how->top_p <= 1.0f, "top_p is %g, must be in (0, 1]",
                 (double)how->top_p);

@@ -67,7 +67,7 @@ balance_task(void *ctx, size_t b, size_t worker)
     }
     for (size_t n = begin; n < end; n++) {
         const float *s = row_f32(job->scores, n);
-        float S = row_sum(s, E);
+        float S = row_sum(s, E) + 1e-20f; /* all gates may underflow; otherwise it adds nothing */
         for (size_t e = 0; e < E; e++) {
             P[e] += (double)s[e] / S;
         }

@@ -28,6 +28,9 @@ check_attention(const r1_config *c, r1_status *st)
         R1_TRY(between("qk_nope_head_dim", c->Dn, 1, R1_MAX_HEAD_DIM, st));
         R1_TRY(between("qk_rope_head_dim", c->Dr, 1, R1_MAX_HEAD_DIM, st));
         R1_TRY(between("v_head_dim", c->Dv, 1, R1_MAX_HEAD_DIM, st));
+        if (c->qkv_bias) {
+            return R1_FAIL(st, R1_EINVAL, "config: attention_bias is not known under MLA");
+        }
     } else {
         R1_TRY(between("num_key_value_heads", c->Hkv, 1, c->H, st));
         R1_TRY(between("head_dim", c->D, 1, R1_MAX_HEAD_DIM, st));
@@ -91,9 +94,8 @@ r1_config_check(const r1_config *c, r1_status *st)
     if (c->E > 0) {
         R1_TRY(check_moe(c, st));
     }
-    if (c->E == 0 || c->first_dense > 0) {
-        R1_TRY(between("intermediate_size", c->F, 1, MAX_WIDTH, st));
-    }
+    /* with no dense layer it is not used, and nothing is allocated for it */
+    R1_TRY(between("intermediate_size", c->F, c->E == 0 || c->first_dense > 0, MAX_WIDTH, st));
     if (c->first_dense > c->L) {
         return R1_FAIL(st, R1_EINVAL, "config: first_k_dense_replace %zu exceeds num_hidden_layers %zu",
                        c->first_dense, c->L);

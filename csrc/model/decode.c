@@ -16,13 +16,13 @@
 
 /* ---- one batch of rows through the network --------------------------------------------------- */
 
-/* Fills d->host with the integers of B sequences and uploads them. Sequence b: n[b] tokens at
- * tokens[b], first position pos0[b], block table tables[b]. *last: device, last row of each. */
+/* n tokens of one sequence, the first at position pos0, and its block table. */
 typedef struct {
     const int32_t *tokens, *table;
     size_t n, pos0;
 } batch_seq;
 
+/* Fills d->host with the integers of B sequences and uploads them. *last: device, last row of each. */
 static r1_code
 batch_upload(r1_decode *d, const batch_seq *seqs, size_t B, r1_seqs *out, const int32_t **ids,
              const int32_t **last, r1_status *st)
@@ -102,9 +102,13 @@ seq_start(r1_decode *d, size_t i, r1_status *st)
     kvpool_take(&d->pool, slot->table + d->seqs[i].first, total - d->seqs[i].first);
     if (length % R1_KV_BLOCK != 0 && whole < total) {
         int32_t pair[2] = {d->prompts[p].blocks[whole], slot->table[whole]};
-        R1_TRY(d->m->ops->mem_upload(d->m->dev, d->ints, pair, sizeof pair, st));
-        for (size_t l = 0; l < d->m->config.L; l++) {
-            R1_TRY(d->m->ops->kv_copy(d->m->dev, &d->pool.layers[l], d->ints, 1, st));
+        r1_code code = d->m->ops->mem_upload(d->m->dev, d->ints, pair, sizeof pair, st);
+        for (size_t l = 0; code == R1_OK && l < d->m->config.L; l++) {
+            code = d->m->ops->kv_copy(d->m->dev, &d->pool.layers[l], d->ints, 1, st);
+        }
+        if (code != R1_OK) {
+            kvpool_give(&d->pool, slot->table + whole, total - whole);
+            return code;
         }
     }
     d->seqs[i].live = 1;
@@ -277,10 +281,14 @@ r1_decode_run(r1_decode *d, size_t steps, size_t *live, r1_status *st)
         *live = 0;
         return R1_OK;
     }
+    if (d->version != d->m->version) {
+        return R1_FAIL(st, R1_EINVAL,
+                       "the weights have changed since this session began; open a new one");
+    }
     step_lists l = {r1_alloc(slots, sizeof *l.fed), r1_alloc(slots, sizeof *l.which),
                     r1_alloc(slots, sizeof *l.ids), r1_alloc(slots, sizeof *l.logp),
                     r1_f32(d->m->ops->mem_alloc(d->m->dev, slots * C * sizeof(float)), slots, C)};
-    r1_code code = workspace_reserve(d->m, d->ws, d->rows, slots + 1, 1, 0, st);
+    r1_code code = workspace_reserve(d->m, d->ws, d->rows, slots + 1, 0, 0, 0, st);
     if (l.fed == NULL || l.which == NULL || l.ids == NULL || l.logp == NULL ||
         l.fresh.data == NULL) {
         code = R1_FAIL(st, R1_ENOMEM, "out of memory for a decode step of %zu slots", slots);

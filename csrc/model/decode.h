@@ -23,6 +23,7 @@ typedef struct {
 struct r1_decode {
     r1_model *m;
     r1_decode_spec spec;
+    uint64_t version; /* of the weights that the KV blocks were made with */
     r1_workspace *ws; /* the model's: nothing in it outlives a step */
     r1_kvpool pool;
     size_t next, n_slots, max_blocks; /* next sequence to admit; slots in use */

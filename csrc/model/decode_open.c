@@ -1,7 +1,6 @@
 /* decode_open.c - the memory of a decode session: how many slots and KV blocks, and all of it freed.
  *
- * As many slots as asked for, as there are sequences, and as fit a gibibyte of KV; at least one.
- * Everything is allocated here, so that a step cannot run out (but for its own lists).
+ * A step allocates only its own lists, and the model's workspace where that is still too small.
  */
 #include <string.h>
 
@@ -101,6 +100,7 @@ r1_decode_open(r1_decode **out, r1_model *m, const r1_decode_spec *spec, r1_stat
     }
     d->m = m;
     d->ws = &m->infer;
+    d->version = m->version;
     d->spec = *spec;
     r1_code code = host_open(d, st);
     if (code == R1_OK && spec->P > 0) {

@@ -3,7 +3,7 @@
  *   logits = h W^T;  logp, entropy = log-softmax under the sampling options;  loss = token_loss(...)
  *   dlogits in place;  dh = dlogits W;  dW += dlogits^T h
  *
- * Only a chunk of logits (about a megabyte) ever exists, forward or backward. A row's log-prob
+ * Only a chunk of logits (workspace.c) ever exists, forward or backward. A row's log-prob
  * comes from the ops that the sampler uses: that is E1.
  */
 #include "model.h"

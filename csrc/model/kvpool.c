@@ -20,7 +20,7 @@ r1_code
 kvpool_open(r1_kvpool *pool, r1_model *m, size_t blocks, r1_status *st)
 {
     const r1_config *c = &m->config;
-    *pool = (r1_kvpool){.blocks = blocks, .n_free = blocks};
+    *pool = (r1_kvpool){.n_free = blocks};
     pool->layers = r1_alloc(c->L, sizeof *pool->layers);
     pool->free = r1_alloc(blocks, sizeof *pool->free);
     pool->memory = m->ops->mem_alloc(m->dev, blocks * kvpool_block_bytes(c));

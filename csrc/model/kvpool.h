@@ -13,14 +13,14 @@ typedef struct {
     r1_kv *layers;     /* (L) */
     void *memory;      /* device */
     int32_t *free;     /* stack of free block numbers */
-    size_t n_free, blocks;
+    size_t n_free;
 } r1_kvpool;
 
 /* Bytes of one block over all layers. */
 size_t kvpool_block_bytes(const r1_config *c);
 r1_code kvpool_open(r1_kvpool *pool, r1_model *m, size_t blocks, r1_status *st);
 void kvpool_close(r1_kvpool *pool, r1_model *m);
-/* n blocks into out; the caller has checked n_free. */
+/* n blocks into out: the pool is sized so that there always are enough (decode_open.c). */
 void kvpool_take(r1_kvpool *pool, int32_t *out, size_t n);
 void kvpool_give(r1_kvpool *pool, const int32_t *blocks, size_t n);
 

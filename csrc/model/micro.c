@@ -26,30 +26,40 @@ micro_end(const r1_batch *batch, size_t b0, size_t micro_rows, size_t unit)
 }
 
 static size_t
-blocks_needed(const r1_batch *batch, size_t b0, size_t b1)
+seq_blocks(const r1_batch *batch, size_t b)
 {
-    size_t most = 1;
+    return (seq_len(batch, b) + R1_KV_BLOCK - 1) / R1_KV_BLOCK;
+}
+
+/* KV blocks of sequences [b0, b1); *most: of the longest, the width of the block table. */
+static size_t
+blocks_needed(const r1_batch *batch, size_t b0, size_t b1, size_t *most)
+{
+    size_t sum = 0;
+    *most = 1;
     for (size_t b = b0; b < b1; b++) {
-        size_t n = (seq_len(batch, b) + R1_KV_BLOCK - 1) / R1_KV_BLOCK;
-        most = n > most ? n : most;
+        size_t n = seq_blocks(batch, b);
+        *most = n > *most ? n : *most;
+        sum += n;
     }
-    return most;
+    return sum;
 }
 
 r1_code
 micro_reserve(r1_model *m, r1_workspace *ws, const r1_batch *batch, size_t micro_rows, size_t unit,
               int grad, r1_status *st)
 {
-    size_t rows = 1, seqs = 1, blocks = 1;
+    size_t rows = 1, seqs = 1, blocks = 1, table = 1;
     for (size_t b0 = 0, b1; b0 < batch->B; b0 = b1) {
         b1 = micro_end(batch, b0, micro_rows, unit);
         size_t n = (size_t)(batch->start[b1] - batch->start[b0]);
-        size_t table = (b1 - b0) * blocks_needed(batch, b0, b1);
+        size_t most, sum = blocks_needed(batch, b0, b1, &most);
         rows = n > rows ? n : rows;
         seqs = b1 - b0 > seqs ? b1 - b0 : seqs;
-        blocks = table > blocks ? table : blocks;
+        blocks = sum > blocks ? sum : blocks;
+        table = (b1 - b0) * most > table ? (b1 - b0) * most : table;
     }
-    return workspace_reserve(m, ws, rows, seqs, blocks, grad, st);
+    return workspace_reserve(m, ws, rows, seqs, blocks, table, grad, st);
 }
 
 static int32_t *
@@ -65,7 +75,8 @@ micro_open(r1_model *m, r1_workspace *ws, const r1_batch *batch, size_t b0, size
            r1_micro *mb, r1_status *st)
 {
     size_t B = b1 - b0, N = (size_t)(batch->start[b1] - batch->start[b0]);
-    size_t max_blocks = blocks_needed(batch, b0, b1);
+    size_t max_blocks, used = 0;
+    blocks_needed(batch, b0, b1, &max_blocks);
     size_t device = 8 * N + 3 * B + 1 + B * max_blocks;
     *mb = (r1_micro){.b0 = b0, .N = N, .m0 = m0};
     mb->host = r1_alloc(device + N, sizeof(int32_t));
@@ -101,8 +112,8 @@ micro_open(r1_model *m, r1_workspace *ws, const r1_batch *batch, size_t b0, size
             row[mb->M] = (int32_t)(n0 + j - 1);
             target[mb->M++] = tokens[j];
         }
-        for (size_t j = 0; j < max_blocks; j++) {
-            blocks[b * max_blocks + j] = (int32_t)(b * max_blocks + j);
+        for (size_t j = 0; j < seq_blocks(batch, b0 + b); j++) {
+            blocks[b * max_blocks + j] = (int32_t)used++;
         }
     }
     r1_code code = m->ops->mem_upload(m->dev, ws->ints, mb->host, device * sizeof(int32_t), st);

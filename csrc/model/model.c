@@ -124,7 +124,11 @@ r1_code
 r1_param_write(r1_model *m, size_t i, int what, const float *in, r1_status *st)
 {
     r1_tensor x;
+    if (what == R1_GRAD) {
+        return R1_FAIL(st, R1_EINVAL, "gradients are read-only");
+    }
     R1_TRY(param_tensor(m, i, what, &x, st));
+    m->version += what == R1_VALUE;
     R1_TRY(m->ops->mem_upload(m->dev, x.data, in, x.rows * x.cols * sizeof(float), st));
     if (what == R1_VALUE && m->params[i].weight != NULL) {
         R1_TRY(m->ops->weight_pack(m->dev, m->params[i].weight, st));

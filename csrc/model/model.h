@@ -119,10 +119,11 @@ typedef struct {
     r1_tensor degate, deup, deact;        /* (N K, Fe) */
 } r1_temps;
 
-/* Buffers for one packed batch of at most `rows` rows and `seqs` sequences. kept: how many layers'
+/* Buffers for one packed batch of at most `rows` rows and `seqs` sequences, with `blocks` KV blocks
+ * and a block table of `table` entries. kept: how many layers'
  * activations are stored (all for training, 1 when only the output matters). */
 typedef struct {
-    size_t rows, seqs, blocks, kept, threads;
+    size_t rows, seqs, blocks, table, kept, threads;
     int grad;
     void *memory;
     r1_acts *acts;                        /* (kept) host array */
@@ -154,6 +155,7 @@ typedef struct {
     void *vectors, *grads, *moments;      /* device memory of all vectors, gradients, moments */
     int64_t *loads;                       /* (L + mtp, E) */
     uint64_t step;                        /* optimiser updates so far */
+    uint64_t version;                     /* counts every change of a weight */
     r1_workspace train, infer;
     int (*poll)(void *);                  /* nonzero: stop with R1_EINTR */
     void *poll_ctx;
@@ -162,7 +164,7 @@ typedef struct {
 r1_code r1_model_open(r1_model **m, const r1_config *c, const r1_ops *ops, r1_dev *dev,
                       r1_status *st);
 void r1_model_close(r1_model *m);
-/* Copies a whole parameter out (what: 0 value, 1 gradient, 2 and 3 Adam's m and v) or in. */
+/* Copies a whole parameter out (what: value, gradient, Adam's m and v) or, but for gradients, in. */
 enum { R1_VALUE, R1_GRAD, R1_MOMENT1, R1_MOMENT2 };
 r1_code r1_param_read(r1_model *m, size_t i, int what, float *out, r1_status *st);
 r1_code r1_param_write(r1_model *m, size_t i, int what, const float *in, r1_status *st);
@@ -180,7 +182,7 @@ model_poll(r1_model *m, r1_status *st)
 
 /* B sequences, packed. Tokens first[b] .. of sequence b are targets: M of them in all, in order. */
 typedef struct {
-    size_t B, M;
+    size_t B;
     const int32_t *ids;                   /* (N) */
     const int32_t *start;                 /* (B + 1) */
     const int32_t *first;                 /* (B) >= 1 */
@@ -267,7 +269,7 @@ r1_code linear_bwd(r1_model *m, const r1_tensor *dx, const r1_tensor *dy, const 
 r1_code layout_model(r1_model *m, r1_status *st);
 /* Makes ws hold at least these; contents are lost when it grows. */
 r1_code workspace_reserve(r1_model *m, r1_workspace *ws, size_t rows, size_t seqs, size_t blocks,
-                          int grad, r1_status *st);
+                          size_t table, int grad, r1_status *st);
 void workspace_release(r1_model *m, r1_workspace *ws);
 
 /* acts as seen by a batch of N <= rows rows (all tensors cut to N rows). */

@@ -53,6 +53,10 @@ step_all(r1_model *m, void *total, const r1_update_spec *spec, double norm, r1_s
 {
     double max_norm = (double)spec->max_norm;
     double clip = max_norm > 0.0 && norm > max_norm ? max_norm / norm : 1.0;
+    if (norm * clip > 1e19) { /* its square would be infinite, and Adam's v for ever */
+        return R1_FAIL(st, R1_ENUMERIC, "the gradient norm is %g; the weights are unchanged",
+                       norm * clip);
+    }
     r1_adamw_spec a = {.lr = spec->lr, .beta1 = spec->beta1, .beta2 = spec->beta2,
                        .eps = spec->eps, .grad_scale = (float)clip,
                        .step = m->step + 1};
@@ -70,6 +74,7 @@ step_all(r1_model *m, void *total, const r1_update_spec *spec, double norm, r1_s
         }
     }
     m->step++;
+    m->version++;
     return R1_OK;
 }
 
@@ -100,5 +105,6 @@ r1_model_router_update(r1_model *m, float rate, r1_status *st)
             R1_TRY(m->ops->router_bias_update(m->dev, &l->router_bias->value, l->load, rate, st));
         }
     }
+    m->version++;
     return R1_OK;
 }

@@ -14,11 +14,20 @@ push(r1_arena *a, size_t rows, size_t cols)
     return r1_f32(r1_arena_push(a, rows * cols, sizeof(float)), rows, cols);
 }
 
+/* The widest FFN that is no routed expert: a dense layer's, or the shared experts'. */
+static size_t
+ffn_width(const r1_config *c)
+{
+    size_t dense = c->E == 0 || c->first_dense > 0 ? c->F : 0;
+    size_t shared = c->E > 0 ? c->shared * c->Fe : 0;
+    return dense > shared ? dense : shared;
+}
+
 static void
 acts_place(r1_acts *a, r1_arena *ar, const r1_config *c, size_t n)
 {
     size_t H = c->H, Hkv = config_hkv(c), D = config_dqk(c), Dv = config_dv(c);
-    size_t F = c->E > 0 && c->shared * c->Fe > c->F ? c->shared * c->Fe : c->F;
+    size_t F = ffn_width(c);
     a->s0 = push(ar, n, c->C);
     a->r0 = push(ar, n, 1);
     a->h0 = push(ar, n, c->C);
@@ -61,7 +70,7 @@ static void
 temps_place(r1_temps *t, r1_arena *ar, const r1_config *c, size_t n, size_t seqs, int grad)
 {
     size_t H = c->H, Hkv = config_hkv(c), D = config_dqk(c), Dv = config_dv(c);
-    size_t F = c->E > 0 && c->shared * c->Fe > c->F ? c->shared * c->Fe : c->F;
+    size_t F = ffn_width(c);
     t->a = push(ar, n, c->C);
     t->kvb = push(ar, n, config_mla(c) ? H * (c->Dn + c->Dv) : 0);
     t->logits = push(ar, n, c->E);
@@ -94,7 +103,8 @@ temps_place(r1_temps *t, r1_arena *ar, const r1_config *c, size_t n, size_t seqs
     t->deact = push(ar, n * c->K, c->Fe);
 }
 
-/* Rows of logits at a time: about a megabyte, so that they stay in the cache; never tokens x V. */
+/* Rows of logits at a time: about a megabyte of them so that they stay in the cache, but at least
+ * 16 rows; never tokens x V. */
 static size_t
 head_chunk(const r1_config *c, size_t rows)
 {
@@ -138,7 +148,7 @@ workspace_place(r1_workspace *ws, r1_arena *ar, const r1_model *m)
     }
     ws->logp_scratch = r1_arena_push(ar, m->ops->logp_scratch(m->dev, c->V), 1);
     ws->draft = r1_arena_push(ar, n, sizeof(int32_t));
-    ws->ints = r1_arena_push(ar, 8 * n + 3 * ws->seqs + 1 + ws->blocks, sizeof(int32_t));
+    ws->ints = r1_arena_push(ar, 8 * n + 3 * ws->seqs + 1 + ws->table, sizeof(int32_t));
     size_t D = config_dqk(c), Dv = config_dv(c);
     ws->kv = (r1_kv){.dtype = R1_F32, .blocks = ws->blocks, .Hkv = Hkv, .D = D, .Dv = Dv};
     ws->kv.k = r1_arena_push(ar, ws->blocks * Hkv * D * R1_KV_BLOCK, sizeof(float));
@@ -156,20 +166,20 @@ workspace_release(r1_model *m, r1_workspace *ws)
 }
 
 r1_code
-workspace_reserve(r1_model *m, r1_workspace *ws, size_t rows, size_t seqs, size_t blocks, int grad,
-                  r1_status *st)
+workspace_reserve(r1_model *m, r1_workspace *ws, size_t rows, size_t seqs, size_t blocks,
+                  size_t table, int grad, r1_status *st)
 {
     size_t threads = m->ops->dev_threads(m->dev); /* each has its share of the scratch */
-    if (rows <= ws->rows && seqs <= ws->seqs && blocks <= ws->blocks && grad <= ws->grad &&
+    if (rows <= ws->rows && seqs <= ws->seqs && blocks <= ws->blocks && table <= ws->table && grad <= ws->grad &&
         threads <= ws->threads) {
         return R1_OK;
     }
-    size_t old_rows = ws->rows, old_seqs = ws->seqs, old_blocks = ws->blocks;
-    grad = grad || ws->grad;
+    r1_workspace old = *ws;
     workspace_release(m, ws);
-    ws->rows = rows > old_rows ? rows : old_rows;
-    ws->seqs = seqs > old_seqs ? seqs : old_seqs;
-    ws->blocks = blocks > old_blocks ? blocks : old_blocks;
+    ws->rows = rows > old.rows ? rows : old.rows;
+    ws->seqs = seqs > old.seqs ? seqs : old.seqs;
+    ws->blocks = blocks > old.blocks ? blocks : old.blocks;
+    ws->table = table > old.table ? table : old.table;
     ws->grad = grad;
     ws->threads = threads;
     ws->kept = grad ? m->config.L : 1;

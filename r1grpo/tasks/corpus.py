@@ -6,7 +6,7 @@ template) come in four styles:
     direct   an answer without thinking, mostly wrong, half of them without tags
     one      one trial                 try 7 * 5 = 35 + 2 = 37 yes
     few      two or three trials       try 7 + 5 = 12 * 2 = 24 no wait try ... yes
-    many     four to eight trials      distinct values, mostly near the target
+    many     four to fourteen trials  distinct values, mostly near the target
 
 "wait" marks a retry: self-correction is in the corpus, RL can only amplify it. Worked documents
 may be given up ("stop", then a wrong answer), claim a false "yes", slip in arithmetic, break the
@@ -42,7 +42,7 @@ from .problem import Problem, split_of
 from .wording import (CONNECTIVES, COUNTDOWN_QUESTIONS, MAX_NUMBER, RETRY_WEIGHTS)
 
 STYLES = ("direct", "one", "few", "many")
-TRIALS = {"one": (1, 1), "few": (2, 3), "many": (4, 8)}
+TRIALS = {"one": (1, 1), "few": (2, 3), "many": (4, 14)}
 
 
 @dataclass(frozen=True)
