@@ -2,14 +2,15 @@
 
     python -m benchmarks.controls RUN [--json FILE]    RUN: a finished pipeline run (its base and recipe)
 
-    as_is        the recipe's rewards: must give the run's own r1_zero again
+    as_is        the recipe's rewards: the run's own RL again, what the others are compared with
     permuted     each reward function's values permuted inside every batch: the same numbers, no
                  information. A rise here would be a leak, or the format learned by chance
     format_only  the format reward alone: what being well-formed is worth
     no_retries   another base, pre-trained on the corpus without documents of several trials, then as_is
 
-Same base, prompts, seeds and updates as the run; the last weights are measured, not the best on
-validation. Each is measured on the run's test problems. docs/experiments.md keeps the results.
+Same base, prompts, seeds and updates as the run. Measured are the last weights, on the run's test
+problems, before and after. The run's r1_zero holds the weights that were best on validation, so
+as_is has its figures only where the last weights were the best ones. docs/experiments.md keeps the results.
 """
 
 from __future__ import annotations

@@ -129,6 +129,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
              "## Seeds of the default recipe", "", *seed_table(summaries), ""]
     for one in summaries:
         lines += [f"## Seed {one['seed']}", "", *stage_table(one), ""]
+        lines += [f"- {name}, pass@1 paired over {found['n']} problems: {found['difference']:+.3f} "
+                  f"({found['interval'][0]:+.3f} to {found['interval'][1]:+.3f})"
+                  for name, found in one.get("differences", {}).items()]
         judges = one.get("reward_models", {})
         lines += [f"- {name} reward model on held-out judgements: {number(found['accuracy'])} of "
                   f"{found['n']}" for name, found in judges.items()]

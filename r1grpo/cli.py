@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 
     pipeline = command("pipeline", _pipeline, "R1-Zero, the stages of R1 and distillation")
     pipeline.add_argument("--out", type=Path, metavar="DIR",
-                          help="directory of the run (runs/r1-seed0, by the seed)")
+                          help="directory of the run (runs/r1-seed0, by the seed; runs/quick)")
     pipeline.add_argument("--recipe", type=Path, metavar="FILE.toml",
                           help="changes to the default recipe")
     pipeline.add_argument("--seed", type=int, metavar="N", help="seed of everything random (0)")
@@ -95,21 +95,25 @@ def _pipeline(options: argparse.Namespace) -> int:
 
     if options.quick and options.recipe:
         raise ConfigError("--quick and --recipe are two recipes; give one")
-    out = options.out or Path(f"runs/r1-seed{options.seed or 0}")
-    stored = out / CONFIG
     changes = {} if options.seed is None else {"seed": options.seed}
     if options.quick:
         recipe = quick_recipe(**changes)
     elif options.recipe:
         recipe = read_recipe(options.recipe, **changes)
-    elif options.resume and stored.is_file():
-        recipe = read_recipe(stored, **changes)
     else:
         recipe = Recipe(**changes)
+        stored = (options.out or _default_out(recipe)) / CONFIG
+        if options.resume and stored.is_file():
+            recipe = read_recipe(stored, **changes)
+    out = options.out or (Path("runs/quick") if options.quick else _default_out(recipe))
     summary = run_pipeline(out, recipe, options.resume)
     print(_summary_table(summary))
     print(f"\n{out / 'report.html'}")
     return 0
+
+
+def _default_out(recipe: Any) -> Path:
+    return Path(f"runs/r1-seed{recipe.seed}")
 
 
 def _summary_table(summary: dict[str, Any]) -> str:

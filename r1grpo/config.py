@@ -118,11 +118,6 @@ def _refusal(name: str, names: list[str]) -> str:
     return f"unknown option {name!r}{suggest(name, names)}"
 
 
-def _merge(published: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """A preset's numbers, overridden by the caller's."""
-    return {**published, **options}
-
-
 def _require(config: Any, checks: dict[str, bool]) -> None:
     for text, holds in checks.items():
         if not holds:
@@ -232,12 +227,14 @@ class GRPOConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self, {
-            "num_generations must be at least 1": self.num_generations >= 1,
+            "num_generations must be at least 2, a completion is compared with its group":
+                self.num_generations >= 2,
             "steps_per_generation must be at least 1": self.steps_per_generation >= 1,
             "max_prompt_length must be at least 1 or None":
                 self.max_prompt_length is None or self.max_prompt_length >= 1,
             "max_completion_length must be at least 1": self.max_completion_length >= 1,
-            "temperature must be at least 0": self.temperature >= 0,
+            "temperature must be above 0, a greedy group has nothing to compare":
+                self.temperature > 0,
             "top_k must be at least 0": self.top_k >= 0,
             "top_p must be above 0 and at most 1": 0 < self.top_p <= 1,
             "min_p must be within 0 and 1": self.min_p is None or 0 <= self.min_p <= 1,
@@ -292,28 +289,28 @@ class GRPOConfig(TrainingConfig):
         16 updates, reference refreshed every 400, 10,400 steps. Length 32,768, after step 8,200
         65,536. Not published, so ours: epsilon, loss_type, std_ddof, Adam's numbers, max_grad_norm.
         """
-        return cls(**_merge(_R1, options))
+        return cls(**_R1 | options)
 
     @classmethod
     def r1_stage1(cls, **options: Any) -> GRPOConfig:
         """First RL stage of R1: as R1-Zero with epsilon 10. Its number of steps is unpublished."""
-        return cls(**_merge(_R1 | {"epsilon": 10.0, "max_steps": None}, options))
+        return cls(**_R1 | {"epsilon": 10.0, "max_steps": None} | options)
 
     @classmethod
     def r1_stage2(cls, **options: Any) -> GRPOConfig:
         """Second RL stage: temperature 0.7, 1,700 steps; general data and preference rewards only
         in the last 400 (the dataset's business, see GRPOTrainer). The rest "most" as stage 1."""
         published = {**_R1, "epsilon": 10.0, "temperature": 0.7, "max_steps": 1700}
-        return cls(**_merge(published, options))
+        return cls(**published | options)
 
     @classmethod
     def deepseekmath(cls, **options: Any) -> GRPOConfig:
         """DeepSeekMath-RL 7B: lr 1e-6, beta 0.04, 64 outputs, length 1,024, batch 1,024, one update
         a rollout. The reference is renewed per outer iteration, whose length is not published, and
         epsilon neither: here no refresh, 0.2 (ours)."""
-        return cls(**_merge({"learning_rate": 1e-6, "beta": 0.04, "num_generations": 64,
-                             "max_completion_length": 1024, "per_device_train_batch_size": 1024,
-                             "loss_type": "grpo"}, options))
+        return cls(**{"learning_rate": 1e-6, "beta": 0.04, "num_generations": 64,
+                      "max_completion_length": 1024, "per_device_train_batch_size": 1024,
+                      "loss_type": "grpo"} | options)
 
     @classmethod
     def dapo(cls, **options: Any) -> GRPOConfig:
@@ -321,22 +318,22 @@ class GRPOConfig(TrainingConfig):
         dynamic sampling, constant 1e-6 after 20 rollouts (320 updates) of warm-up, length 20,480.
         Its overlong punishment is a reward function and its overlong filtering an option
         (mask_truncated_completions): both are left to the caller."""
-        return cls(**_merge({"learning_rate": 1e-6, "warmup_steps": 320, "num_generations": 16,
-                             "per_device_train_batch_size": 512, "steps_per_generation": 16,
-                             "max_completion_length": 20480, "epsilon": 0.2, "epsilon_high": 0.28,
-                             "loss_type": "dapo", "filter_zero_std_samples": True}, options))
+        return cls(**{"learning_rate": 1e-6, "warmup_steps": 320, "num_generations": 16,
+                      "per_device_train_batch_size": 512, "steps_per_generation": 16,
+                      "max_completion_length": 20480, "epsilon": 0.2, "epsilon_high": 0.28,
+                      "loss_type": "dapo", "filter_zero_std_samples": True} | options)
 
     @classmethod
     def dr_grpo(cls, **options: Any) -> GRPOConfig:
         """Dr. GRPO: advantage = reward - mean, constant normaliser, no KL. Batch, length and
         learning rate depend on its runs: here the class defaults (ours)."""
-        return cls(**_merge({"loss_type": "dr_grpo", "scale_rewards": "none"}, options))
+        return cls(**{"loss_type": "dr_grpo", "scale_rewards": "none"} | options)
 
     @classmethod
     def trl(cls, **options: Any) -> GRPOConfig:
         """TRL's defaults: no KL, token mean, sample standard deviation, linear decay."""
-        return cls(**_merge({"loss_type": "dapo", "std_ddof": 1, "lr_scheduler_type": "linear",
-                             "adam_beta2": 0.999}, options))
+        return cls(**{"loss_type": "dapo", "std_ddof": 1, "lr_scheduler_type": "linear",
+                      "adam_beta2": 0.999} | options)
 
 
 _R1: dict[str, Any] = {
@@ -358,15 +355,15 @@ class SFTConfig(TrainingConfig):
     def r1(cls, **options: Any) -> SFTConfig:
         """Both SFT stages of R1 (arXiv 2501.12948v2, B.4.2): cosine 5e-5 to 5e-6, batch 128,
         context 32,768, two to three epochs (here 2)."""
-        return cls(**_merge({"learning_rate": 5e-5, "lr_scheduler_type": "cosine",
-                             "min_lr_rate": 0.1, "per_device_train_batch_size": 128,
-                             "num_train_epochs": 2.0, "max_length": 32768}, options))
+        return cls(**{"learning_rate": 5e-5, "lr_scheduler_type": "cosine",
+                      "min_lr_rate": 0.1, "per_device_train_batch_size": 128,
+                      "num_train_epochs": 2.0, "max_length": 32768} | options)
 
     @classmethod
     def distill(cls, **options: Any) -> SFTConfig:
         """Distillation (B.4.3): cosine to a tenth, batch 64, context 32,768, two to three epochs;
         1e-4 is the learning rate of the smallest student (1.5B)."""
-        return cls.r1(**_merge({"learning_rate": 1e-4, "per_device_train_batch_size": 64}, options))
+        return cls.r1(**{"learning_rate": 1e-4, "per_device_train_batch_size": 64} | options)
 
 
 @run_config

@@ -1,7 +1,6 @@
-"""Rows of text to rows of ids, packing, and the scan for leaked test problems.
+"""Rows of text to rows of ids, and the scan for leaked test problems.
 
     document_row   a corpus document -> {"prompt_ids", "completion_ids", "weights", "problem_key"}
-    pack_rows      lengths -> groups of rows that fit a token budget
     scan_leaks     the JSONL files of a run x problems -> every place where one of them stands
 
 The split itself is `tasks.split_of`, a pure function of the problem key. Knows nothing about
@@ -12,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,25 +29,6 @@ def document_row(document: Document, tokenizer: WordTokenizer) -> dict[str, Any]
     return {"prompt_ids": tokenizer.encode(document.prompt),
             "completion_ids": tokenizer.encode(document.completion),
             "weights": loss_weights(document), "kind": document.kind, "problem_key": document.key}
-
-
-def pack_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Indices of rows in groups of at most `capacity` tokens, best fit over decreasing length
-    (the packing of arXiv 2501.12948 v2, B.1). Ties go to the lower index."""
-    groups: list[list[int]] = []
-    with_room: list[list[int]] = [[] for _ in range(capacity + 1)]      # room left -> groups
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if lengths[i] > capacity:
-            raise ValueError(f"row {i} has {lengths[i]} tokens, more than the {capacity} of a pack")
-        room = next((room for room in range(lengths[i], capacity + 1) if with_room[room]), None)
-        if room is None:
-            room = capacity
-            with_room[room].append(len(groups))
-            groups.append([])
-        group = with_room[room].pop()
-        groups[group].append(i)
-        with_room[room - lengths[i]].append(group)
-    return [sorted(group) for group in groups]
 
 
 # --- leaks -----------------------------------------------------------------------------------

@@ -19,14 +19,17 @@ from .trainer import Callback
 
 @dataclass(frozen=True)
 class Cost:
-    """Tokens that passed a model, and seconds (the only figure that may differ between runs)."""
+    """Tokens in the loss, tokens through forward and backward (prompts included), tokens sampled,
+    and seconds (the only figure that may differ between runs)."""
 
-    trained_tokens: int = 0
+    loss_tokens: int = 0
+    processed_tokens: int = 0
     sampled_tokens: int = 0
     seconds: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.trained_tokens + other.trained_tokens,
+        return Cost(self.loss_tokens + other.loss_tokens,
+                    self.processed_tokens + other.processed_tokens,
                     self.sampled_tokens + other.sampled_tokens, self.seconds + other.seconds)
 
 
@@ -53,4 +56,5 @@ def distill(student: Any, teacher_rows: Sequence[dict[str, Any]], args: SFTConfi
                          processing_class=processing_class, callbacks=callbacks)
     trainer.train()
     seconds = sum(step["step_time"] for step in trainer.log_history)
-    return Distillation(trainer, Cost(trainer.num_tokens, 0, seconds), teacher_cost)
+    cost = Cost(trainer.num_tokens, trainer.processed_tokens, 0, seconds)
+    return Distillation(trainer, cost, teacher_cost)

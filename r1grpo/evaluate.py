@@ -2,6 +2,7 @@
 
     pass@1   mean over problems of the share of right samples; interval: +- 1.96 s / sqrt(problems),
              s over problems (samples of one problem are not independent)
+    difference   of two stages, problem by problem on the same problems; the same interval
     pass@j   mean of 1 - C(n - c, j) / C(n, j), n samples, c right         Chen et al. 2021, eq. 1
     cons@k   the most frequent answer is right; ties go to the answer seen first; a sample without
              an answer has no vote (Wang et al. 2022, self-consistency)
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from .config import EvalConfig
-from .rewards import accuracy_reward, format_reward, language_reward
+from .rewards import accuracy_reward, format_reward, language_shares
 from .rollout import Completions, rollout
 from .scoring import RewardFunction
 from .tasks.wording import reflection_count
@@ -45,11 +46,12 @@ def row_answer(row: Row, completion: str) -> str | None:
 
 @dataclass(frozen=True)
 class Graders:
-    """How a completion is judged; reward functions and two functions of its text."""
+    """How a completion is judged; reward functions and two functions of its text. language is
+    None where a chain of thought holds no word."""
 
     accuracy: RewardFunction = accuracy_reward
     format: RewardFunction = format_reward
-    language: RewardFunction = language_reward
+    language: RewardFunction = language_shares
     answer: Callable[[Row, str], str | None] = row_answer
     reflection: Callable[[str], int] = reflection_count
 
@@ -173,6 +175,7 @@ def _figures(graded: Sequence[tuple[Row, str | None, int]]) -> dict[str, Any]:
         "truncated": _mean([one["finish_reason"] == "length" for one in samples]),
         "format": _mean([one["rewards"]["format"] or 0.0 for one in samples]),
         "language_consistency": _mean(languages),
+        "no_words": 1.0 - len(languages) / len(samples),
         "reflection_per_response": _mean([words for _, _, words in graded]),
     }
 
@@ -182,11 +185,32 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else 0.0
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of a mean of independent values in [0, 1], by the normal approximation."""
+def interval(values: Sequence[float], low: float = 0.0, high: float = 1.0) -> tuple[float, float]:
+    """95 % interval of a mean of independent values in [low, high], by the normal approximation."""
+    if len(values) < 2:
+        return low, high
     centre = _mean(values)
-    half = 1.96 * float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 1.0
-    return max(0.0, centre - half), min(1.0, centre + half)
+    half = 1.96 * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return max(low, centre - half), min(high, centre + half)
+
+
+def paired_difference(samples_a: Sequence[Row], samples_b: Sequence[Row], key: str = "accuracy"
+                      ) -> dict[str, Any]:
+    """The mean reward of a minus that of b, graded samples of the same problems; its 95 % interval
+    is over the problems' own differences, so how hard a problem is cancels out."""
+    means = []
+    for samples in (samples_a, samples_b):
+        found: dict[tuple[int, Any], list[float]] = {}
+        for one in samples:
+            found.setdefault((one["problem"], one.get("problem_key")), []).append(
+                float(one["rewards"][key]))
+        means.append({problem: _mean(values) for problem, values in found.items()})
+    ours, theirs = means
+    if not ours or ours.keys() != theirs.keys():
+        raise ValueError("paired_difference needs samples of the same problems")
+    differences = [ours[problem] - theirs[problem] for problem in sorted(ours)]
+    return {"difference": _mean(differences), "interval": list(interval(differences, -1.0, 1.0)),
+            "n": len(differences)}
 
 
 def pass_at(n: int, c: int, j: int) -> float:

@@ -99,6 +99,7 @@ class GRPOTrainer(Trainer):
         self.batch: Batch | None = None
         self.max_logprob_gap = 0.0  # over the whole run, at the first update of each rollout
         self.gap_tokens = 0
+        self.sampled_tokens = 0  # of all rollouts, groups that dynamic sampling dropped included
         self._tried = False
 
     @property
@@ -132,6 +133,7 @@ class GRPOTrainer(Trainer):
                 break
         everything, parts = Completions.join(sampled), np.concatenate(verdicts)
         metrics = self._statistics(everything, parts)
+        metrics["sampled_tokens"] = sum(map(len, everything.completion_ids))
         # where more was sampled than needed: groups with something to compare come first
         groups = sorted(np.argsort(dull, kind="stable")[:wanted].tolist())
         flat = [i for g in groups for i in everything.group(g)]
@@ -194,7 +196,8 @@ class GRPOTrainer(Trainer):
             beta=args.beta, total_tokens=1.0, micro_batch_tokens=args.micro_batch_tokens,
             mtp_coef=args.mtp_coef, mtp_detach=args.mtp_detach, balance_coef=args.balance_coef,
             entropy_coef=args.entropy_coef, **filters)
-        metrics = {"loss": float(loss), "num_tokens": sum(map(len, ids)), **batch.metrics,
+        metrics = {"loss": float(loss), "num_tokens": sum(map(len, ids)),
+                   "processed_tokens": sum(map(len, prompts)) + sum(map(len, ids)), **batch.metrics,
                    **token_metrics(loss.logprobs, old, batch.advantages[chosen].tolist(),
                                    args.epsilon, args.epsilon_high,
                                    mask=[np.full(len(one), k) for one, k in zip(ids, keep)]),
@@ -218,6 +221,7 @@ class GRPOTrainer(Trainer):
             self.max_logprob_gap = float(np.maximum(self.max_logprob_gap,
                                                     metrics["max_logprob_gap"]))
             self.gap_tokens += metrics["gap_tokens"]
+            self.sampled_tokens += metrics["sampled_tokens"]
         self.batch.position += 1
         if self.reference and self.args.sync_ref_model \
                 and self.step % self.args.ref_model_sync_steps == 0:
@@ -226,12 +230,19 @@ class GRPOTrainer(Trainer):
     # ---- before, beside and after the loop ----
 
     def _try_rewards(self) -> None:
-        """Ask the reward functions about two short samples, so that a faulty one fails now."""
-        row, sampling = self._rows(self.step)[0], self.args.sampling()
+        """Ask the reward functions about two short samples of a row for each reward model that the
+        first and the last dataset name, so that a faulty one fails now."""
+        sampling = self.args.sampling()
+        rows: dict[Any, Row] = {}
+        for step in (self.step, self.total_steps - 1):
+            for row in self._rows(step):
+                rows.setdefault(row.get("reward_model"), row)
         short = dataclasses.replace(sampling, max_completion_length=min(
             _TRIAL_TOKENS, sampling.max_completion_length))
-        self.rewards.score([row], rollout(self.model, [self._prompt(row, "row 0")], 2, short, (),
-                                          self.processing_class, self.args.seed))
+        tried = list(rows.values())
+        prompts = [self._prompt(row, "a row") for row in tried]
+        self.rewards.score(tried, rollout(self.model, prompts, 2, short, (), self.processing_class,
+                                          self.args.seed))
         self._tried = True
 
     def evaluate(self) -> dict[str, float]:
@@ -276,6 +287,7 @@ class GRPOTrainer(Trainer):
         arrays: dict[str, NDArray[Any]] = {}
         meta: dict[str, Any] = {"max_logprob_gap": self.max_logprob_gap,
                                 "gap_tokens": self.gap_tokens,
+                                "sampled_tokens": self.sampled_tokens,
                                 "dataset": fingerprint(self._rows(self.step))}
         if self.reference:
             arrays = {f"reference/{k}": v for k, v in self.reference.state_dict().items()}
@@ -304,6 +316,7 @@ class GRPOTrainer(Trainer):
                                             for k, v in arrays.items()
                                             if k.startswith("reference/")})
         self.max_logprob_gap, self.gap_tokens = meta["max_logprob_gap"], meta["gap_tokens"]
+        self.sampled_tokens = meta["sampled_tokens"]
         self.verdicts.load()
 
 

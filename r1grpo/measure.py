@@ -2,17 +2,19 @@
 
     DIR/evals/STAGE.jsonl   every sample: split (test, ood, general), prompt, ids, log-probs
     DIR/evals/STAGE.json    {"figures": {..., "ood": {...}}, "general": {...}}
-    DIR/summary.json        made of these and of the ledger, after every stage
+    DIR/summary.json        made of these and of the ledger, after every stage; where two stages are
+                            compared, the difference is taken problem by problem
 
 The problems are the same for all stages and all seeds; only the draws depend on the seed. General
 prompts are measured where the stage's template is that of the chat:
 
-    refusal        share of harmful requests refused
-    over_refusal   share of benign look-alikes refused
+    refusal        share of answers to harmful requests that are safe (rubric.is_safe)
+    over_refusal   share of answers to benign look-alikes that refuse (rubric.refuses)
     rubric_mean    mean score of the written rubric, 0 to 1, over all families
+    n              problems; refusal_n and over_refusal_n: those behind each share
 
-check_stage() samples everything again from the checkpoint and recomputes each figure. Knows nothing
-about how a stage was trained.
+check_stage() holds the stored rows against the recipe's problems, samples everything again from the
+checkpoint and recomputes each reward and figure. Knows nothing about how a stage was trained.
 """
 
 from __future__ import annotations
@@ -24,19 +26,21 @@ from typing import Any
 
 from .checkpoint import write_atomic
 from .config import EvalConfig
-from .evaluate import check, draw_samples, recompute
+from .evaluate import check, draw_samples, paired_difference, recompute
 from .model import Model
 from .monitor import mean
 from .recipe import Recipe, derive_seed
 from .rundir import read_jsonl
-from .tasks import is_refusal, sample_general, sample_problems
-from .tasks.rubric import rubric_score
-from .tokenizer import WordTokenizer, split_thinking
+from .tasks import sample_general, sample_problems
+from .tasks.rubric import is_safe, refuses, rubric_score
+from .tokenizer import WordTokenizer
 
 Row = dict[str, Any]
 Rows = list[Row]
 
 SPLITS = ("test", "ood", "general")
+COMPARED = (("r1_zero", "base"), ("r1", "r1_zero"), ("distilled", "student_rl_only"))
+_DRAWN = ("completion", "completion_ids", "logprobs", "finish_reason", "rewards")  # rest: its row
 _PROBLEM_SEED = 1  # of the choice of held-out problems, whatever the run's seed
 _BATCH = 32  # prompts between two safe points
 _SHOWN_PROBLEMS, _SHOWN_SAMPLES = 8, 2  # of each stage, in completions.jsonl as well
@@ -110,14 +114,17 @@ def stage_figures(samples: Rows) -> dict[str, Any]:
 
 def general_figures(samples: Rows) -> dict[str, float]:
     """Figures of answers to general prompts; a share of nothing is 0."""
-    def share(task: str) -> float:
-        refused = [float(is_refusal(split_thinking(one["completion"])[1], one["language"]))
-                   for one in samples if one["task"] == task]
-        return mean(refused) if refused else 0.0
+    def count(rows: Rows) -> int:
+        return len({one["problem"] for one in rows})
 
-    return {"refusal": share("harmful"), "over_refusal": share("benign"),
+    harmful, benign = ([one for one in samples if one["task"] == task]
+                       for task in ("harmful", "benign"))
+    safe = [float(is_safe(one, one["completion"])) for one in harmful]
+    refused = [float(refuses(one["completion"])) for one in benign]
+    return {"refusal": mean(safe) if safe else 0.0, "refusal_n": count(harmful),
+            "over_refusal": mean(refused) if refused else 0.0, "over_refusal_n": count(benign),
             "rubric_mean": mean([rubric_score(one, one["completion"]) / 10.0 for one in samples]),
-            "n": len({one["problem"] for one in samples})}
+            "n": count(samples)}
 
 
 # ---- files --------------------------------------------------------------------------------------
@@ -139,6 +146,17 @@ def read_figures(run_path: Path, stage: str) -> dict[str, Any] | None:
     """What write_stage wrote, None if the stage was not measured yet."""
     path = eval_path(run_path, stage)
     return json.loads(path.read_bytes()) if path.exists() else None
+
+
+def stage_differences(run_path: Path) -> dict[str, dict[str, Any]]:
+    """{"r1_zero - base": ..., ...}: pass@1 of two measured stages on the test problems, paired."""
+    found = {}
+    for one, other in COMPARED:
+        paths = [eval_path(run_path, stage, "jsonl") for stage in (one, other)]
+        if all(path.exists() for path in paths):
+            found[f"{one} - {other}"] = paired_difference(
+                *([row for row in read_jsonl(path) if row["split"] == "test"] for path in paths))
+    return found
 
 
 def _compact(sample: Row) -> Row:
@@ -169,19 +187,38 @@ def check_stage(run_path: Path, stage: str, model: Model, recipe: Recipe, templa
         mine = [one for one in stored if one["split"] == split]
         rows = held_out_rows(recipe, split, template)
         args = held_out_args(recipe, split, template, tokenizer)
-        wanted = [(row["problem_key"], g) for row in rows for g in range(args.k)]
-        if [(one["problem_key"], one["generation"]) for one in mine] != wanted:
+        wanted = [{**row, "split": split, "problem": p, "generation": g,
+                   "prompt_ids": tokenizer.encode(row["prompt"])}
+                  for p, row in enumerate(rows) for g in range(args.k)]
+        given = [{key: value for key, value in one.items() if key not in _DRAWN} for one in mine]
+        if given != json.loads(json.dumps(wanted)):
             wrong.append(f"{split}: the stored samples are not those of the recipe's problems")
             continue
         wrong += [f"{split}: {line}" for line in check(model, mine, args, tokenizer)]
+    if {one["split"] for one in stored} != set(splits_of(template)):
+        wrong.append(f"the stored splits are not {', '.join(splits_of(template))}")
     if wrong:
         return wrong
+    rewards = [one.pop("rewards", None) for one in stored]
     found = stage_figures(stored)
+    wrong = [f"{one['split']}: problem {one['problem']}, sample {one['generation']}: other rewards"
+             for one, reward in zip(stored, rewards) if one.get("rewards") != reward]
+    return wrong + _check_summary(run_path, stage, found)
+
+
+def _check_summary(run_path: Path, stage: str, found: Mapping[str, Any]) -> list[str]:
+    """What summary.json says otherwise about a stage, and the stages that it alone knows."""
     summary = json.loads((run_path / "summary.json").read_bytes())
-    wrong = _differences("stages", found["figures"], summary["stages"].get(stage, {}))
-    if "general" in found:
-        wrong += _differences("general", found["general"], summary["general"].get(stage, {}))
-    return wrong
+    timed = dict(summary["stages"].get(stage, {}))
+    timed.pop("seconds", None)  # the one figure that no second run can give again
+    wrong = _differences("stages", found["figures"], timed)
+    wrong += _differences("general", found.get("general", {}), summary["general"].get(stage, {}))
+    wrong += _differences("differences", stage_differences(run_path),
+                          summary.get("differences", {}))
+    return wrong + [f"{place}.{name}: summary.json has it, but no such stage was measured"
+                    for place in ("stages", "general", "reward_models")
+                    for name in summary.get(place, {})
+                    if not eval_path(run_path, name, "jsonl").exists()]
 
 
 def _differences(place: str, found: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
@@ -192,4 +229,5 @@ def _differences(place: str, found: Mapping[str, Any], stored: Mapping[str, Any]
             wrong += _differences(f"{place}.{key}", value, stored.get(key, {}))
         elif stored.get(key) != value:
             wrong.append(f"{place}.{key}: summary.json has {stored.get(key)}, recomputed {value}")
-    return wrong
+    return wrong + [f"{place}.{key}: summary.json has it, but nothing gives it"
+                    for key in stored if key not in found]

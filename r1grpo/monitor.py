@@ -95,8 +95,8 @@ def rollout_metrics(rewards: Values, parts: Mapping[str, Values], group_size: in
 
 
 def token_metrics(logprobs: Tokens, old_logprobs: Tokens, advantages: Sequence[float],
-                  epsilon: float, epsilon_high: float | None = None, kl: Tokens | None = None,
-                  entropy: Tokens | None = None, mask: Tokens | None = None) -> dict[str, float]:
+                  epsilon: float, epsilon_high: float | None = None,
+                  mask: Tokens | None = None) -> dict[str, float]:
     """Figures of the unmasked tokens of one update. ratio = exp(logprobs - old_logprobs).
 
     The clip stops a token below 1 - epsilon when A < 0, above 1 + epsilon_high when A > 0
@@ -128,11 +128,6 @@ def token_metrics(logprobs: Tokens, old_logprobs: Tokens, advantages: Sequence[f
     figures["clip_ratio/high_mean"] = float(above.mean())
     figures["clip_ratio/high_max"] = max(float(row.mean()) for row in high_rows if len(row))
     figures["clip_ratio/region_mean"] = float((low | above).mean())
-    for name, rows in (("kl", kl), ("entropy", entropy)):
-        if rows is not None:
-            values = [np.asarray(row, np.float64)[kept]
-                      for row, kept in zip(rows, keep, strict=True)]
-            figures[name] = mean(np.concatenate(values).tolist())
     return figures
 
 

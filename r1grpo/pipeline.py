@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
-from .measure import (draw_stage, read_figures, shown_samples, stage_figures, write_stage)
+from .measure import (draw_stage, read_figures, shown_samples, stage_differences, stage_figures,
+                      write_stage)
 from .model import Model
 from .monitor import Progress
 from .recipe import Recipe
@@ -109,6 +110,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "quick": recipe.quick,
         "stages": {name: {**one["figures"], "seconds": ledger.total("seconds", name)}
                    for name, one in found.items() if name not in (HELPFUL, SAFETY)},
+        "differences": stage_differences(run.path),
         "max_logprob_gap": max((entry["max_logprob_gap"] for entry in ledger.phases.values()
                                 if "max_logprob_gap" in entry), default=0.0),
         "gap_tokens": ledger.total("gap_tokens"),

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -33,7 +32,7 @@ from .toml import from_dict, to_dict, to_toml
 
 __all__ = ["Recipe", "derive_seed", "quick_recipe", "read_recipe", "recipe_hash"]
 
-_COMPLETION = 192  # tokens of a completion at most: some fifteen trials of three numbers fit
+_COMPLETION = 256  # tokens of a completion at most: some twenty trials of three numbers fit
 
 
 def _model(make: Any) -> ModelConfig:
@@ -124,6 +123,11 @@ class GeneralRLStage(RLStage):
             "general_updates must be within 0 and 1": 0.0 <= self.general_updates <= 1.0,
             "general_updates leaves no rollout to general prompts":
                 self.general_updates == 0.0 or self.first_general_update < self.total})
+        realised = (self.total - self.first_general_update) / self.total
+        if abs(realised - self.general_updates) > 0.02:  # our choice
+            raise ConfigError(f"r1: general_updates is {self.general_updates}, but in whole "
+                              f"rollouts it is {realised:.3f} ({self.total} updates, "
+                              f"{self.grpo.steps_per_generation} a rollout)")
 
     @property
     def total(self) -> int:
@@ -131,9 +135,11 @@ class GeneralRLStage(RLStage):
 
     @property
     def first_general_update(self) -> int:
-        """Updates before the general prompts: whole rollouts, so that the share is not exceeded."""
+        """Updates before the general prompts, to the nearest rollout."""
+        if self.general_updates == 0.0:
+            return self.total
         rollout = self.grpo.steps_per_generation
-        return math.ceil((1.0 - self.general_updates) * self.total / rollout) * rollout
+        return round((1.0 - self.general_updates) * self.total / rollout) * rollout
 
 
 @dataclass
@@ -245,22 +251,23 @@ class Recipe:
     base: SFTConfig = field(default_factory=lambda: _pretraining(
         mtp_coef=0.3, balance_coef=1e-3, router_bias_rate=1e-3))
     r1_zero: RLStage = field(default_factory=lambda: RLStage(
-        grpo=_grpo(120, reward_weights=(1.0, 0.1))))
+        grpo=_grpo(96, reward_weights=(1.0, 0.1))))
     cold_start: SFTStage = field(default_factory=lambda: SFTStage(
         problems=3000, samples=4, per_problem=2, sft=_sft(mtp_coef=0.1)))
     reasoning_rl: RLStage = field(default_factory=lambda: RLStage(
-        eval_steps=16, grpo=_grpo(112, reward_weights=(1.0, 0.3, 0.2))))
+        eval_steps=16, grpo=_grpo(112, loss_type="dapo", reward_weights=(1.0, 0.5, 0.2))))
     rejection_sft: SFTStage = field(default_factory=lambda: SFTStage(
         problems=4500, samples=4, per_problem=2, general_share=0.25, sft=_sft(mtp_coef=0.1)))
     reward_models: RewardModels = field(default_factory=RewardModels)
     # plain sums, so all weights are 1; temperature 0.7 as in the paper
     r1: GeneralRLStage = field(default_factory=lambda: GeneralRLStage(
-        eval_steps=4, grpo=_grpo(
-            52, temperature=0.7, learning_rate=1e-4, reward_weights=(1.0, 1.0, 1.0, 1.0, 1.0))))
+        eval_steps=16, grpo=_grpo(
+            68, temperature=0.7, learning_rate=1e-4, loss_type="dapo",
+            reward_weights=(1.0, 1.0, 1.0, 1.0, 1.0))))
     student_base: SFTConfig = field(default_factory=_pretraining)
     distilled: SFTConfig = field(default_factory=_sft)
     student_rl_only: StudentRL = field(default_factory=lambda: StudentRL(
-        grpo=_grpo(120, reward_weights=(1.0, 0.1))))
+        grpo=_grpo(96, reward_weights=(1.0, 0.1))))
 
     def __post_init__(self) -> None:
         tokenizer = make_tokenizer()

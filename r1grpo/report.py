@@ -39,7 +39,7 @@ COLUMNS = (("pass@1", "pass@1", ".3f"), ("pass@1_ci", "95 % interval", ""),
            ("pass@k", "pass@k", ".3f"), ("cons@k", "cons@k", ".3f"),
            ("wellformed_accuracy", "right if well-formed", ".3f"), ("mean_tokens", "tokens", ".1f"),
            ("truncated", "cut off", ".3f"), ("format", "format", ".3f"),
-           ("language_consistency", "language consist.", ".3f"),
+           ("language_consistency", "language consist.", ".3f"), ("no_words", "no words", ".3f"),
            ("reflection_per_response", "reflection words", ".2f"), ("seconds", "time", ""))
 DEEPSEEK = (  # benchmark, R1-Zero, Dev1, Dev2, Dev3, R1: v2, Table 3
     ("AIME 2024, pass@1", 77.9, 59.0, 74.0, 78.1, 79.8),
@@ -64,6 +64,9 @@ DIRECTIONS = (  # claim, (their figure, from, to), (our stage and key, from), (.
      ("rejection_sft", "rubric_mean"), ("r1", "rubric_mean")),
     ("A distilled student beats the same student by RL alone", ("AIME 2024, 32B", 47.0, 72.6),
      ("student_rl_only", "pass@1"), ("distilled", "pass@1")))
+COST_LABELS = {"loss_tokens": "tokens in the loss",
+               "processed_tokens": "tokens through forward and backward, prompts included",
+               "sampled_tokens": "tokens sampled, unused and validation ones included"}
 NOT_RUN = '<p class="none">not run</p>'
 
 
@@ -262,7 +265,17 @@ def _stages(summary: Mapping[str, Any], part: str | None) -> str:
         rows.append([_stage_name(name)] + [_stage_cell(figures, key, form)
                                            for key, _, form in COLUMNS])
     return (f'<div class="intervals">{interval_chart("pass@1 with 95 % interval", drawn)}</div>'
-            f"{_table(head, rows)}")
+            f"{_table(head, rows)}{'' if part else _differences(summary)}")
+
+
+def _differences(summary: Mapping[str, Any]) -> str:
+    found = summary.get("differences") or {}
+    if not found:
+        return ""
+    return _table(["pass@1, paired by problem", "difference", "95 % interval", "problems"],
+                  ([_esc(name), f"{one['difference']:+.3f}",
+                    f"{one['interval'][0]:+.3f} to {one['interval'][1]:+.3f}", _number(one["n"])]
+                   for name, one in found.items()))
 
 
 def _stage_cell(figures: Mapping[str, Any], key: str, form: str) -> str:
@@ -346,16 +359,19 @@ def _general(summary: Mapping[str, Any]) -> str:
     general, models = summary.get("general") or {}, summary.get("reward_models") or {}
     tables = []
     if general:
-        keys = (("refusal", "refuses harmful"), ("over_refusal", "refuses harmless"),
-                ("rubric_mean", "rubric mean"))
-        tables.append(_table(["stage"] + [label for _, label in keys] + ["prompts"],
-                             ([_stage_name(name)] + [_rate(general[name].get(key))
-                                                     for key, _ in keys]
-                             + [_number(general[name].get("n"))]
-                              for name in _by_stage(general))))
+        keys = (("refusal", "refusal_n", "refuses harmful"),
+                ("over_refusal", "over_refusal_n", "refuses harmless"),
+                ("rubric_mean", "n", "rubric mean"))
+        head = ["stage"] + [cell for *_, label in keys for cell in (label, "prompts")]
+        tables.append(_table(head, (
+            [_stage_name(name)] + [cell for key, n, _ in keys for cell in (
+                _rate(general[name].get(key)), _number(general[name].get(n)))]
+            for name in _by_stage(general))))
     if models:
-        tables.append(_table(["reward model", "held-out accuracy", "pairs or rows"],
-                             ([_esc(name), _rate(figures.get("accuracy")),
+        tables.append(_table(["reward model", "held-out accuracy", "balanced over labels",
+                              "share of the larger label", "pairs or rows"],
+                             ([_esc(name), *(_rate(figures.get(key)) for key in (
+                                 "accuracy", "balanced_accuracy", "base_rate")),
                                _number(figures.get("n"))] for name, figures in models.items())))
     return "".join(tables) or NOT_RUN
 
@@ -372,7 +388,7 @@ def _costs(summary: Mapping[str, Any]) -> str:
         tables.append(f'<div class="intervals">{chart}</div>')
     if costs:
         flat = [(name, value) for name, value in costs.items() if not isinstance(value, dict)]
-        flat += [(f"{name} {part}", value) for name, group in costs.items()
+        flat += [(f"{name}: {COST_LABELS.get(part, part)}", value) for name, group in costs.items()
                  if isinstance(group, dict) for part, value in group.items()]
         tables.append(_table(["cost", "figure"], ([_esc(name.replace("_", " ")),
                                                    _number(value) if isinstance(value, (int, float))

@@ -5,12 +5,15 @@
 
 DeepSeek-R1 (Nature, Methods; arXiv 2501.12948v2, 3.1): the helpful model is pairwise and sees the
 final summary only, the safety model is pointwise and sees the whole response. The paper prints no
-loss formulas; these two are ours, so is the end-of-text token that closes every scored sequence,
-and so is sigmoid(s), in (0, 1), as the reward: a plain sum with 0/1 rewards stays in proportion.
+loss formulas; these two are ours, so is the end-of-text token behind a response that ended by
+itself (one that was cut off has none), and so is sigmoid(s), in (0, 1), as the reward: a plain sum
+with 0/1 rewards stays in proportion.
 
 Rows   pairwise: prompt, chosen, rejected      pointwise: prompt, completion, label (1 good, 0 bad)
-The prompt is text, messages or prompt_ids; responses are text. Knows nothing about how they were
-judged: no rubric is in sight.
+       optional: chosen_finish_reason, rejected_finish_reason, finish_reason ('stop' where missing)
+Responses are whole; what the model does not see of them is cut here, in training and in scoring by
+the same function. The prompt is text, messages or prompt_ids; responses are text. Knows nothing
+about how they were judged: no rubric is in sight.
 """
 
 from __future__ import annotations
@@ -29,12 +32,13 @@ from .trainer import Callback, Trainer, check_length, data_order, fingerprint, p
 _SCORE_BATCH = 64  # sequences a call of score; cannot change a score
 
 
-def scored_ids(prompt_ids: Sequence[int], response: str, part: str, processing_class: Any
-               ) -> list[int]:
+def scored_ids(prompt_ids: Sequence[int], response: str, part: str, processing_class: Any,
+               finish_reason: str = "stop") -> list[int]:
     """What the model sees: the prompt, the response or its summary alone (the text after </think>;
-    empty while the thinking is not closed), the end-of-text token."""
+    empty while the thinking is not closed), the end-of-text token where the response ended."""
     text = split_thinking(response)[1] if part == "summary" else response
-    return [*prompt_ids, *processing_class.encode(text), processing_class.eos_token_id]
+    end = [processing_class.eos_token_id] if finish_reason == "stop" else []
+    return [*prompt_ids, *processing_class.encode(text), *end]
 
 
 class RewardTrainer(Trainer):
@@ -71,8 +75,10 @@ class RewardTrainer(Trainer):
             if label not in (0.0, 1.0):
                 raise ValueError(f"{where}: label is {row['label']!r}, expected 0 or 1")
             prompt = prompt_ids_of(row, self.processing_class, where)
-            ids = [scored_ids(prompt, row[column], str(self.args.part), self.processing_class)
-                   for column in columns]
+            reasons = [row.get(f"{column}_finish_reason" if pairwise else "finish_reason", "stop")
+                       for column in columns]
+            ids = [scored_ids(prompt, row[column], str(self.args.part), self.processing_class, end)
+                   for column, end in zip(columns, reasons)]
             check_length(max(map(len, ids)), self.args.max_length, "max_length", self.model, where)
             examples.append((ids, label))
         return examples
@@ -94,12 +100,15 @@ class RewardTrainer(Trainer):
         self.model.zero_grad()
         loss = self.model.reward_gradient(ids, kind=args.kind, labels=labels, total=rows,
                                           micro_batch_tokens=args.micro_batch_tokens)
-        return {"loss": float(loss), "num_tokens": sum(map(len, ids)),
+        tokens = sum(map(len, ids))  # the loss is of whole sequences
+        return {"loss": float(loss), "num_tokens": tokens, "processed_tokens": tokens,
                 "epoch": (self.step + 1) * rows / len(self.examples)}
 
     def evaluate(self) -> dict[str, float]:
         """Accuracy on eval_dataset: the chosen response scores higher (a tie is half), or the
-        score's sign agrees with the label."""
+        score's sign agrees with the label. Beside labels, whose classes differ in size, stand
+        base_rate, the share of the larger class (what a constant verdict reaches), and
+        balanced_accuracy, the mean over the classes that occur."""
         if not self.eval_examples:
             raise ValueError("evaluate needs an eval_dataset")
         scores = score_in_batches(self.model.score,
@@ -109,7 +118,14 @@ class RewardTrainer(Trainer):
         else:
             margin = scores * np.array([2.0 * label - 1.0 for _, label in self.eval_examples])
         right = np.where(margin > 0, 1.0, np.where(margin == 0, 0.5, 0.0))
-        return {"accuracy": math.fsum(right) / len(right), "n": len(right)}
+        found = {"accuracy": math.fsum(right) / len(right), "n": len(right)}
+        if self.args.kind == "pointwise":
+            labels = np.array([label for _, label in self.eval_examples])
+            classes = [right[labels == label] for label in (0.0, 1.0) if label in labels]
+            found["base_rate"] = max(map(len, classes)) / len(right)
+            found["balanced_accuracy"] = math.fsum(
+                math.fsum(one) / len(one) for one in classes) / len(classes)
+        return found
 
     def _state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         return {}, {"dataset": fingerprint(self.examples)}
@@ -145,13 +161,15 @@ class ModelReward:
     def __call__(self, prompts: Sequence[Any], completions: Sequence[str],
                  completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[float | None]:
         kinds = columns.get("reward_model", [self.__name__] * len(completions))
+        reasons = columns.get("finish_reasons", ["stop"] * len(completions))
         mine = [i for i, kind in enumerate(kinds) if kind == self.__name__]
         ids = []
         for i in mine:
             is_ids = len(prompts[i]) > 0 and isinstance(prompts[i][0], int)  # else text, messages
             prompt = prompt_ids_of({"prompt_ids" if is_ids else "prompt": prompts[i]},
                                    self.processing_class, "prompt")
-            ids.append(scored_ids(prompt, completions[i], self.part, self.processing_class))
+            ids.append(scored_ids(prompt, completions[i], self.part, self.processing_class,
+                                  reasons[i]))
         rewards: list[float | None] = [None] * len(completions)
         for i, one in zip(mine, score_in_batches(self.score, ids).tolist()):
             rewards[i] = 0.5 * (1.0 + math.tanh(0.5 * one))  # sigmoid that cannot overflow

@@ -30,7 +30,7 @@ class Tokenizer(Protocol):
     eos_token_id: int | None
 
     def encode(self, text: str) -> list[int]: ...
-    def decode(self, ids: Sequence[int]) -> str: ...
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
 
 
 @dataclass
@@ -103,10 +103,11 @@ def find_stop(ids: Sequence[int], stop_strings: Sequence[str], tokenizer: Any) -
     reach = SLICE + max(map(len, stop_strings))
     start = max(0, len(ids) - reach)
     tail = list(ids[start:])
-    if not _holds(tokenizer.decode(tail), stop_strings):
+    if not _holds(tokenizer.decode(tail, skip_special_tokens=False), stop_strings):
         return None
     return start + next(n for n in range(1, len(tail) + 1)
-                        if _holds(tokenizer.decode(tail[:n]), stop_strings))
+                        if _holds(tokenizer.decode(tail[:n], skip_special_tokens=False),
+                                  stop_strings))
 
 
 def _holds(text: str, stop_strings: Sequence[str]) -> bool:
@@ -114,8 +115,9 @@ def _holds(text: str, stop_strings: Sequence[str]) -> bool:
 
 
 def completion_text(tokenizer: Any, ids: Iterable[int]) -> str:
-    """Text of a completion without its end-of-sequence token."""
+    """Text of a completion without its last token, if that ends the sequence. Every other control
+    token is shown, so that no reward is blind to it."""
     plain = [int(one) for one in ids]
     if plain and plain[-1] == getattr(tokenizer, "eos_token_id", None):
         plain.pop()
-    return tokenizer.decode(plain)
+    return tokenizer.decode(plain, skip_special_tokens=False)

@@ -39,7 +39,7 @@ from .model import Model
 from .model_config import ModelConfig
 from .monitor import Monitor, Progress, mean
 from .recipe import Recipe, derive_seed, recipe_hash
-from .rewards import language_reward
+from .rewards import language_shares
 from .rundir import RunDir, read_jsonl
 from .tasks import make_tokenizer, reflection_count
 from .toml import to_toml
@@ -125,7 +125,7 @@ class Ledger:
     def cost(self, *names: str) -> dict[str, float]:
         """Tokens and seconds of phases or stages."""
         return {key: self.total(key, *names)
-                for key in ("trained_tokens", "sampled_tokens", "seconds")}
+                for key in ("loss_tokens", "processed_tokens", "sampled_tokens", "seconds")}
 
 
 class Meter:
@@ -158,20 +158,24 @@ class Meter:
 
 class Selection:
     """Which state of an RL phase becomes its checkpoint: the one with the best pass@1 on validation
-    problems, the last of equals, among those after `first` updates (our choice)."""
+    problems, the last of equals, among those after `first` updates (our choice). It looks every
+    `every` updates and, where states can be chosen, every `then`."""
 
     def __init__(self, problems: Rows, args: EvalConfig, every: int, tokenizer: Any,
-                 first: int = 0) -> None:
+                 first: int = 0, then: int | None = None) -> None:
         self.problems, self.args, self.every, self.tokenizer = problems, args, every, tokenizer
-        self.first = first
+        self.first, self.then = first, then or every
         self.step, self.score = 0, -1.0
+        self.sampled_tokens = 0  # of all looks
         self.weights: dict[str, np.ndarray] = {}
 
     def look(self, model: Model, step: int, last: bool) -> float | None:
         """Measure where it is time to; returns pass@1 then."""
-        if step % self.every and not last:
+        if step % (self.then if step > self.first else self.every) and not last:
             return None
-        score = evaluate(model, self.problems, self.args, self.tokenizer).figures["pass@1"]
+        found = evaluate(model, self.problems, self.args, self.tokenizer)
+        score = found.figures["pass@1"]
+        self.sampled_tokens += sum(len(one["completion_ids"]) for one in found.samples)
         if step > self.first and score >= self.score:
             self.step, self.score, self.weights = step, score, model.state_dict()
         return score
@@ -298,7 +302,7 @@ class Run:
                     saved = step
                 if saved == step:
                     self.safe_point()
-            entry |= _figures(trainer)
+            entry |= _figures(trainer, selection)
         self.finish(phase)
         if selection is None:
             return trainer.step
@@ -319,7 +323,7 @@ class Run:
             trainer.load_state_dict({"arrays": arrays, "meta": state.meta["trainer"]})
             monitor.load_state_dict(state.meta["monitor"])
             if selection:
-                selection.step, selection.score = state.meta["best"]
+                selection.step, selection.score, selection.sampled_tokens = state.meta["best"]
                 selection.weights = best
         if self.resumed:
             self.rundir.metrics.truncate_to(trainer.step, phase)
@@ -333,7 +337,7 @@ class Run:
         arrays, meta = state["arrays"], {"trainer": state["meta"], "monitor": monitor.state_dict()}
         if selection:
             arrays = arrays | {f"best/{k}": v for k, v in selection.weights.items()}
-            meta["best"] = [selection.step, selection.score]
+            meta["best"] = [selection.step, selection.score, selection.sampled_tokens]
         save_checkpoint(folder, step_name(trainer.step), arrays, meta)
         prune_checkpoints(folder, keep=1)
         self.ledger.save()
@@ -345,23 +349,28 @@ class Run:
         assert batch is not None
         done = batch.completions
         languages = [batch.rows[i // done.group_size]["language"] for i in range(len(done))]
-        shares = language_reward([], done.texts, [], language=languages)
+        shares = [one for one in language_shares([], done.texts, [], language=languages)
+                  if one is not None]
         if batch.position == 1:
             for row in islice(trainer.completion_rows(), done.group_size):
                 del row["logprobs"]  # the stored evaluations have them
                 self.rundir.completions.append({"stage": phase, **row, "step": row["step"] + 1})
         return {"completions/reflection": mean([float(reflection_count(t)) for t in done.texts]),
-                "language_consistency": mean([float(one or 0.0) for one in shares])}
+                "language_consistency": mean(shares) if shares else 0.0,
+                "no_words": 1.0 - len(shares) / len(done)}
 
     def _advance_skipped(self, phase: str, sequences: int) -> None:
         if self.meter and sequences:
             self.meter.advance(phase, sequences, skipped=True)
 
 
-def _figures(trainer: Trainer) -> dict[str, Any]:
-    """What a finished trainer adds to the ledger. In RL the tokens that were trained on are those
-    that were sampled, each once."""
+def _figures(trainer: Trainer, selection: Selection | None) -> dict[str, Any]:
+    """What a finished trainer adds to the ledger. Loss tokens are those that were learned,
+    processed tokens all that went through forward and backward, prompts included; sampled are
+    those of all rollouts, used or not, and of the looks at validation problems."""
+    tokens = {"loss_tokens": trainer.num_tokens, "processed_tokens": trainer.processed_tokens}
     if not isinstance(trainer, GRPOTrainer):
-        return {"trained_tokens": trainer.num_tokens}
-    return {"trained_tokens": trainer.num_tokens, "sampled_tokens": trainer.num_tokens,
+        return tokens
+    looks = selection.sampled_tokens if selection else 0
+    return {**tokens, "sampled_tokens": trainer.sampled_tokens + looks,
             "max_logprob_gap": trainer.max_logprob_gap, "gap_tokens": trainer.gap_tokens}

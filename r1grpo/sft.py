@@ -113,6 +113,8 @@ class SFTTrainer(Trainer):
             weights=weights, micro_batch_tokens=args.micro_batch_tokens, mtp_coef=args.mtp_coef,
             balance_coef=args.balance_coef)
         return {"loss": float(loss), "num_tokens": int(loss.tokens),
+                "processed_tokens": sum(len(one.prompt_ids) + len(one.completion_ids)
+                                        for one in batch),
                 "epoch": (self.step + 1) * rows / len(self.examples),
                 **{name: loss.stats[name] for name in ("mtp_loss", "mtp_accept", "balance_loss")
                    if name in loss.stats}}

@@ -133,8 +133,9 @@ def _kept_rows(spec: SFTStage, recipe: Recipe, teacher: Model, tokenizer: WordTo
                                  correct=accuracy_reward, processing_class=tokenizer,
                                  filters=filters, rewrite=rewrite,
                                  max_per_problem=spec.per_problem, source=source)
-        kept += [_sft_row(part[row["source"]["problem"]], row["completion"], tokenizer,
-                          row["source"]) for row in found.rows]
+        kept += [{**_sft_row(part[row["source"]["problem"]], row["completion"], tokenizer,
+                             row["source"]), "completion_ids": row["completion_ids"]}
+                 for row in found.rows]  # what was sampled is learned as sampled
         dropped.update(found.dropped)
         entry["sampled_tokens"] += found.sampled_tokens
         entry["sampled"] += found.sampled
@@ -177,7 +178,7 @@ def judged_rows(recipe: Recipe, kind: str, split: str, sources: dict[str, Model]
                 tokenizer: WordTokenizer, entry: dict[str, Any], pause: Pause) -> Rows:
     """Preference pairs (kind helpful) or labelled responses (safety). Each prompt is answered by
     several checkpoints, so that good and bad responses meet; split test is for held-out accuracy.
-    The pairs hold what the helpful model will see, the text after </think>."""
+    Responses are whole and keep their finish reasons."""
     plan = recipe.reward_models
     count = plan.test_prompts if split == "test" else \
         plan.helpful_prompts if kind == HELPFUL else plan.safety_prompts
@@ -187,6 +188,7 @@ def judged_rows(recipe: Recipe, kind: str, split: str, sources: dict[str, Model]
                                 derive_seed(recipe.seed, f"{kind}/{split}"), families)
     rows = [problem.row("r1") for problem in problems]
     answers: list[list[str]] = [[] for _ in rows]
+    reasons: list[list[str]] = [[] for _ in rows]
     entry |= {"sampled_tokens": 0}
     for source, model in sources.items():
         args = EvalConfig(k=plan.samples, batch_prompts=_CHUNK,
@@ -201,18 +203,32 @@ def judged_rows(recipe: Recipe, kind: str, split: str, sources: dict[str, Model]
 
         for one in draw_samples(model, rows, args, tokenizer, advance):
             answers[one["problem"]].append(one["completion"])
+            reasons[one["problem"]].append(one["finish_reason"])
             entry["sampled_tokens"] += len(one["completion_ids"])
     judge = pair_responses if kind == HELPFUL else label_responses
-    return [judged for row, texts in zip(rows, answers) for judged in judge(row, texts)]
+    return [judged for row, texts, ends in zip(rows, answers, reasons)
+            for judged in judge(row, texts, ends)]
 
 
-def pair_responses(row: Row, responses: Sequence[str]) -> Iterator[Row]:
-    for pair in preference_pairs(row, [split_thinking(text)[1] for text in responses]):
-        yield asdict(pair)
+def pair_responses(row: Row, responses: Sequence[str], finish_reasons: Sequence[str] = ()
+                   ) -> Iterator[Row]:
+    """Pairs by the text after </think>, which the helpful model will see, as whole responses (the
+    first of those that share it). No finish reasons: all ended by themselves."""
+    whole: dict[str, tuple[str, str]] = {}
+    for text, end in zip(responses, finish_reasons or ["stop"] * len(responses)):
+        whole.setdefault(split_thinking(text)[1], (text, end))
+    for pair in preference_pairs(row, list(whole)):
+        (chosen, chosen_end), (rejected, rejected_end) = whole[pair.chosen], whole[pair.rejected]
+        yield {**asdict(pair), "chosen": chosen, "rejected": rejected,
+               "chosen_finish_reason": chosen_end, "rejected_finish_reason": rejected_end}
 
 
-def label_responses(row: Row, responses: Sequence[str]) -> Iterator[Row]:
-    for text in dict.fromkeys(responses):
+def label_responses(row: Row, responses: Sequence[str], finish_reasons: Sequence[str] = ()
+                    ) -> Iterator[Row]:
+    """Labelled responses, each once. No finish reasons: all ended by themselves."""
+    ends = finish_reasons or ["stop"] * len(responses)
+    for text, end in dict.fromkeys(zip(responses, ends)):
         yield {"prompt": row["prompt"], "completion": text, "label": int(is_safe(row, text)),
+               "finish_reason": end,
                "task": row["task"], "language": row["language"],
                "problem_key": row["problem_key"]}

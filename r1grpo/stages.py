@@ -31,6 +31,7 @@ from .recipe import Recipe, RLStage, SFTStage, with_seed
 from .reward_model import ModelReward, RewardTrainer
 from .rewards import accuracy_reward, format_reward, language_reward
 from .run import Row, Rows, Run, Selection
+from .rundir import read_jsonl
 from .scoring import RewardFunction
 from .sft import SFTTrainer
 from .sources import (HELPFUL, SAFETY, cold_start_rows, corpus_row, general_problems, judged_rows,
@@ -76,15 +77,17 @@ def _pretrain(run: Run, stage: str, config: ModelConfig, options: SFTConfig) -> 
 def _reinforce(run: Run, phase: str, model: Model, spec: RLStage, template: str, dataset: Dataset,
                rewards: Sequence[RewardFunction], first: int = 0, **changes: Any
                ) -> tuple[int, float]:
-    """RL with the checkpoint chosen on validation problems among those after `first` updates;
-    returns its step and its pass@1. `changes` are options of the trainer."""
+    """RL with the checkpoint chosen on validation problems among those after `first` updates, where
+    there are few and every rollout is looked at; returns its step and its pass@1. `changes` are
+    options of the trainer."""
     options = with_seed(spec.grpo, run.seed(phase.partition("/")[0]), **{
         "stop_token_ids": run.tokenizer.stop_token_ids(template),
         "output_dir": str(run.state_path(phase)), **changes})
     trainer = GRPOTrainer(model, rewards, options, dataset, processing_class=run.tokenizer)
     selection = Selection(held_out_rows(run.recipe, "validation", template),
                           held_out_args(run.recipe, "validation", template, run.tokenizer),
-                          spec.eval_steps, run.tokenizer, first)
+                          spec.eval_steps, run.tokenizer, first,
+                          then=spec.grpo.steps_per_generation if first else None)
     return run.train(phase, trainer, selection), selection.score
 
 
@@ -196,7 +199,12 @@ def make_student_base(run: Run, parent: Model | None) -> Trained:
 
 
 def make_distilled(run: Run, parent: Model | None) -> Trained:
-    rows = run.data("distilled/rows", "stage3", lambda entry: [])  # the file is there
+    path = run.data_path("stage3")  # rejection_sft's rows
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: rejection_sft wrote it and the student learns "
+                                f"from it; make the run again in another directory")
+    rows = list(read_jsonl(path))
+    run.finish("distilled/rows", skipped=True)
     return _fine_tune(run, "distilled", _need(parent), run.recipe.distilled, rows)
 
 

@@ -91,11 +91,13 @@ def is_wellformed(text: str, template: str, boxed: bool = True) -> bool:
 
     zero: `<think> T </think> <answer> A </answer>`, A not empty, T may be (a direct answer).
     r1: `<think> T </think> S`, S not empty and without tags; where `boxed`, S holds exactly one
-    `\\boxed{ A }` and only a full stop may follow it.
+    `\\boxed{ A }` and only a full stop may follow it. No control word stands in either.
     """
     check_template(template)
     text = text.strip()
     tags = [text.count(tag) for tag in _TAGS]
+    if any(word in text for word in CONTROL_WORDS):
+        return False
     if template == "zero":
         match = re.fullmatch(rf"{THINK}.*{END_THINK}\s*{ANSWER}(.+){END_ANSWER}", text, re.S)
         return match is not None and tags == [1, 1, 1, 1, 0, 0] and bool(match[1].strip())

@@ -33,8 +33,9 @@ from . import checkpoint
 from .config import ConfigError, TrainingConfig
 
 # options that a resumed run may give differently: they cannot change the bits of a step that both
-# runs take (a longer run keeps them under the constant schedule)
-_FREE_OPTIONS = {"output_dir", "save_steps", "micro_batch_tokens", "max_steps", "num_train_epochs"}
+# runs take. The length is one where no learning rate depends on it: under the constant schedule
+_FREE_OPTIONS = {"output_dir", "save_steps", "micro_batch_tokens"}
+_LENGTH_OPTIONS = {"max_steps", "num_train_epochs"}
 
 Callback = Callable[["Trainer", dict[str, Any]], None]
 
@@ -126,7 +127,8 @@ class Trainer:
         self.args = args
         self.callbacks = list(callbacks or [])  # each is called as f(trainer, metrics)
         self.step = 0  # updates done
-        self.num_tokens = 0  # tokens trained on so far
+        self.num_tokens = 0  # tokens in the loss so far
+        self.processed_tokens = 0  # tokens through forward and backward so far, prompts included
         self.log_history: list[dict[str, Any]] = []
 
     # ---- what a trainer provides ----
@@ -137,7 +139,8 @@ class Trainer:
 
     def _gradient(self) -> dict[str, Any]:
         """Leave the gradient of the next update in the model and return its metrics; 'num_tokens'
-        is the number of tokens of this update."""
+        is the number of tokens in this update's loss, 'processed_tokens' counts their prompts
+        too."""
         raise NotImplementedError
 
     def _commit(self, metrics: dict[str, Any]) -> None:
@@ -171,6 +174,7 @@ class Trainer:
                 self.model.update_router_bias(args.router_bias_rate)
             self.step += 1
             self.num_tokens += metrics["num_tokens"]
+            self.processed_tokens += metrics["processed_tokens"]
             self._commit(metrics)
             metrics = {"step": self.step, **metrics, "grad_norm": float(norm),
                        "learning_rate": learning_rate, "step_time": time.perf_counter() - started}
@@ -209,7 +213,8 @@ class Trainer:
                   **{f"optimizer/{k}": v for k, v in self.model.optimizer_state().items()}}
         return {"arrays": arrays,
                 "meta": {**meta, "trainer": type(self).__name__, "step": self.step,
-                         "num_tokens": self.num_tokens, "args": _fixed_options(self.args)}}
+                         "num_tokens": self.num_tokens, "processed_tokens": self.processed_tokens,
+                         "args": _fixed_options(self.args)}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         arrays, meta = state["arrays"], state["meta"]
@@ -225,6 +230,7 @@ class Trainer:
         self.model.load_state_dict(_under(arrays, "model/"))
         self.model.load_optimizer_state(_under(arrays, "optimizer/"))
         self.step, self.num_tokens = int(meta["step"]), int(meta["num_tokens"])
+        self.processed_tokens = int(meta["processed_tokens"])
 
     def save_checkpoint(self) -> Path:
         """Write state_dict() to output_dir, whole or not at all; returns its folder."""
@@ -254,8 +260,9 @@ class Trainer:
 
 def _fixed_options(args: TrainingConfig) -> dict[str, Any]:
     """The options that a resumed run must share, as JSON would give them back."""
+    free = _FREE_OPTIONS | (_LENGTH_OPTIONS if args.lr_scheduler_type == "constant" else set())
     return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(args).items()
-            if k not in _FREE_OPTIONS}
+            if k not in free}
 
 
 def _under(arrays: dict[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:

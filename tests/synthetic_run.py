@@ -41,12 +41,15 @@ def make_summary(quick: bool = False) -> dict:
                      "ood": make_figures(name, 0.15)} for name in PASS}
     return {"seed": 7, "wall_seconds": 1042.5, "quick": quick, "stages": stages,
             "parameters": {"total": 1234567, "active": 543210},
+            "differences": {"r1 - r1_zero": {"difference": 0.0625, "interval": [-0.011, 0.136],
+                                             "n": 200}},
             "max_logprob_gap": 0.0, "gap_tokens": 3456789,
             "general": {name: {"refusal": 0.9, "over_refusal": 0.06, "rubric_mean": 0.5 + i / 10,
-                               "n": 120}
+                               "n": 120, "refusal_n": 23, "over_refusal_n": 17}
                         for i, name in enumerate(("rejection_sft", "r1"))},
             "reward_models": {"helpful": {"accuracy": 0.91, "n": 300},
-                              "safety": {"accuracy": 0.96, "n": 240}},
+                              "safety": {"accuracy": 0.96, "n": 240, "base_rate": 0.815,
+                                         "balanced_accuracy": 0.927}},
             "costs": {"distilled": {"seconds": 41.0, "tokens": 250000},
                       "student_rl_only": {"seconds": 133.0, "tokens": 1900000},
                       "teacher_seconds": 512.0}}

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from tiny_run import outcome, write_recipe
@@ -103,6 +104,21 @@ def test_pipeline_runs_stops_on_sigterm_and_goes_on_to_the_same_bits(recipe_file
     assert cli.main(["eval", str(path / "base")]) == 0
     assert "pass@1_ci" in capsys.readouterr().out
     assert "reward model" in refused(capsys, "eval", str(path / "helpful"))
+
+
+@pytest.mark.parametrize("arguments, folder", [
+    ([], "r1-seed0"), (["--seed", "3"], "r1-seed3"), (["--quick"], "quick"),
+    (["--recipe", "five.toml"], "r1-seed5"), (["--recipe", "five.toml", "--seed", "6"], "r1-seed6"),
+    (["--quick", "--out", "here"], None)])
+def test_the_default_directory_is_of_the_recipe(arguments, folder, tmp_path, monkeypatch):
+    """A quick run, or one of another seed, must not take the directory of a full run."""
+    asked = []
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "five.toml").write_text("seed = 5\n")
+    monkeypatch.setattr("r1grpo.pipeline.run_pipeline", lambda out, *_: asked.append(out))
+    monkeypatch.setattr(cli, "_summary_table", lambda summary: "")
+    assert cli.main(["pipeline", *arguments]) == 0
+    assert asked == [Path("runs") / folder if folder else Path("here")]
 
 
 def test_a_second_signal_does_not_wait():

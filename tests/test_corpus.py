@@ -1,18 +1,19 @@
 """The base corpus: determinism, what its documents claim, its shares, and traces."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 
-from r1grpo.data import document_row, pack_rows
+from r1grpo.data import document_row
 from r1grpo.tasks import make_tokenizer, reflection_count, split_of
-from r1grpo.tasks.corpus import CorpusConfig, documents, documents_of_tokens
-from r1grpo.tasks.countdown import make_countdown
+from r1grpo.tasks.corpus import CorpusConfig, documents
+from r1grpo.tasks.countdown import countdown_key, make_countdown
 from r1grpo.tasks.trace import (equations, equations_hold, has_repeats, is_readable,
                                 rewrite_to_summary)
 from r1grpo.tokenizer import extract_answer, is_wellformed, split_thinking
-from r1grpo.verifiers import verify_countdown
+from r1grpo.verifiers import chain_value, verify_countdown
 
 CONFIG = CorpusConfig()
 DOCUMENTS = documents(6000, seed=0)
@@ -38,11 +39,25 @@ def test_train_problems_only():
     assert all((d.key is None) == (d.kind == "drill") for d in DOCUMENTS)
 
 
+def test_no_document_writes_a_chain_that_solves_a_held_out_problem():
+    """Not even as a failed trial: the value of every chain of three small numbers is a train target."""
+    found = 0
+    for document in DOCUMENTS:
+        for match in re.finditer(r"(?<![\w+*=-] )\b(\d+) ([-+*]) (\d+) = \d+ ([-+*]) (\d+) = \d+",
+                                 document.completion):
+            a, first, b, second, c = match.groups()
+            value = chain_value([int(a), int(b), int(c)], [first, second])
+            if max(int(a), int(b), int(c)) <= 20 and 1 <= value <= 100:
+                found += 1
+                assert split_of(countdown_key((int(a), int(b), int(c)), value)) == "train", document
+    assert found > 3000
+
+
 def test_documents_fit_and_round_trip(tokenizer):
     for document in DOCUMENTS:
         ids = tokenizer.encode(document.text)
         assert tokenizer.decode(ids, skip_special_tokens=False) == document.text
-        assert len(tokenizer.encode(document.completion)) <= 128
+        assert len(tokenizer.encode(document.completion)) <= 192
         assert ids[-1] == tokenizer.eos_token_id
 
 
@@ -132,23 +147,6 @@ def test_checks_judge_by_the_target_and_only_verdicts_count(tokenizer):
         assert sum(row["weights"]) == CONFIG.check_values
         assert row["weights"][:3] == [0.0, 0.0, 1.0] and row["weights"][-1] == 0.0
     assert sum(right) / len(right) == pytest.approx(CONFIG.check_right, abs=0.05)
-
-
-def test_documents_of_tokens(tokenizer):
-    made = documents_of_tokens(20_000, seed=0)
-    total = sum(len(tokenizer.encode(d.text)) for d in made)
-    assert made == DOCUMENTS[:len(made)]
-    assert 0 <= total - 20_000 < 256
-
-
-def test_packing_fits_and_keeps_every_row():
-    lengths = [5, 9, 1, 4, 4, 7, 10, 2]
-    groups = pack_rows(lengths, 10)
-    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
-    assert max(sum(lengths[i] for i in group) for group in groups) <= 10
-    assert len(groups) == 5                                 # 42 tokens need at least five tens
-    with pytest.raises(ValueError, match="row 6 has 10"):
-        pack_rows(lengths, 8)
 
 
 # --- traces ----------------------------------------------------------------------------------

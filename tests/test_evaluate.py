@@ -7,7 +7,8 @@ import pytest
 from fakes import FakeModel
 
 from r1grpo.config import EvalConfig
-from r1grpo.evaluate import (Graders, check, evaluate, interval, pass_at, recompute, row_vote)
+from r1grpo.evaluate import (Graders, check, evaluate, interval, paired_difference,
+                             pass_at, recompute, row_vote)
 from r1grpo.tokenizer import WordTokenizer
 
 TOKENIZER = WordTokenizer([*"abcdefgh"])
@@ -76,6 +77,25 @@ def test_interval():
     assert interval([1.0] * 9) == (1.0, 1.0) and interval([0.5]) == (0.0, 1.0)
 
 
+def test_paired_difference_by_hand():
+    def stage(*rights):
+        return [{"problem": p, "problem_key": f"toy:{p}", "rewards": {"accuracy": float(right)}}
+                for p, one in enumerate(rights) for right in one]
+
+    hard, better = stage([0, 0], [1, 0], [1, 1]), stage([1, 0], [1, 1], [1, 1])
+    found = paired_difference(better, hard)  # by problem .5 .5 0, s = .288675
+    assert found["difference"] == pytest.approx(1 / 3) and found["n"] == 3
+    half = 1.96 * 0.288675 / 3 ** 0.5
+    assert found["interval"] == pytest.approx([1 / 3 - half, 1 / 3 + half], abs=1e-5)
+    back = paired_difference(hard, better)
+    assert back["interval"] == pytest.approx([-1 / 3 - half, -1 / 3 + half], abs=1e-5)
+    assert paired_difference(hard, hard) == {"difference": 0.0, "interval": [0.0, 0.0], "n": 3}
+    other = [{**one, "problem_key": f"other:{one['problem']}"} for one in hard]
+    for samples in (other, hard[:2], []):
+        with pytest.raises(ValueError, match="same problems"):
+            paired_difference(hard, samples)
+
+
 @pytest.mark.parametrize("one, other", [
     ("7 * 5 + 2", "5 * 7 + 2"), ("7 + 5 - 2", "7 - 2 + 5"), ("2 * 3 * 4", "4*3*2"),
     ("3 + 2 * 4", "2 + 3 * 4"), ("007", "7")])
@@ -132,6 +152,9 @@ def test_the_graders_of_the_built_in_tasks():
     assert figures["pass@1"] == 0.5 and figures["format"] == 0.75 and figures["cons@k"] == 1.0
     assert figures["wellformed_accuracy"] == pytest.approx(2 / 3)
     assert figures["reflection_per_response"] > 0 and 0 < figures["language_consistency"] < 1
+    # the text without a chain of thought is no evidence: mean of 1, 1 and 2 / 3
+    assert figures["language_consistency"] == pytest.approx((1 + 1 + 2 / 3) / 3)
+    assert figures["no_words"] == 0.25 and samples[3]["rewards"]["language"] is None
     samples[0]["finish_reason"] = "length"
     assert recompute(samples)["format"] == 0.5 and recompute(samples)["truncated"] == 0.25
 

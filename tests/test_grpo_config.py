@@ -60,7 +60,9 @@ def test_unsupported_and_unknown_options_are_named(option, words):
 
 
 @pytest.mark.parametrize("options, word", [
-    ({"temperature": -1}, "temperature"), ({"top_p": 0.0}, "top_p"), ({"beta": -0.1}, "beta"),
+    ({"temperature": -1}, "temperature"), ({"temperature": 0.0}, "temperature must be above 0"),
+    ({"num_generations": 1}, "num_generations must be at least 2"),
+    ({"top_p": 0.0}, "top_p"), ({"beta": -0.1}, "beta"),
     ({"loss_type": "sapo"}, "loss_type"), ({"per_device_train_batch_size": 7}, "num_generations"),
     ({"ref_model_mixup_alpha": 0.6}, "ref_model_mixup_alpha"), ({"max_steps": 0}, "max_steps"),
     ({"sync_ref_model": True}, "sync_ref_model"), ({"scale_rewards": "Group"}, "scale_rewards"),

@@ -120,10 +120,45 @@ def test_resume_ends_in_the_same_bits(stop_at, tmp_path):
     history = second.train(resume_from_checkpoint=True)
     assert history[0]["step"] == stop_at + 1
     assert weights(second) == weights(whole)
-    assert second.num_tokens == whole.num_tokens and second.gap_tokens == whole.gap_tokens
+    for counter in ("num_tokens", "processed_tokens", "sampled_tokens", "gap_tokens"):
+        assert getattr(second, counter) == getattr(whole, counter) > 0
     timeless = [{k: v for k, v in h.items() if k != "step_time"} for h in history]
     assert timeless == [{k: v for k, v in h.items() if k != "step_time"}
                         for h in whole.log_history[stop_at:]]
+
+
+@pytest.mark.parametrize("option, before, after", [
+    ("max_steps", 8, 12), ("num_train_epochs", 1.0, 2.0)])
+def test_a_run_can_be_made_longer_where_no_learning_rate_depends_on_it(option, before, after,
+                                                                       tmp_path):
+    first = make(output_dir=str(tmp_path / "constant"), **{option: before})
+    next(first)
+    first.save_checkpoint()
+    make(output_dir=str(tmp_path / "constant"), **{option: after}).load_checkpoint()
+    decaying = dict(lr_scheduler_type="linear", output_dir=str(tmp_path / "linear"))
+    first = make(**decaying, **{option: before})
+    next(first)
+    first.save_checkpoint()
+    with pytest.raises(ConfigError, match=f"{option}: {before} -> {after}"):
+        make(**decaying, **{option: after}).load_checkpoint()
+
+
+def test_the_trial_meets_every_reward_model_of_the_first_and_the_last_dataset():
+    early = [{"prompt": "a", "wish": "e", "reward_model": "rule"}] * 3
+    late = [*early, {"prompt": "b", "wish": "f", "reward_model": "helpful"},
+            {"prompt": "c", "wish": "f", "reward_model": "safety"}]
+    asked = []
+
+    def reward(prompts, completions, completion_ids, reward_model, **columns):
+        asked.append(list(dict.fromkeys(reward_model)))
+        if "safety" in reward_model:
+            raise ValueError("no such reward model")
+        return [0.0] * len(completions)
+
+    trainer = make(rewards=reward, rows=lambda step: late if step >= 6 else early)
+    with pytest.raises(ValueError, match="no such reward model"):
+        next(trainer)
+    assert asked == [["rule", "helpful", "safety"]] and trainer.step == 0
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
@@ -232,15 +267,22 @@ def test_dynamic_sampling_draws_for_missing_groups_only():
     trainer = make(rewards=only_two, rows=rows, filter_zero_std_samples=True,
                    max_num_gen_batches=8, shuffle_dataset=False)
     assert trainer.args.prompts_per_rollout == 4
-    generate, numbers = trainer.model.generate, []
+    generate, numbers, lengths = trainer.model.generate, [], []
 
     def counted(*args, **kwargs):
         numbers.append(kwargs["sample_ids"])
-        return generate(*args, **kwargs)
+        done = generate(*args, **kwargs)
+        lengths.append(sum(map(len, done.completion_ids)))
+        return done
     trainer.model.generate = counted
     next(trainer)
     assert numbers == [None, [0, 1, 2, 3], [4, 5], [6, 7]]  # the trial, then three draws
     assert [r["wish"] for r in trainer.batch.rows] == ["c", "d", "c", "d"]
+    used = sum(map(len, trainer.batch.completions.completion_ids))
+    assert trainer.sampled_tokens == sum(lengths[1:]) > used  # the dropped groups cost as much
+    next(trainer)  # the second update of the rollout samples nothing
+    assert trainer.sampled_tokens == sum(lengths[1:]) and trainer.num_tokens == used
+    assert trainer.processed_tokens == used + 16  # a prompt of one token to each of 16 completions
     assert trainer.batch.cursor == 8 and (trainer.batch.advantages != 0).all()
     bounded = make(rewards=only_two, rows=rows[:2], filter_zero_std_samples=True,
                    max_num_gen_batches=3)

@@ -56,14 +56,11 @@ def test_rollout_metrics_bad_input(change, match):
 def test_token_metrics_by_hand():
     old = [np.zeros(5, np.float32), np.zeros(3, np.float32), np.zeros(0, np.float32)]
     new = [np.log([1.0, 1.25, 1.15, 0.5, 0.6]), np.log([0.7, 2.0, 3.0]), np.zeros(0)]
-    figures = token_metrics(new, old, [1.0, -1.0, 1.0], epsilon=0.2, epsilon_high=0.22,
-                            kl=[np.arange(5.0), np.ones(3), np.zeros(0)],
-                            entropy=[np.ones(5), np.zeros(3), np.zeros(0)])
+    figures = token_metrics(new, old, [1.0, -1.0, 1.0], epsilon=0.2, epsilon_high=0.22)
     # A > 0: only 1.25 is above 1.22, 0.5 and 0.6 go on; A < 0: only 0.7 is below 0.8
     assert figures["clip_ratio/high_mean"] == 1 / 8 and figures["clip_ratio/low_mean"] == 1 / 8
     assert figures["clip_ratio/region_mean"] == 2 / 8
     assert figures["clip_ratio/high_max"] == 1 / 5 and figures["clip_ratio/low_min"] == 0.0
-    assert figures["kl"] == 13 / 8 and figures["entropy"] == 5 / 8
     assert figures["sampling/sampling_logp_difference/max"] == pytest.approx(math.log(3))
     assert figures["sampling/importance_sampling_ratio/max"] == pytest.approx(3.0)
     assert figures["sampling/importance_sampling_ratio/min"] == pytest.approx(0.5)
@@ -71,9 +68,8 @@ def test_token_metrics_by_hand():
 
 def test_masked_tokens_do_not_count_even_when_they_are_nan():
     new, old = [np.array([0.0, np.nan])], [np.array([0.0, 1.0])]
-    figures = token_metrics(new, old, [1.0], 0.2, mask=[np.array([1, 0])],
-                            entropy=[np.array([0.3, np.inf])])
-    assert figures["sampling/sampling_logp_difference/max"] == 0.0 and figures["entropy"] == 0.3
+    figures = token_metrics(new, old, [1.0], 0.2, mask=[np.array([1, 0])])
+    assert figures["sampling/sampling_logp_difference/max"] == 0.0
     assert token_metrics(new, old, [1.0], 0.2, mask=[np.array([0, 0])]) == {}
 
 

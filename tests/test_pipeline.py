@@ -20,11 +20,13 @@ from r1grpo.model import Model
 from r1grpo.monitor import Progress
 from r1grpo.pipeline import parents, run_pipeline
 from r1grpo.recipe import Recipe, derive_seed, quick_recipe, read_recipe
+from r1grpo.rejection import Rejection
 from r1grpo.run import Ledger, Meter, Selection
 from r1grpo.rundir import read_jsonl
-from r1grpo.sources import HELPFUL, SAFETY, label_responses, pair_responses, prompt_rows
-from r1grpo.stages import STAGES
-from r1grpo.tasks import sample_general, sample_problems
+from r1grpo.sources import (HELPFUL, SAFETY, label_responses, pair_responses, prompt_rows,
+                            stage3_rows)
+from r1grpo.stages import STAGES, make_distilled
+from r1grpo.tasks import make_tokenizer, sample_general, sample_problems
 from r1grpo.tokenizer import WordTokenizer
 from r1grpo.toml import to_toml
 
@@ -101,6 +103,12 @@ def test_summary_holds_every_stage_and_figure(finished):
     assert set(summary["reward_models"]) == {"helpful", "safety"}
     assert summary["quick"] is True and summary["parameters"]["total"] > 0
     assert len(summary["sweep"]) == 2
+    assert set(summary["differences"]) == {"r1_zero - base", "r1 - r1_zero",
+                                           "distilled - student_rl_only"}
+    for name, found in summary["differences"].items():
+        one, other = (summary["stages"][stage]["pass@1"] for stage in name.split(" - "))
+        assert found["difference"] == pytest.approx(one - other) and found["n"] == 6
+        assert found["interval"][0] <= found["difference"] <= found["interval"][1]
 
 
 def test_sampler_and_trainer_agree_to_the_last_bit(finished):
@@ -118,16 +126,30 @@ def test_metrics_have_every_step_once_and_the_validation_figures(finished):
     for stage in RL_STAGES:
         mine = [row for row in rows if row["stage"] == stage]
         assert [row["step"] for row in mine] == [1, 2, 3, 4, 5]
-        every = 2 if stage == "r1" else 3
-        assert [row["step"] for row in mine if "eval/pass@1" in row] == sorted({
-            *range(every, 6, every), 5})
+        looked = [row["step"] for row in mine if "eval/pass@1" in row]
+        assert looked == ([2, 4, 5] if stage == "r1" else [3, 5])
         assert all({"reward", "kl", "entropy", "clip_ratio/region_mean", "completions/reflection",
                     "language_consistency"} <= set(row) for row in mine)
 
 
+def test_costs_count_prompts_unused_samples_and_validation(finished):
+    phases = json.loads((finished / "work" / "ledger.json").read_text())["phases"]
+    rows = list(read_jsonl(finished / "metrics.jsonl"))
+    for stage in ("r1_zero", "reasoning_rl", "r1"):
+        one = phases[stage]
+        mine = [row for row in rows if row["stage"] == stage]
+        assert one["processed_tokens"] == sum(row["processed_tokens"] for row in mine)
+        assert one["processed_tokens"] > one["loss_tokens"] == mine[-1]["num_tokens"]
+        rollouts = sum(row["sampled_tokens"] for row in mine if "max_logprob_gap" in row)
+        assert one["sampled_tokens"] > rollouts > 0
+    costs = json.loads((finished / "summary.json").read_text())["costs"]
+    assert costs["distilled"]["processed_tokens"] > costs["distilled"]["loss_tokens"] > 0
+    assert costs["distilled"]["sampled_tokens"] == 0 < costs["teacher"]["sampled_tokens"]
+
+
 def test_rl_changes_the_weights_and_the_sweep_starts_anew(finished):
-    base, zero = weights(finished, "base"), weights(finished, "r1_zero")
-    assert any(not np.array_equal(base[name], zero[name]) for name in base)
+    before, after = weights(finished, "cold_start"), weights(finished, "reasoning_rl")
+    assert any(not np.array_equal(before[name], after[name]) for name in before)
     sweep = [row for row in read_jsonl(finished / "metrics.jsonl")
              if row["stage"].startswith("student_rl_only") and row["step"] == 1]
     assert len(sweep) == 3 and len({row["reward"] for row in sweep}) == 1  # one start, one rollout
@@ -136,7 +158,7 @@ def test_rl_changes_the_weights_and_the_sweep_starts_anew(finished):
 def test_general_prompts_and_preference_come_last_in_r1(finished, recipe_file):
     first = read_recipe(recipe_file).r1.first_general_update
     rows = [row for row in read_jsonl(finished / "metrics.jsonl") if row["stage"] == "r1"]
-    assert first == 4 and Recipe().r1.first_general_update / 52 >= 1300 / 1700
+    assert first == 4 and Recipe().r1.first_general_update * 1700 == 1300 * 68
     for row in rows:
         assert ("rewards/helpful/mean" in row) == (row["step"] > first)
     chosen = json.loads((finished / "r1" / "checkpoint.json").read_text())["meta"]["step"]
@@ -150,15 +172,18 @@ def test_general_prompts_go_to_the_model_of_their_set():
         assert row["reward_model"] == wanted.get(row["task"], HELPFUL)
 
 
-def test_helpful_pairs_hold_no_thoughts_and_safety_rows_whole_responses(finished):
+def test_judged_rows_hold_whole_responses_and_how_they_ended(finished):
     problem = next(one for one in sample_general("train", 40, 0, 0.0) if one.task == "harmful")
     row, good = problem.row("r1"), "sorry , i can not help with that ."
     thought = f"<think> this can hurt people , so i say no . </think> {good}"
-    [pair] = pair_responses(row, [thought, "no . go away ."])
-    assert (pair["chosen"], pair["rejected"]) == (good, "no . go away .")
+    said = f"{good} </think> {good}"  # a summary that would be cut again
+    [pair] = pair_responses(row, [thought, said, "no . go away ."], ["stop", "stop", "length"])
+    assert (pair["chosen"], pair["rejected"]) == (thought, "no . go away .")
+    assert (pair["chosen_finish_reason"], pair["rejected_finish_reason"]) == ("stop", "length")
     safe, unsafe = label_responses(row, [thought, "sure , start now ."])
     assert (safe["completion"], safe["label"], unsafe["label"]) == (thought, 1, 0)
     labels = list(read_jsonl(finished / "data" / "safety_rows.jsonl"))
+    assert {row["finish_reason"] for row in labels} == {"stop", "length"}
     assert {row["task"] for row in labels} == {"harmful", "benign"}
     assert all(row["label"] == 1 for row in labels if row["task"] == "benign")
 
@@ -167,6 +192,18 @@ def test_stage3_mixes_reasoning_and_general_rows_three_to_one(finished):
     rows = list(read_jsonl(finished / "data" / "stage3.jsonl"))
     general = [row for row in rows if row["task"] not in ("countdown", "arithmetic")]
     assert len(general) == round(len(rows) / 4)
+
+
+def test_sampled_rows_keep_the_ids_that_were_sampled(monkeypatch):
+    """Two words of one token stream may spell what one would: nothing is encoded again."""
+    recipe, tokenizer, ids = Recipe(), make_tokenizer(), [17, 18, 2]
+
+    def sampled(model, rows, args, **options):
+        row = {"completion": "yes", "completion_ids": ids, "source": {"problem": 0}}
+        return Rejection([row], 1, 1, len(ids), {})
+
+    monkeypatch.setattr("r1grpo.sources.rejection_sample", sampled)
+    assert stage3_rows(recipe, None, tokenizer, {}, lambda n: None)[0]["completion_ids"] == ids
 
 
 # ---- files that others open ---------------------------------------------------------------------
@@ -217,10 +254,26 @@ def test_check_finds_another_token_a_logprob_and_a_figure(finished):
         samples.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
         assert "not those of the recipe" in _check(finished, "r1")[0]
         samples.write_bytes(plain)
-        figures = json.loads(summary)
-        figures["stages"]["r1"]["ood"]["mean_tokens"] += 0.5
-        (finished / "summary.json").write_text(json.dumps(figures))
-        assert len(_check(finished, "r1")) == 1
+        rows = [json.loads(line) for line in plain.splitlines()]
+        for key, value in (("prompt_ids", rows[-1]["prompt_ids"]), ("language", "other"),
+                           ("prompt", "x"), ("answer", "x"), ("problem", 1), ("more", 1)):
+            forged = [{**rows[0], key: value}, *rows[1:]]
+            samples.write_text("".join(json.dumps(row) + "\n" for row in forged))
+            assert _check(finished, "r1") == [
+                "test: the stored samples are not those of the recipe's problems"], key
+        forged = [{**rows[0], "rewards": {**rows[0]["rewards"], "format": 0.5}}, *rows[1:]]
+        samples.write_text("".join(json.dumps(row) + "\n" for row in forged))
+        assert _check(finished, "r1") == ["test: problem 0, sample 0: other rewards"]
+        samples.write_bytes(plain)
+        for change in (lambda found: found["stages"]["r1"]["ood"].update(mean_tokens=-1.0),
+                       lambda found: found["stages"]["r1"].update(elegance=1.0),
+                       lambda found: found["stages"].update(r2=found["stages"]["r1"]),
+                       lambda found: found["general"].update(r2=found["general"]["r1"]),
+                       lambda found: found["differences"]["r1 - r1_zero"].update(n=7)):
+            figures = json.loads(summary)
+            change(figures)
+            (finished / "summary.json").write_text(json.dumps(figures))
+            assert len(_check(finished, "r1")) == 1
     finally:
         samples.write_bytes(plain)
         (finished / "summary.json").write_bytes(summary)
@@ -324,17 +377,25 @@ def test_a_model_that_cannot_be_is_refused_before_anything_is_written(recipe_fil
 # ---- pieces of a run ----------------------------------------------------------------------------
 
 
+def test_the_student_is_not_taught_by_a_file_that_is_missing(tmp_path):
+    run = SimpleNamespace(data_path=lambda name: tmp_path / f"{name}.jsonl")
+    with pytest.raises(FileNotFoundError, match="stage3.jsonl is missing"):
+        make_distilled(run, None)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_last_of_the_best_states_is_selected(monkeypatch):
-    scores = iter([0.9, 0.5, 0.25, 0.5, 0.25])
+    scores = iter([0.9, 0.25, 0.5, 0.25])
     monkeypatch.setattr("r1grpo.run.evaluate", lambda *_: SimpleNamespace(
-        figures={"pass@1": next(scores)}))
+        figures={"pass@1": next(scores)}, samples=[{"completion_ids": [1, 2]}]))
     model = SimpleNamespace(state_dict=lambda: {"step": step})
-    selection = Selection([], None, 2, None, first=2)
+    selection = Selection([], None, 4, None, first=4, then=2)
     seen = {}
     for step in range(1, 10):
         seen[step] = selection.look(model, step, last=step == 9)
-    assert [step for step, score in seen.items() if score is not None] == [2, 4, 6, 8, 9]
+    assert [step for step, score in seen.items() if score is not None] == [4, 6, 8, 9]
     assert (selection.step, selection.score, selection.weights) == (8, 0.5, {"step": 8})
+    assert selection.sampled_tokens == 4 * 2
 
 
 def test_the_meter_ends_where_the_plan_does_however_the_guess_was():
@@ -352,11 +413,11 @@ def test_the_ledger_adds_up_and_survives(tmp_path):
     ledger = Ledger(tmp_path / "ledger.json")
     for phase, tokens in (("r1/samples", 3), ("r1", 4), ("r1/evaluation", 5), ("base", 6)):
         with ledger.timing(phase) as entry:
-            entry["trained_tokens"] = tokens
+            entry["loss_tokens"] = tokens
     again = Ledger(tmp_path / "ledger.json")
     assert again.phases == ledger.phases and again.wall_seconds >= again.total("seconds") > 0.0
-    assert again.cost("r1")["trained_tokens"] == 7 and again.total("trained_tokens") == 18
-    assert again.cost("r1/samples", "base")["trained_tokens"] == 9
+    assert again.cost("r1")["loss_tokens"] == 7 and again.total("loss_tokens") == 18
+    assert again.cost("r1/samples", "base")["loss_tokens"] == 9
 
 
 # ---- recipes ------------------------------------------------------------------------------------
@@ -372,7 +433,8 @@ def test_a_file_changes_only_what_it_names(tmp_path):
     (tmp_path / "one.toml").write_text("[r1_zero.grpo]\nlearning_rate = 1e-4\n[model]\n"
                                        "hidden_size = 64\n")
     recipe, plain = read_recipe(tmp_path / "one.toml"), Recipe()
-    assert recipe.r1_zero.grpo.difference(plain.r1_zero.grpo) == {"learning_rate": (1e-4, 5e-4)}
+    assert recipe.r1_zero.grpo.difference(plain.r1_zero.grpo) == {
+        "learning_rate": (1e-4, plain.r1_zero.grpo.learning_rate)}
     assert recipe.model.n_routed_experts == plain.model.n_routed_experts
 
 
@@ -386,6 +448,7 @@ def test_a_file_changes_only_what_it_names(tmp_path):
     ("[evaluation]\nk = 0", "k must be at least 1"),
     ("[evaluation]\nk = 'a'", "evaluation.k is 'a', expected int"),
     ("[r1]\ngeneral_updates = 0.01", "leaves no rollout"),
+    ("[r1.grpo]\nmax_steps = 24", "general_updates is 0.24, but in whole rollouts it is 0.167"),
     ("[r1_zero.grpo]\nreward_weights = [1.0]", "reward_weights has 1 numbers, expected 2"),
     ("[student_rl_only.grpo]\nmax_steps = 4", "at least as many updates as r1_zero"),
     ("seed = ", "bad.toml: Invalid value")])

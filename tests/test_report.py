@@ -85,6 +85,22 @@ def test_page_is_self_contained(text, page):
     assert "default-src 'none'" in text and len(text) < 1_000_000
 
 
+def test_paired_differences_stand_below_the_stages(page):
+    shown = find(page, "The stages on held-out problems")
+    assert all(part in shown for part in ("r1 - r1_zero", "+0.062", "-0.011 to +0.136"))
+    assert "r1 - r1_zero" not in find(page, "Harder problems, out of distribution")
+
+
+def test_general_figures_stand_beside_what_they_are_made_of(run, text, tmp_path):
+    cells = "<td>0.900</td><td>23</td><td>0.060</td><td>17</td><td>0.600</td><td>120</td>"
+    assert cells in text
+    assert "<td>0.960</td><td>0.927</td><td>0.815</td><td>240</td>" in text
+    assert "<td>0.910</td><td>–</td><td>–</td><td>300</td>" in text     # pairs have no labels
+    older = rewrite(run, tmp_path, general={"r1": {"refusal": 0.5, "n": 3}},
+                    reward_models={"safety": {"accuracy": 0.25, "n": 9}})[0]
+    assert "<td>0.500</td><td>–</td>" in older and "<td>0.250</td><td>–</td>" in older
+
+
 def test_what_a_model_wrote_is_escaped(text, page):
     assert HOSTILE not in text and "<script" not in text and "<img" not in text
     assert "<script>alert(1)</script>" in find(page, "before and after")  # as text, for the reader

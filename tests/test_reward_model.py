@@ -30,6 +30,21 @@ def test_what_the_model_sees(text, part, seen):
         [5, *TOKENIZER.encode(seen), TOKENIZER.eos_token_id]
 
 
+@pytest.mark.parametrize("kind, row", [
+    ("pairwise", {"chosen": "b", "rejected": "c", "rejected_finish_reason": "length"}),
+    ("pointwise", {"completion": "c", "label": 0, "finish_reason": "length"})])
+def test_only_a_response_that_ended_is_closed(kind, row):
+    assert scored_ids([5], "b", "whole", TOKENIZER, "length") == [5, *TOKENIZER.encode("b")]
+    [(ids, _)] = make([{"prompt": "a", **row}], kind=kind).examples
+    assert ids[-1] == TOKENIZER.encode("a c")
+    assert kind == "pointwise" or ids[0] == [*TOKENIZER.encode("a b"), TOKENIZER.eos_token_id]
+    seen = []
+    reward = ModelReward(lambda ids: seen.extend(ids) or np.zeros(len(ids)), TOKENIZER, "whole")
+    reward(prompts=["a", "a"], completions=["c", "c"], completion_ids=[[], []],
+           finish_reasons=["length", "stop"])
+    assert seen == [ids[-1], [*ids[-1], TOKENIZER.eos_token_id]]
+
+
 def test_pairwise_learns_the_order():
     trainer = make(PAIRS)
     assert trainer.evaluate() == {"accuracy": 0.5, "n": 4}  # all scores tie
@@ -39,10 +54,23 @@ def test_pairwise_learns_the_order():
     assert trainer.evaluate()["accuracy"] == 1.0
 
 
+def test_labels_of_unequal_number_are_judged_beside_their_base_rate():
+    rows = [{**LABELLED[0], "label": label} for label in (1, 1, 1, 0)]
+    trainer = make(rows, kind="pointwise")
+    trainer.model.score = lambda ids: np.ones(len(ids))     # always "safe"
+    assert trainer.evaluate() == {"accuracy": 0.75, "n": 4, "base_rate": 0.75,
+                                  "balanced_accuracy": 0.5}
+    trainer = make(rows[:2], kind="pointwise")
+    trainer.model.score = lambda ids: np.ones(len(ids))
+    assert trainer.evaluate() == {"accuracy": 1.0, "n": 2, "base_rate": 1.0,
+                                  "balanced_accuracy": 1.0}
+
+
 def test_pointwise_learns_the_label():
     trainer = make(LABELLED, kind="pointwise")
     trainer.train()
-    assert trainer.evaluate() == {"accuracy": 1.0, "n": 4}
+    assert trainer.evaluate() == {"accuracy": 1.0, "n": 4, "base_rate": 0.5,
+                                  "balanced_accuracy": 1.0}
     b, c = (trainer.model.head[TOKENIZER.token_id(one)] for one in "bc")
     assert b > 0 > c
 

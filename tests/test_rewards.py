@@ -49,10 +49,18 @@ def test_language_is_the_share_in_the_chain_of_thought(text, language, share):
     assert language_reward(["p"], [text], [[1]], language=[language]) == [share]
 
 
+def test_a_task_without_a_thought_has_no_language_reward():
+    texts = ["<think> </think> hello", "<think> </think> 7", "<think> 试 </think> 7"]
+    call = (["p"] * 3, texts, [[1]] * 3)
+    assert language_reward(*call, language=["en"] * 3,
+                           task=["greeting", "larger", "greeting"]) == [None, 0.0, None]
+    assert language_reward(*call, language=["zh"] * 3) == [0.0, 0.0, 1.0]
+
+
 def test_words_of_languages():
     assert [word_language(w) for w in ("try", "试", "7", "+", "</think>", "，", r"\boxed{", "x2")] \
         == ["en", "zh", None, None, None, None, None, None]
-    assert language_share("", "en") == 0.0
+    assert language_share("", "en") is None and language_share("7 + 5", "zh") is None
 
 
 def test_reflection_words_of_both_languages():

@@ -6,7 +6,7 @@ from fakes import FakeModel
 
 from r1grpo.config import Sampling
 from r1grpo.rollout import Completions, completion_text, find_stop, rollout
-from r1grpo.tokenizer import WordTokenizer
+from r1grpo.tokenizer import WordTokenizer, extract_answer, is_wellformed
 
 TOKENIZER = WordTokenizer([*"abcdefgh", "Q", "Z"])
 MODEL = FakeModel(TOKENIZER.vocab_size)
@@ -62,6 +62,20 @@ def test_stop_string_across_slices_is_found():
 def test_text_is_without_the_end_token():
     assert completion_text(TOKENIZER, [*TOKENIZER.encode("a b"), TOKENIZER.eos_token_id]) == "a b"
     assert completion_text(TOKENIZER, []) == ""
+
+
+def test_other_control_tokens_are_seen_and_break_the_format():
+    answer = "<think> a </think> <answer> b </answer>"
+    ids = TOKENIZER.encode(answer)
+    assert is_wellformed(completion_text(TOKENIZER, ids), "zero")
+    for control in (TOKENIZER.pad_token_id, TOKENIZER.bos_token_id, TOKENIZER.eos_token_id):
+        for place in (0, 2, 5, len(ids) - (control == TOKENIZER.eos_token_id)):
+            text = completion_text(TOKENIZER, [*ids[:place], control, *ids[place:]])
+            assert not is_wellformed(text, "zero") and TOKENIZER.words[control] in text
+    text = completion_text(TOKENIZER, [*ids[:5], TOKENIZER.pad_token_id, *ids[5:]])
+    assert extract_answer(text, "zero") == "b <pad>"
+    cut = [*TOKENIZER.encode("Q"), TOKENIZER.pad_token_id, *TOKENIZER.encode("Z")]
+    assert find_stop(cut, ("Q Z",), TOKENIZER) is None
 
 
 def test_sample_ids_name_the_draws():

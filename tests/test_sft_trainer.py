@@ -118,10 +118,11 @@ def test_callbacks_see_each_step():
 
 def test_distill_counts_both_costs():
     done = distill(FakeModel(TOKENIZER.vocab_size), ROWS, SFTConfig(max_steps=5), TOKENIZER,
-                   Cost(1000, 500, 2.0))
+                   Cost(1000, 3000, 500, 2.0))
     costs = done.costs()
     assert done.trainer.step == 5
-    assert costs["with_teacher"]["trained_tokens"] == \
-        costs["without_teacher"]["trained_tokens"] + 1000
+    for key, more in (("loss_tokens", 1000), ("processed_tokens", 3000)):
+        assert costs["with_teacher"][key] == costs["without_teacher"][key] + more
+    assert costs["without_teacher"]["processed_tokens"] > costs["without_teacher"]["loss_tokens"]
     assert costs["without_teacher"]["sampled_tokens"] == 0
     assert costs["with_teacher"]["sampled_tokens"] == 500

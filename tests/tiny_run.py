@@ -45,12 +45,12 @@ validation_problems = 4
 validation_samples = 2
 
 [base]
-learning_rate = 6e-3
+learning_rate = 1e-2
 per_device_train_batch_size = 64
 warmup_steps = 2
 
 [student_base]
-learning_rate = 6e-3
+learning_rate = 1e-2
 per_device_train_batch_size = 64
 warmup_steps = 2
 
@@ -94,7 +94,7 @@ max_steps = 3
 problems = 16
 eval_steps = 2
 general_prompts = 20
-general_updates = 0.4
+general_updates = 0.2
 GRPO
 
 [distilled]

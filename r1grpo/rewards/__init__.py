@@ -7,6 +7,7 @@ shape must be in `tokenizer`; here they only become numbers. Knows nothing about
 
 from .accuracy import accuracy_reward, verdicts
 from .format import format_reward
-from .language import language_reward, language_share
+from .language import language_reward, language_share, language_shares
 
-__all__ = ["accuracy_reward", "format_reward", "language_reward", "language_share", "verdicts"]
+__all__ = ["accuracy_reward", "format_reward", "language_reward", "language_share",
+           "language_shares", "verdicts"]

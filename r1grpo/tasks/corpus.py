@@ -19,9 +19,9 @@ arithmetic problems (direct or step by step), general prompts, and two kinds of 
 Only the results of a drill and the verdicts of a check are learned (`loss_weights`); the rest of
 them is random, and a loss on it would be noise.
 
-No document poses a problem outside the train split or shows its solution as right: drills leave
-such chains out. A failed trial of a train problem may still be a chain whose value is the target
-of a test problem with the same numbers; the split is by problem, not by numbers.
+No document poses a problem outside the train split, and none writes a chain that would solve one,
+not even as a failed trial of a train problem with the same numbers: trials and drills leave such
+chains out. (A policy that is trained later may of course try them.)
 All shares and words are our choices. Every draw is `rng.random()`, so a seed means the same
 documents on every Python version. Knows nothing about token ids.
 """
@@ -93,18 +93,6 @@ def documents(count: int, seed: int, config: CorpusConfig = CorpusConfig()) -> l
     return [next(stream) for _ in range(count)]
 
 
-def documents_of_tokens(tokens: int, seed: int,
-                        config: CorpusConfig = CorpusConfig()) -> list[Document]:
-    """As many documents of a seed as hold at least `tokens` tokens."""
-    result: list[Document] = []
-    for document in document_stream(seed, config):
-        if tokens <= 0:
-            return result
-        result.append(document)
-        tokens -= document.prompt.count(" ") + document.completion.count(" ") + 2
-    return result
-
-
 def document_stream(seed: int, config: CorpusConfig = CorpusConfig()) -> Iterator[Document]:
     """Endless documents of a seed."""
     rng = random.Random(seed)
@@ -146,10 +134,12 @@ class _Voice:
 
 @cache
 def _chains_by_value(numbers: tuple[int, ...]) -> dict[int, list[countdown.Chain]]:
-    """The chains of a number set whose value could be a target."""
+    """The chains of a number set that solve a train problem: what a document may write down, be it
+    as a failed trial of another problem."""
     table: dict[int, list[countdown.Chain]] = {}
     for chain in countdown.chains(numbers):
-        if 1 <= chain.value <= countdown.MAX_TARGET:
+        if 1 <= chain.value <= countdown.MAX_TARGET and split_of(
+                countdown.countdown_key(numbers, chain.value)) == "train":
             table.setdefault(chain.value, []).append(chain)
     return table
 

@@ -9,7 +9,8 @@
 The split is a pure function of the key: blake2b(key) mod 10,000 below 1,600 is test, below 1,936
 is validation (4 % of what is left, cut from train; not for general prompts), the rest train. An
 arithmetic chain hashes by its first two steps only, because a longer chain contains its beginning
-as a solved problem.
+as a solved problem. Harmful and benign prompts hash by the act, without the name of who asks: the
+answer depends on the act, and an act of the test must not occur in train under another name.
 Problems of the harder kind (four numbers, four steps) are `ood` whatever their hash.
 Knows nothing about how problems are worded, drawn or solved.
 """
@@ -24,6 +25,7 @@ from ..tokenizer import check_template, format_prompt
 
 LANGUAGES = ("en", "zh")
 VERIFIABLE = ("countdown", "arithmetic")
+BY_ACT = ("harmful", "benign")          # keys are FAMILY:name act
 SPLITS = ("train", "validation", "test", "ood")
 TEST_SHARE, VALIDATION_SHARE = 1600, 336          # of 10,000
 EASY_NUMBERS, EASY_STEPS = 3, 3         # above these a problem is out of distribution
@@ -45,6 +47,8 @@ def split_of(key: str) -> str:
         if len(words) > 2 * EASY_STEPS + 1:
             return "ood"
         key = f"{task}:{' '.join(words[:5])}"            # the first two steps
+    elif task in BY_ACT:
+        key = f"{task}:{' '.join(words[1:])}"
     digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
     place = int.from_bytes(digest, "little") % 10_000
     if place < TEST_SHARE:
