@@ -17,17 +17,8 @@ from pathlib import Path
 from . import __version__
 
 # module -> (distribution, what it would be used for)
-_OPTIONAL = {
-    "math_verify": ("math-verify", "checking free-form mathematics"),
-    "reasoning_gym": ("reasoning-gym", "more tasks"),
-    "lingua": ("lingua-language-detector", "language of free text"),
-    "pyarrow": ("pyarrow", "parquet data sets"),
-    "matplotlib": ("matplotlib", "plots in notebooks"),
-    "tensorboardX": ("tensorboardX", "tracking"),
-    "wandb": ("wandb", "tracking"),
-    "trackio": ("trackio", "tracking"),
-}
-_REQUIRED = ("numpy", "safetensors", "tokenizers", "jinja2", "tqdm")
+_OPTIONAL = {"IPython": ("ipython", "live curves in notebooks")}
+_REQUIRED = ("numpy", "safetensors", "tqdm")
 
 
 def examine(folder: str | Path = ".") -> list[tuple[str, str]]:

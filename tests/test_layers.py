@@ -18,7 +18,7 @@ STORY = {"cli", "doctor", "measure", "pipeline", "recipe", "report", "run", "sou
 MAY_SEE = {"plain": PLAIN, "face": PLAIN - {"rewards", "tasks", "verifiers", "tokenizer"} | FACE,
            "trainers": PLAIN | FACE - {"_core"} | TRAINERS,
            "story": PLAIN | FACE - {"_core"} | TRAINERS | STORY}
-LIBRARIES = {"numpy", "safetensors", "tokenizers", "jinja2", "tqdm", "IPython"}
+LIBRARIES = {"numpy", "safetensors", "tqdm", "IPython"}
 
 
 def layer_of(module: str) -> str:
