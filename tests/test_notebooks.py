@@ -18,7 +18,7 @@ nbformat = pytest.importorskip("nbformat", reason="notebooks need nbformat (the 
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NAMES = ("grpo_by_hand", "r1_pipeline")
-SMALL = {"documents": 6000, "epochs": 2, "prompts": 2, "zero": 4, "edit": 4, "reasoning": 4,
+SMALL = {"documents": 24_000, "epochs": 1, "prompts": 2, "zero": 4, "edit": 4, "reasoning": 4,
          "final": 4, "problems": 1000, "test": 20}
 LARGEST = 300_000  # bytes of a notebook with its outputs
 
