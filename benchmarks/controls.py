@@ -9,7 +9,7 @@
     no_retries   another base, pre-trained on the corpus without documents of several trials, then as_is
 
 Same base, prompts, seeds and updates as the run. Measured are the last weights, on the run's test
-problems, before and after. The run's r1_zero holds the weights that were best on validation, so
+problems, before and after. The run's r1_zero holds the weights with the most reward on validation, so
 as_is has its figures only where the last weights were the best ones. docs/experiments.md keeps the results.
 """
 

@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -157,28 +158,33 @@ class Meter:
 
 
 class Selection:
-    """Which state of an RL phase becomes its checkpoint: the one with the best pass@1 on validation
-    problems, the last of equals, among those after `first` updates (our choice). It looks every
-    `every` updates and, where states can be chosen, every `then`."""
+    """Which state of an RL phase becomes its checkpoint: the one with the most reward on validation
+    problems, the last of equals, among those after `first` updates (our choice). `worth` has the
+    figures that make up the reward, with the weights that the stage itself trains with. It looks
+    every `every` updates and, where states can be chosen, every `then`."""
 
-    def __init__(self, problems: Rows, args: EvalConfig, every: int, tokenizer: Any,
-                 first: int = 0, then: int | None = None) -> None:
+    def __init__(self, problems: Rows, args: EvalConfig, worth: Mapping[str, float], every: int,
+                 tokenizer: Any, first: int = 0, then: int | None = None) -> None:
         self.problems, self.args, self.every, self.tokenizer = problems, args, every, tokenizer
-        self.first, self.then = first, then or every
-        self.step, self.score = 0, -1.0
+        self.worth, self.first, self.then = dict(worth), first, then or every
+        self.step, self.reward = 0, -1.0
+        self.figures: dict[str, float] = {}  # of the chosen state, as those of every look
         self.sampled_tokens = 0  # of all looks
         self.weights: dict[str, np.ndarray] = {}
 
-    def look(self, model: Model, step: int, last: bool) -> float | None:
-        """Measure where it is time to; returns pass@1 then."""
+    def look(self, model: Model, step: int, last: bool) -> dict[str, float] | None:
+        """Measure where it is time to; returns the reward and its parts then."""
         if step % (self.then if step > self.first else self.every) and not last:
             return None
         found = evaluate(model, self.problems, self.args, self.tokenizer)
-        score = found.figures["pass@1"]
         self.sampled_tokens += sum(len(one["completion_ids"]) for one in found.samples)
-        if step > self.first and score >= self.score:
-            self.step, self.score, self.weights = step, score, model.state_dict()
-        return score
+        parts = {name: found.figures[name] for name in self.worth}
+        reward = math.fsum(weight * parts[name] for name, weight in self.worth.items())
+        figures = {"reward": reward, **parts}
+        if step > self.first and reward >= self.reward:
+            self.step, self.reward, self.figures = step, reward, figures
+            self.weights = model.state_dict()
+        return figures
 
 
 class Run:
@@ -292,8 +298,8 @@ class Run:
                 row = {key: value for key, value in metrics.items() if key != "step"}
                 if isinstance(trainer, GRPOTrainer):
                     row |= self._look_at_rollout(phase, trainer)
-                if selection and (score := selection.look(trainer.model, step, last)) is not None:
-                    row["eval/pass@1"] = score
+                if selection and (looked := selection.look(trainer.model, step, last)):
+                    row |= {f"eval/{name}": value for name, value in looked.items()}
                 monitor.log_step(step, row)
                 shown = {key: row[key] for key in ("reward", "loss") if key in row}
                 self.advance(phase, sequences, **dict(islice(shown.items(), 1)))
@@ -323,7 +329,8 @@ class Run:
             trainer.load_state_dict({"arrays": arrays, "meta": state.meta["trainer"]})
             monitor.load_state_dict(state.meta["monitor"])
             if selection:
-                selection.step, selection.score, selection.sampled_tokens = state.meta["best"]
+                selection.step, selection.figures, selection.sampled_tokens = state.meta["best"]
+                selection.reward = selection.figures.get("reward", selection.reward)
                 selection.weights = best
         if self.resumed:
             self.rundir.metrics.truncate_to(trainer.step, phase)
@@ -337,7 +344,7 @@ class Run:
         arrays, meta = state["arrays"], {"trainer": state["meta"], "monitor": monitor.state_dict()}
         if selection:
             arrays = arrays | {f"best/{k}": v for k, v in selection.weights.items()}
-            meta["best"] = [selection.step, selection.score, selection.sampled_tokens]
+            meta["best"] = [selection.step, selection.figures, selection.sampled_tokens]
         save_checkpoint(folder, step_name(trainer.step), arrays, meta)
         prune_checkpoints(folder, keep=1)
         self.ledger.save()

@@ -39,6 +39,7 @@ from .sources import (HELPFUL, SAFETY, cold_start_rows, corpus_row, general_prob
 from .tasks.corpus import documents
 
 RULE = (accuracy_reward, format_reward)
+RULE_FIGURES = ("pass@1", "format", "language_consistency")  # the first rewards, as evaluated
 Trained = tuple[Model, int]  # the model of a stage, and the updates that its weights took
 Plan = dict[str, int]  # phase -> sequences it samples or trains on, for the progress bar
 
@@ -76,19 +77,20 @@ def _pretrain(run: Run, stage: str, config: ModelConfig, options: SFTConfig) -> 
 
 def _reinforce(run: Run, phase: str, model: Model, spec: RLStage, template: str, dataset: Dataset,
                rewards: Sequence[RewardFunction], first: int = 0, **changes: Any
-               ) -> tuple[int, float]:
+               ) -> tuple[int, Selection]:
     """RL with the checkpoint chosen on validation problems among those after `first` updates, where
-    there are few and every rollout is looked at; returns its step and its pass@1. `changes` are
-    options of the trainer."""
+    there are few and every rollout is looked at; returns its step and how it was chosen: by the
+    stage's rule rewards, weighted as in training. `changes` are options of the trainer."""
     options = with_seed(spec.grpo, run.seed(phase.partition("/")[0]), **{
         "stop_token_ids": run.tokenizer.stop_token_ids(template),
         "output_dir": str(run.state_path(phase)), **changes})
     trainer = GRPOTrainer(model, rewards, options, dataset, processing_class=run.tokenizer)
+    weights = spec.grpo.reward_weights or (1.0,) * len(rewards)
     selection = Selection(held_out_rows(run.recipe, "validation", template),
                           held_out_args(run.recipe, "validation", template, run.tokenizer),
-                          spec.eval_steps, run.tokenizer, first,
+                          dict(zip(RULE_FIGURES, weights)), spec.eval_steps, run.tokenizer, first,
                           then=spec.grpo.steps_per_generation if first else None)
-    return run.train(phase, trainer, selection), selection.score
+    return run.train(phase, trainer, selection), selection
 
 
 def _prompts(run: Run, stage: str, count: int, template: str) -> Rows:
@@ -217,10 +219,10 @@ def make_student_rl_only(run: Run, parent: Model | None) -> Trained:
     for number, (rate, scale) in enumerate(product(spec.learning_rates, spec.scalings)):
         phase = f"student_rl_only/sweep-{number}"
         options = {"learning_rate": rate, "scale_rewards": scale}
-        _, score = _reinforce(run, phase, model.clone(), spec, "zero", rows, RULE,
-                              max_steps=spec.sweep_updates, **options)
-        run.ledger.phases[phase] |= {**options, "pass@1": score}
-        tried.append((score, options))
+        _, chosen = _reinforce(run, phase, model.clone(), spec, "zero", rows, RULE,
+                               max_steps=spec.sweep_updates, **options)
+        run.ledger.phases[phase] |= {**options, **chosen.figures}
+        tried.append((chosen.reward, options))
     best = max(tried, key=lambda one: one[0])[1]
     step, _ = _reinforce(run, "student_rl_only", model, spec, "zero", rows, RULE, **best)
     return model, step

@@ -385,17 +385,18 @@ def test_the_student_is_not_taught_by_a_file_that_is_missing(tmp_path):
 
 
 def test_the_last_of_the_best_states_is_selected(monkeypatch):
-    scores = iter([0.9, 0.25, 0.5, 0.25])
+    looks = iter([(0.9, 0.9), (0.25, 0.75), (0.5, 0.25), (0.5, 0.0)])
     monkeypatch.setattr("r1grpo.run.evaluate", lambda *_: SimpleNamespace(
-        figures={"pass@1": next(scores)}, samples=[{"completion_ids": [1, 2]}]))
+        figures=dict(zip(("pass@1", "format"), next(looks))), samples=[{"completion_ids": [1, 2]}]))
     model = SimpleNamespace(state_dict=lambda: {"step": step})
-    selection = Selection([], None, 4, None, first=4, then=2)
+    selection = Selection([], None, {"pass@1": 1.0, "format": 0.5}, 4, None, first=4, then=2)
     seen = {}
     for step in range(1, 10):
         seen[step] = selection.look(model, step, last=step == 9)
-    assert [step for step, score in seen.items() if score is not None] == [4, 6, 8, 9]
-    assert (selection.step, selection.score, selection.weights) == (8, 0.5, {"step": 8})
-    assert selection.sampled_tokens == 4 * 2
+    assert [step for step, figures in seen.items() if figures is not None] == [4, 6, 8, 9]
+    assert seen[6] == {"reward": 0.625, "pass@1": 0.25, "format": 0.75}
+    assert (selection.step, selection.reward, selection.weights) == (8, 0.625, {"step": 8})
+    assert selection.figures == seen[8] and selection.sampled_tokens == 4 * 2
 
 
 def test_the_meter_ends_where_the_plan_does_however_the_guess_was():
