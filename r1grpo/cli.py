@@ -25,6 +25,7 @@ from .checkpoint import load_checkpoint
 from .config import ConfigError
 from .doctor import examine
 from .monitor import format_seconds
+from .refusals import refusal
 from .tokenizer import WordTokenizer, format_prompt
 
 _FIGURES = ("pass@1", "pass@1_ci", "cons@k", "wellformed_accuracy", "mean_tokens", "truncated",
@@ -33,7 +34,11 @@ _FIGURES = ("pass@1", "pass@1_ci", "cons@k", "wellformed_accuracy", "mean_tokens
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
-    options = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if reason := refusal(given):
+        print(f"r1grpo: {reason}", file=sys.stderr)
+        return 2
+    options = _parser().parse_args(given)
     warnings.showwarning = _show_warning
     try:
         return options.run(options)
@@ -91,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
 def _pipeline(options: argparse.Namespace) -> int:
     from .pipeline import run_pipeline
     from .recipe import Recipe, quick_recipe, read_recipe
-    from .run import CONFIG
+    from .work import CONFIG
 
     if options.quick and options.recipe:
         raise ConfigError("--quick and --recipe are two recipes; give one")
@@ -140,7 +145,7 @@ def _eval(options: argparse.Namespace) -> int:
     from .measure import check_stage, draw_stage, stage_figures
     from .model import Model
     from .recipe import read_recipe
-    from .run import CONFIG
+    from .work import CONFIG
 
     path: Path = options.checkpoint
     template, tokenizer = _template(path), WordTokenizer.load(path)

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, dataclass_transform
 
 from .toml import ConfigError, suggest
+from .trackers import tracker_names
 
 __all__ = ["ConfigError", "EvalConfig", "GRPOConfig", "RewardConfig", "Sampling", "SFTConfig"]
 
@@ -72,7 +73,6 @@ _UNSUPPORTED: dict[str, str] = {
     "eval_strategy": "call trainer.evaluate() in a callback",
     "eval_steps": "call trainer.evaluate() in a callback",
     "save_strategy": "set save_steps, 0 is never",
-    "report_to": "read metrics.jsonl or give callbacks=",
     "logging_steps": "every step is recorded; leave it out",
     "tools": "not implemented",
     "max_tool_calling_iterations": "not implemented",
@@ -165,9 +165,11 @@ class TrainingConfig:
     router_bias_rate: float = 0.0  # 0: the routing bias is frozen
     shuffle_dataset: bool = True
     save_steps: int = 0  # 0: never by itself
+    report_to: tuple[str, ...] = ()  # "tensorboard", "wandb", "trackio"; also one as a string
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self.report_to = tracker_names(self.report_to)
         _require(self, {
             "learning_rate must be at least 0": self.learning_rate >= 0,
             "lr_scheduler_type must be 'constant', 'linear' or 'cosine'":

@@ -20,10 +20,11 @@ from .model import Model
 from .monitor import Progress
 from .recipe import Recipe
 from .report import write_report
-from .run import Meter, Run, StopRequest
+from .run import Run
 from .rundir import Manifest
 from .sources import HELPFUL, SAFETY
 from .stages import STAGES, Stage, held_out_accuracy, judged, run_plan
+from .work import Meter, StopRequest
 
 # what the stage-3 rows took: the student's teacher
 _TEACHER = ("base", "r1_zero", "cold_start", "reasoning_rl", "rejection_sft/samples")

@@ -181,6 +181,36 @@ class Manifest:
         self.save()
 
 
+def check_run_dir(path: str | Path, recipe_hash: str, resume: bool, command: str) -> None:
+    """Refuse a directory that RunDir would refuse, without touching it: before long work."""
+    path = Path(path)
+    again = f"{command} --out {path} --resume"
+    manifest = path / "manifest.json"
+    if not manifest.exists():
+        if resume:
+            raise CheckpointError(f"{path} holds no run to resume: {manifest.name} is missing",
+                                  path)
+        if path.exists() and not path.is_dir():
+            raise CheckpointError(f"{path} is not a directory", path, errno.ENOTDIR)
+        if path.exists() and any(p.name != ".lock" and not TEMP_NAME.fullmatch(p.name)
+                                 for p in path.iterdir()):
+            raise CheckpointError(f"{path} holds files that are not of a run of r1grpo; choose "
+                                  "another --out", path)
+        nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+            reason = "not writable" if nearest.is_dir() else "not a directory"
+            raise CheckpointError(f"cannot write {path}: {nearest} is {reason}", path)
+        return
+    run = Manifest.load(manifest).run
+    if run["recipe"] != recipe_hash:
+        raise CheckpointError(f"{path} holds a run of another recipe or seed; to go on with it: "
+                              f"{again}; else choose another --out", path)
+    if not resume:
+        state = "a finished" if run.get("finished") else "an unfinished"
+        raise CheckpointError(f"{path} holds {state} run; to go on with it: {again}; else choose "
+                              "another --out", path)
+
+
 class RunDir:
     """A locked run directory: manifest, logs and stage checkpoints.
 
@@ -194,7 +224,7 @@ class RunDir:
         self.path = Path(path)
         facts = {**run, "recipe": recipe_hash, "finished": False}
         manifest = self.path / "manifest.json"
-        self._check(manifest, recipe_hash, resume, command)
+        check_run_dir(path, recipe_hash, resume, command)
         with naming_errors(self.path / ".lock", 0):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -204,7 +234,7 @@ class RunDir:
             except OSError as error:
                 raise CheckpointError(f"{self.path} is in use by another process", self.path,
                                       error.errno) from error
-            self._check(manifest, recipe_hash, resume, command)  # again: now nobody else writes
+            check_run_dir(path, recipe_hash, resume, command)  # again: now nobody else writes
             remove_stray_temps(self.path)
             self.manifest = (Manifest.load(manifest) if manifest.exists()
                              else Manifest(manifest, facts))
@@ -214,30 +244,6 @@ class RunDir:
         except BaseException:
             os.close(self._lock)
             raise
-
-    def _check(self, manifest: Path, recipe_hash: str, resume: bool, command: str) -> None:
-        again = f"{command} --out {self.path} --resume"
-        if not manifest.exists():
-            if resume:
-                raise CheckpointError(f"{self.path} holds no run to resume: {manifest.name} is "
-                                      "missing", self.path)
-            if self.path.exists() and not self.path.is_dir():
-                raise CheckpointError(f"{self.path} is not a directory", self.path, errno.ENOTDIR)
-            if self.path.exists() and any(p.name != ".lock" and not TEMP_NAME.fullmatch(p.name)
-                                          for p in self.path.iterdir()):
-                raise CheckpointError(f"{self.path} holds files that are not of a run of r1grpo; "
-                                      "choose another --out", self.path)
-            return
-        run = Manifest.load(manifest).run
-        if run["recipe"] != recipe_hash:
-            recipe = self.path / "config.toml"
-            raise CheckpointError(f"{self.path} holds a run of another recipe or seed; to go on "
-                                  f"with it: {command} --recipe {recipe} --out {self.path} "
-                                  "--resume; else choose another --out", self.path)
-        if not resume:
-            state = "a finished" if run.get("finished") else "an unfinished"
-            raise CheckpointError(f"{self.path} holds {state} run; to go on with it: {again}; "
-                                  "else choose another --out", self.path)
 
     def _take_over(self, facts: Mapping[str, Any]) -> None:
         """Write the first manifest, or note what this process does otherwise than the first one."""

@@ -30,13 +30,14 @@ from .model_config import ModelConfig
 from .recipe import Recipe, RLStage, SFTStage, with_seed
 from .reward_model import ModelReward, RewardTrainer
 from .rewards import accuracy_reward, format_reward, language_reward
-from .run import Row, Rows, Run, Selection
+from .run import Run
 from .rundir import read_jsonl
 from .scoring import RewardFunction
 from .sft import SFTTrainer
 from .sources import (HELPFUL, SAFETY, cold_start_rows, corpus_row, general_problems, judged_rows,
                       prompt_rows, stage3_rows, train_problems, training_row)
 from .tasks.corpus import documents
+from .work import Row, Rows, Selection
 
 RULE = (accuracy_reward, format_reward)
 RULE_FIGURES = ("pass@1", "format", "language_consistency")  # the first rewards, as evaluated

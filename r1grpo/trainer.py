@@ -31,11 +31,12 @@ from numpy.typing import NDArray
 
 from . import checkpoint
 from .config import ConfigError, TrainingConfig
+from .trackers import open_trackers
 
 # options that a resumed run may give differently: they cannot change the bits of a step that both
 # runs take. The length is one where no learning rate depends on it: under the constant schedule
-_FREE_OPTIONS = {"output_dir", "save_steps", "micro_batch_tokens"}
-_LENGTH_OPTIONS = {"max_steps", "num_train_epochs"}
+FREE_OPTIONS = {"output_dir", "save_steps", "report_to", "micro_batch_tokens"}
+LENGTH_OPTIONS = {"max_steps", "num_train_epochs"}
 
 Callback = Callable[["Trainer", dict[str, Any]], None]
 
@@ -130,6 +131,7 @@ class Trainer:
         self.num_tokens = 0  # tokens in the loss so far
         self.processed_tokens = 0  # tokens through forward and backward so far, prompts included
         self.log_history: list[dict[str, Any]] = []
+        self._trackers = open_trackers(args.report_to, args.output_dir)
 
     # ---- what a trainer provides ----
 
@@ -181,6 +183,9 @@ class Trainer:
             self.log_history.append(metrics)
         for callback in self.callbacks:
             callback(self, metrics)
+        self._trackers.log(dataclasses.asdict(args), self.step, metrics)
+        if self.step == self.total_steps:
+            self._trackers.finish()
         if args.save_steps and args.output_dir and self.step % args.save_steps == 0:
             self.save_checkpoint()
         return metrics
@@ -260,7 +265,7 @@ class Trainer:
 
 def _fixed_options(args: TrainingConfig) -> dict[str, Any]:
     """The options that a resumed run must share, as JSON would give them back."""
-    free = _FREE_OPTIONS | (_LENGTH_OPTIONS if args.lr_scheduler_type == "constant" else set())
+    free = FREE_OPTIONS | (LENGTH_OPTIONS if args.lr_scheduler_type == "constant" else set())
     return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(args).items()
             if k not in free}
 

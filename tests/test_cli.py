@@ -16,8 +16,9 @@ from r1grpo import cli, doctor
 from r1grpo.model import Model
 from r1grpo.recipe import Recipe, read_recipe
 from r1grpo.report import STAGES as REPORTED
-from r1grpo.run import Run, Stopped, StopRequest
+from r1grpo.run import Run
 from r1grpo.tokenizer import WordTokenizer
+from r1grpo.work import Stopped, StopRequest
 
 
 @pytest.fixture(autouse=True)
@@ -175,6 +176,18 @@ def test_a_damaged_checkpoint_is_refused_by_name(stage, tmp_path, capsys):
     data[-1] ^= 1
     (copy / "model.safetensors").write_bytes(data)
     assert "model.safetensors is damaged" in refused(capsys, "generate", str(copy), "3")
+
+
+@pytest.mark.parametrize("arguments, name, pointer", [
+    (["dpo", "--model", "x"], "command 'dpo'", "reward model"),
+    (["ppo"], "command 'ppo'", "r1grpo grpo"), (["vllm-serve"], "command 'vllm-serve'", "--chat"),
+    (["merge"], "command 'merge'", "DIR/final"),
+    (["sft", "--load-in-4bit"], "option '--load-in-4bit'", "--dtype"),
+    (["grpo", "--deepspeed=zero3.json"], "option '--deepspeed'", "one device"),
+    (["grpo", "--num_gpus", "8"], "option '--num_gpus'", "one device")])
+def test_what_others_offer_is_refused_by_name_with_a_pointer(arguments, name, pointer, capsys):
+    line = refused(capsys, *arguments)
+    assert f"there is no {name}: " in line and pointer in line
 
 
 def test_usage_is_argparses(capsys):

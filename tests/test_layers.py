@@ -11,10 +11,12 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "r1grpo"
 
 PLAIN = {"charts", "checkpoint", "config", "data", "model_config", "monitor", "report_style",
-         "rewards", "rundir", "tasks", "tokenizer", "toml", "verifiers"}
+         "refusals", "rewards", "rundir", "tasks", "tokenizer", "toml", "trackers",
+         "verifiers"}
 FACE = {"_core", "advantage", "batch", "device", "model", "rollout", "sampling", "weights"}
 TRAINERS = {"distill", "evaluate", "grpo", "rejection", "reward_model", "scoring", "sft", "trainer"}
-STORY = {"cli", "doctor", "measure", "pipeline", "recipe", "report", "run", "sources", "stages"}
+STORY = {"cli", "doctor", "measure", "pipeline", "recipe", "report", "run", "sources", "stages",
+         "work"}
 MAY_SEE = {"plain": PLAIN, "face": PLAIN - {"rewards", "tasks", "verifiers", "tokenizer"} | FACE,
            "trainers": PLAIN | FACE - {"_core"} | TRAINERS,
            "story": PLAIN | FACE - {"_core"} | TRAINERS | STORY}

@@ -21,7 +21,7 @@ from r1grpo.monitor import Progress
 from r1grpo.pipeline import parents, run_pipeline
 from r1grpo.recipe import Recipe, derive_seed, quick_recipe, read_recipe
 from r1grpo.rejection import Rejection
-from r1grpo.run import Ledger, Meter, Selection
+from r1grpo.work import Ledger, Meter, Selection
 from r1grpo.rundir import read_jsonl
 from r1grpo.sources import (HELPFUL, SAFETY, label_responses, pair_responses, prompt_rows,
                             stage3_rows)
@@ -386,7 +386,7 @@ def test_the_student_is_not_taught_by_a_file_that_is_missing(tmp_path):
 
 def test_the_last_of_the_best_states_is_selected(monkeypatch):
     looks = iter([(0.9, 0.9), (0.25, 0.75), (0.5, 0.25), (0.5, 0.0)])
-    monkeypatch.setattr("r1grpo.run.evaluate", lambda *_: SimpleNamespace(
+    monkeypatch.setattr("r1grpo.work.evaluate", lambda *_: SimpleNamespace(
         figures=dict(zip(("pass@1", "format"), next(looks))), samples=[{"completion_ids": [1, 2]}]))
     model = SimpleNamespace(state_dict=lambda: {"step": step})
     selection = Selection([], None, {"pass@1": 1.0, "format": 0.5}, 4, None, first=4, then=2)

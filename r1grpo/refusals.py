@@ -1,0 +1,60 @@
+"""refusals.py - commands and flags that users of other projects try, and what there is instead.
+
+    r1grpo: there is no command 'serve': there is no server; `r1grpo generate --chat` talks ...
+
+What is not offered is refused by name, in one line, with a pointer to what exists; options of the
+trainers are refused the same way in config.py. Knows nothing but these tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["refusal"]
+
+_PREFERENCE = ("preferences are learned by a reward model (RewardTrainer) and GRPO on it "
+               "(ModelReward); `r1grpo pipeline` does both")
+_SERVER = ("there is no server; `r1grpo generate --chat` talks to a model in the terminal, and "
+           "vLLM loads the folder that a command writes to DIR/final")
+_COMMANDS = {
+    "dpo": _PREFERENCE, "kto": _PREFERENCE, "orpo": _PREFERENCE, "cpo": _PREFERENCE,
+    "rlhf": _PREFERENCE,
+    "ppo": "there is no critic here; `r1grpo grpo` takes its baseline from the group",
+    "rloo": "`r1grpo grpo` is the same but for the baseline: --set scale_rewards=none",
+    "reward": "RewardTrainer trains reward models from Python; `r1grpo pipeline` uses it",
+    "serve": _SERVER, "vllm-serve": _SERVER,
+    "chat": "it is `r1grpo generate --model FOLDER --chat`",
+    "merge": "weights are not averaged here; DIR/final of a run is a whole model",
+    "train": "a stage has its name: `r1grpo sft` or `r1grpo grpo`",
+    "evaluate": "it is `r1grpo eval`",
+    "quantize": "weights are float32 or bfloat16; llama.cpp's converter loads DIR/final",
+    "env": "it is `r1grpo doctor`",
+}
+_ONE = "one process, one device; leave it out"
+_DTYPE = "weights are float32 or bfloat16 (--dtype); there is no quantised training"
+_FLAGS = {
+    "--load-in-4bit": _DTYPE, "--load-in-8bit": _DTYPE, "--quantization": _DTYPE,
+    "--bf16": "it is --dtype bfloat16", "--fp16": "it is --dtype bfloat16",
+    "--deepspeed": _ONE, "--fsdp": _ONE, "--num-gpus": _ONE, "--num-processes": _ONE,
+    "--tensor-parallel-size": _ONE, "--nproc-per-node": _ONE, "--accelerate-config": _ONE,
+    "--use-vllm": "sampling and training are one engine here; leave it out",
+    "--trust-remote-code": "code of a model folder is never run; its architecture must be one of "
+                           "those that this engine knows",
+    "--model-name-or-path": "it is --model FOLDER",
+    "--dataset-name": "it is --data FILE; nothing is downloaded by itself",
+    "--output-dir": "it is --out DIR",
+    "--reward-funcs": "it is --reward NAME or --reward FILE.py:function",
+    "--gradient-checkpointing": "memory is bounded by --set micro_batch_tokens=N",
+}
+
+
+def refusal(arguments: Sequence[str]) -> str | None:
+    """Why a command line cannot be, where a table above says so; else None. A trainer's option as
+    a flag (`--learning-rate 1e-6`) is argparse's to refuse."""
+    if arguments and arguments[0] in _COMMANDS:
+        return f"there is no command {arguments[0]!r}: {_COMMANDS[arguments[0]]}"
+    for one in arguments:
+        flag = one.partition("=")[0].replace("_", "-")
+        if flag in _FLAGS:
+            return f"there is no option {one.partition('=')[0]!r}: {_FLAGS[flag]}"
+    return None
