@@ -257,7 +257,7 @@ class Recipe:
     reasoning_rl: RLStage = field(default_factory=lambda: RLStage(
         eval_steps=16, grpo=_grpo(112, loss_type="dapo", reward_weights=(1.0, 0.5, 0.2))))
     rejection_sft: SFTStage = field(default_factory=lambda: SFTStage(
-        problems=6000, samples=4, per_problem=4, general_share=0.25, sft=_sft(mtp_coef=0.1)))
+        problems=9000, samples=4, per_problem=4, general_share=0.25, sft=_sft(mtp_coef=0.1)))
     reward_models: RewardModels = field(default_factory=RewardModels)
     # plain sums, so all weights are 1; temperature 0.7 as in the paper
     r1: GeneralRLStage = field(default_factory=lambda: GeneralRLStage(
