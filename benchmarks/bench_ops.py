@@ -78,7 +78,7 @@ class Bench:
                        False)
         return call, 2.0 * n * O * I, f"N {n}, {E} experts, O {O}, I {I}"
 
-    def attention(self, backward: bool, T: int) -> Case:
+    def attention(self, backward: bool, T: int, window: int = 0) -> Case:
         B, H, Hkv, D = 4, 8, 4, 64
         q, (k, v) = self.normal(B * T, H * D), self.normal(2, B * T, Hkv * D)
         o, lse = np.empty_like(q), np.empty((B * T, H), np.float32)
@@ -87,14 +87,18 @@ class Bench:
         seqs = start, pos0, np.arange(B * per, dtype=np.int32).reshape(B, per)
         kv = _core.Kv(self.device, B * per, Hkv, D, D)
         _core.kv_write(self.device, kv, k, v, seqs)
-        forward = self.op("attention_fwd", o, lse, q, kv, seqs, H, D ** -0.5)
-        pairs, shape = B * H * T * (T + 1) / 2, f"B {B}, T {T}, H {H}, Hkv {Hkv}, D {D}"
+        forward = self.op("attention_fwd", o, lse, q, kv, seqs, H, window,
+                          D ** -0.5)
+        seen = T * (T + 1) / 2 if not window else sum(min(t + 1, window) for t in range(T))
+        pairs, shape = B * H * seen, f"B {B}, T {T}, H {H}, Hkv {Hkv}, D {D}"
+        if window:
+            shape += f", window {window}"
         if not backward:
             return forward, 4.0 * D * pairs, shape
         forward()
         call = self.op("attention_bwd", np.empty_like(q), np.empty_like(k), np.empty_like(v),
                        self.normal(*q.shape), o, lse, q, k, v, (start, pos0, None), H, Hkv,
-                       D ** -0.5)
+                       window, D ** -0.5)
         return call, 10.0 * D * pairs, shape
 
     def decode_attention(self, T: int) -> Case:
@@ -107,7 +111,8 @@ class Bench:
         _core.kv_write(self.device, kv, self.normal(B * T, Hkv * D), self.normal(B * T, Hkv * D),
                        whole)
         call = self.op("attention_fwd", np.empty((B, H * D), np.float32),
-                       np.empty((B, H), np.float32), self.normal(B, H * D), kv, seqs, H, D ** -0.5)
+                       np.empty((B, H), np.float32), self.normal(B, H * D), kv, seqs, H, 0,
+                       D ** -0.5)
         return call, 8.0 * B * T * Hkv * D, f"B {B}, one query at T {T}, H {H}, D {D}"
 
     # ---- bytes: every case returns the arrays that the op touches ----
@@ -257,6 +262,8 @@ class Bench:
         yield "matmul_nt, experts", self.experts, (256, 4096)
         yield "attention_fwd", lambda T: self.attention(False, T), (128, 1024)
         yield "attention_bwd", lambda T: self.attention(True, T), (128, 1024)
+        yield "attention_fwd, window", lambda T: self.attention(False, T, 64), (128, 1024)
+        yield "attention_bwd, window", lambda T: self.attention(True, T, 64), (128, 1024)
 
     def byte_cases(self) -> Iterator[tuple[str, Callable[[int], Case], tuple[int, int]]]:
         for name in ("fill_zero", "add", "bias_bwd", "gather_rows", "scatter_rows", "embed_fwd",

@@ -186,7 +186,8 @@ typedef struct {
                               size_t Dv, r1_status *st);
 
     /* ---- attention, causal, grouped queries (H a multiple of Hkv; query head h reads KV head
-     * h / (H / Hkv)) ---- */
+     * h / (H / Hkv)). window 0: none; else a query at position t sees keys
+     * max(0, t - window + 1) .. t, and the cost falls with the window ---- */
     /* Writes k (N, Hkv D) and v (N, Hkv Dv) into their blocks. */
     r1_code (*kv_write)(r1_dev *dev, const r1_kv *kv, const r1_tensor *k, const r1_tensor *v,
                         const r1_seqs *seqs, r1_status *st);
@@ -199,14 +200,14 @@ typedef struct {
      * agree bit for bit. A masked key is excluded, never multiplied. */
     r1_code (*attention_fwd)(r1_dev *dev, const r1_tensor *o, const r1_tensor *lse,
                              const r1_tensor *q, const r1_kv *kv, const r1_seqs *seqs, size_t H,
-                             float scale, r1_status *st);
+                             size_t window, float scale, r1_status *st);
     /* Whole sequences only (pos0 = 0). q (N, H D), k (N, Hkv D), v (N, Hkv Dv) row-major.
      * p = exp(scale q k^T - lse); delta = sum(do o); ds = p (do v - delta) scale; dq, dk, dv. */
     r1_code (*attention_bwd)(r1_dev *dev, const r1_tensor *dq, const r1_tensor *dk,
                              const r1_tensor *dv, const r1_tensor *dout, const r1_tensor *o,
                              const r1_tensor *lse, const r1_tensor *q, const r1_tensor *k,
                              const r1_tensor *v, const r1_seqs *seqs, size_t H, size_t Hkv,
-                             float scale, r1_status *st);
+                             size_t window, float scale, r1_status *st);
 
     /* ---- SwiGLU, Shazeer 2020: y = silu(gate) up, all (N, F). dgate may alias gate, dup up. ---- */
     r1_code (*swiglu_fwd)(r1_dev *dev, const r1_tensor *y, const r1_tensor *gate,

@@ -18,17 +18,22 @@ __all__ = ["ModelConfig"]
 # Keys of published config.json files that do not change what is computed here.
 _HARMLESS = frozenset(
     "architectures auto_map attention_dropout aux_loss_alpha dtype ep_size hidden_act moe_layer_freq "
-    "output_router_logits pretraining_tp quantization_config seq_aux sliding_window torch_dtype "
-    "transformers_version use_cache use_sliding_window max_window_layers mlp_bias pad_token_id "
-    "is_encoder_decoder id2label label2id layer_types rope_parameters rope_scaling "
+    "output_router_logits pretraining_tp quantization_config seq_aux torch_dtype "
+    "transformers_version use_cache mlp_bias pad_token_id "
+    "is_encoder_decoder id2label label2id rope_parameters rope_scaling "
     "qk_head_dim num_local_experts num_experts model_name".split())
 # Of these, the ones that would change it at any other value.
-_PLAIN = {"hidden_act": "silu", "mlp_bias": False, "use_sliding_window": False, "moe_layer_freq": 1}
+_PLAIN = {"hidden_act": "silu", "mlp_bias": False, "moe_layer_freq": 1}
 # Published files write null where a model has none of these.
 _NULL_IS_DEFAULT = (
     "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "n_routed_experts",
     "num_experts_per_tok", "moe_intermediate_size", "n_shared_experts", "first_k_dense_replace",
     "n_group", "topk_group", "routed_scaling_factor", "num_nextn_predict_layers")
+
+# Families whose attention may be windowed, and what a published file of theirs means by silence.
+_WINDOWED = ("mistral", "qwen2", "qwen3", "qwen3_moe")
+_SLIDING_WINDOW, _MAX_WINDOW_LAYERS = 4096, 28
+_MAX_LAYERS = 4096  # the core refuses more
 
 _KINDS = {"int": numbers.Integral, "float": numbers.Real, "bool": bool, "str": str, "dict": dict,
           "list": (list, tuple)}
@@ -71,6 +76,11 @@ class ModelConfig:
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     model_type: str = "llama"
+    # sliding window, see window()
+    sliding_window: int | None = None
+    use_sliding_window: bool = False
+    max_window_layers: int | None = None
+    layer_types: list[str] | None = None
     # MLA
     q_lora_rank: int | None = None
     kv_lora_rank: int = 0
@@ -114,6 +124,7 @@ class ModelConfig:
             self.rope_interleave = self.kv_lora_rank > 0
         if self.scoring_func not in ("sigmoid", "softmax"):
             raise ValueError(f"scoring_func '{self.scoring_func}' is neither 'sigmoid' nor 'softmax'")
+        self._check_windows()
         if self.initializer_range < 0:
             raise ValueError(f"initializer_range is {self.initializer_range}, must be 0 or above")
 
@@ -135,6 +146,8 @@ class ModelConfig:
         kind = scaling.get("rope_type", scaling.get("type", "default"))
         if kind != "default":
             raise ValueError(f"rope type '{kind}' is not supported yet; only 'default' is")
+        if values.get("model_type") in _WINDOWED:
+            given.setdefault("sliding_window", _SLIDING_WINDOW)
         given.setdefault("rope_theta", scaling.get("rope_theta", cls.rope_theta))
         for key, plain in _PLAIN.items():
             if extra.get(key, plain) != plain:
@@ -147,6 +160,9 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """All keys, the unknown ones that came in included."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        for key in ("layer_types", "max_window_layers"):  # null there is an error to transformers
+            if own[key] is None:
+                del own[key]
         return {**self.extra, **own}
 
     @classmethod
@@ -176,9 +192,46 @@ class ModelConfig:
         eos = self.eos_token_id
         return [] if eos is None else list(eos) if isinstance(eos, (list, tuple)) else [eos]
 
+    def window(self, layer: int) -> int:
+        """Keys that a query of this layer sees, its own position included; 0: all before it.
+
+        As transformers decides. Mistral: `sliding_window` in every layer. Qwen2 and Qwen3, where
+        `use_sliding_window`: in the layers that `layer_types` calls 'sliding_attention' or, without
+        it, from `max_window_layers` on; Qwen3-MoE in every layer. Other families have none."""
+        on = self.model_type == "mistral" or \
+            self.model_type in _WINDOWED and self.use_sliding_window
+        if not on or self.sliding_window is None:
+            return 0
+        if self.model_type in ("mistral", "qwen3_moe"):
+            here = True
+        elif self.layer_types is not None:
+            here = self.layer_types[layer] == "sliding_attention"
+        else:
+            first = _MAX_WINDOW_LAYERS if self.max_window_layers is None else self.max_window_layers
+            here = layer >= first
+        return self.sliding_window if here else 0
+
+    def _check_windows(self) -> None:
+        """Layers that are named one way and would be computed another raise ValueError."""
+        kinds = self.layer_types
+        if self.sliding_window == 0:
+            raise ValueError("sliding_window is 0, must be at least 1, or null for none")
+        if kinds is None:
+            return
+        if len(kinds) != self.num_hidden_layers or \
+                any(kind not in ("full_attention", "sliding_attention") for kind in kinds):
+            raise ValueError(f"layer_types must be num_hidden_layers = {self.num_hidden_layers} "
+                             f"times 'full_attention' or 'sliding_attention', is {kinds!r}")
+        for i, kind in enumerate(kinds):
+            if (self.window(i) > 0) != (kind == "sliding_attention"):
+                raise ValueError(
+                    f"layer_types[{i}] is {kind!r}, but model_type {self.model_type!r} with "
+                    f"use_sliding_window {self.use_sliding_window} and sliding_window "
+                    f"{self.sliding_window} makes it the other kind")
+
     def core(self) -> dict[str, Any]:
         """The fields of the C core's r1_config."""
-        moe = self.n_routed_experts > 0
+        moe, layers = self.n_routed_experts > 0, min(self.num_hidden_layers, _MAX_LAYERS)
         return {
             "V": self.vocab_size, "C": self.hidden_size, "L": self.num_hidden_layers,
             "T": self.max_position_embeddings, "H": self.num_attention_heads,
@@ -195,5 +248,6 @@ class ModelConfig:
             "tied": self.tie_word_embeddings, "qkv_bias": self.attention_bias,
             "interleaved": self.rope_interleave, "score": self.score_head,
             "routed_scale": self.routed_scaling_factor, "eps": self.rms_norm_eps,
-            "rope_theta": self.rope_theta,
+            "rope_theta": self.rope_theta, "window": self.sliding_window or 0,
+            "windowed": bytes(self.window(i) > 0 for i in range(layers)),
         }

@@ -35,6 +35,11 @@ def configs() -> dict[str, ModelConfig]:
         "dense": ModelConfig(**dense, attention_bias=True, tie_word_embeddings=True),
         "dense_untied": ModelConfig(**{**dense, "head_dim": 10, "num_key_value_heads": 1}),
         "dense_mtp": ModelConfig(**dense, num_nextn_predict_layers=1),
+        "dense_window": ModelConfig(**{**dense, "num_hidden_layers": 3}, model_type="qwen3",
+                                    use_sliding_window=True, sliding_window=21,
+                                    num_nextn_predict_layers=1, layer_types=[
+                                        "sliding_attention", "full_attention",
+                                        "sliding_attention"]),
     }
 
 

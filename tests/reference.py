@@ -185,7 +185,7 @@ class Reference:
         if f"{name}.q_norm.weight" in self.params:  # Qwen3, before the rotation
             q, k = self._norm(f"{name}.q_norm", q), self._norm(f"{name}.k_norm", k)
         q, k = self._rope(q, batch, False), self._rope(k, batch, False)
-        out = attention(q, k, v, batch.spans, width ** -0.5)
+        out = attention(q, k, v, batch.spans, width ** -0.5, self._window(name))
         return self._linear(f"{name}.o_proj", out.reshape(n, heads * width))
 
     def _mla(self, name: str, h: Tensor, batch: Batch) -> Tensor:
@@ -212,6 +212,24 @@ class Reference:
         k, v = mla_expand(kv, k_rot, nope)
         out = attention(q, k, v, batch.spans, (nope + rot) ** -0.5)
         return self._linear(f"{name}.o_proj", out.reshape(n, heads * wide))
+
+    def _window(self, name: str) -> int:
+        """Sliding window of the attention of that name, 0 for none. Mistral: wherever the config has
+        one; Qwen: only when switched on, in the layers that layer_types marks or, without it,
+        from max_window_layers on (all of Qwen3-MoE's). The MTP module has none (our choice)."""
+        c, layer = self.config, int(name.split(".")[2])
+        kind, window = c.get("model_type"), c.get("sliding_window") or 0
+        if layer == c["num_hidden_layers"] or kind not in ("mistral", "qwen2", "qwen3", "qwen3_moe"):
+            return 0
+        if kind == "mistral":
+            return window
+        if not c.get("use_sliding_window"):
+            return 0
+        if kind == "qwen3_moe":
+            return window
+        if c.get("layer_types"):
+            return window if c["layer_types"][layer] == "sliding_attention" else 0
+        return window if layer >= c["max_window_layers"] else 0
 
     def _moe(self, name: str, h: Tensor, routings: list[Routing]) -> Tensor:
         c = self.config

@@ -117,10 +117,13 @@ def mla_expand(kv: Tensor, k_rot: Tensor, nope: int) -> tuple[Tensor, Tensor]:
     return concat([kv[:, :, :nope], shared], axis=2), kv[:, :, nope:]
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, spans: Sequence[Span], scale: float) -> Tensor:
-    """Causal softmax attention.  Vaswani et al. 2017, eq. 1; grouped heads: Ainslie et al. 2023.
+def attention(q: Tensor, k: Tensor, v: Tensor, spans: Sequence[Span], scale: float,
+              window: int = 0) -> Tensor:
+    """Causal softmax attention.  Vaswani et al. 2017, eq. 1; grouped heads: Ainslie et al. 2023;
+    sliding window: Beltagy et al. 2020, 3.1.
 
     q (N, H, D), k (N, J, D), v (N, J, Dv) -> (N, H, Dv); query head h reads key head h // (H/J).
+    With a window a query sees itself and the window - 1 positions before it, else all of them.
     Spans come in row order and together cover every row once.
     """
     head_of = np.arange(q.shape[1]) // (q.shape[1] // k.shape[1])
@@ -131,7 +134,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, spans: Sequence[Span], scale: flo
         keys = k[span.keys][:, head_of].transpose(1, 2, 0)  # (H, D, P+T)
         values = v[span.keys][:, head_of].transpose(1, 0, 2)  # (H, P+T, Dv)
         scores = q[span.rows].transpose(1, 0, 2) @ keys * scale  # (H, T, P+T)
-        seen = np.arange(len(span.keys))[None, :] <= span.positions[:, None]
+        back = span.positions[:, None] - np.arange(len(span.keys))[None, :]
+        seen = (back >= 0) & (back < (window or np.inf))
         outputs.append((softmax(where(seen, scores, -np.inf)) @ values).transpose(1, 0, 2))
     return concat(outputs)
 

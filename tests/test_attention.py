@@ -12,6 +12,7 @@ from op_testing import (assert_same_bits, check, check_threads, ints, nan, norma
 from r1grpo import _core
 
 LENGTHS = (0, 1, 3, 31, 33, 64, 0, 65, 129)
+WINDOWS = (2, 5, 64, 100)  # with 1 the gradient of q and k is 0, up to rounding
 SHAPES = [(1, 1, 4, 4), (4, 4, 48, 32), (6, 2, 31, 33), (4, 1, 256, 256)]  # H, Hkv, D, Dv
 
 
@@ -32,24 +33,24 @@ def tables(rng, lengths, spare=3):
     return table, len(order)
 
 
-def forward(device, q, k, v, lengths, H, Hkv, D, Dv, scale, table, blocks):
+def forward(device, q, k, v, lengths, H, Hkv, D, Dv, scale, table, blocks, window=0):
     """All positions at once, as training does."""
     N = sum(lengths)
     kv = _core.Kv(device, max(blocks, 1), Hkv, D, Dv)
     seqs = pack_starts(lengths), np.zeros(len(lengths), np.int32), table
     o, lse = nan(N, H * Dv), nan(N, H)
     _core.kv_write(device, kv, k, v, seqs)
-    _core.attention_fwd(device, o, lse, q, kv, seqs, H, scale)
+    _core.attention_fwd(device, o, lse, q, kv, seqs, H, window, scale)
     return o, lse
 
 
-def oracle(q, k, v, lengths, H, Hkv, D, Dv, scale):
+def oracle(q, k, v, lengths, H, Hkv, D, Dv, scale, window=0):
     N = len(q)
     inputs = [Tensor(a.reshape(N, heads, -1)) for a, heads in ((q, H), (k, Hkv), (v, Hkv))]
-    return inputs, ref.attention(*inputs, ref.pack_spans(lengths), scale)
+    return inputs, ref.attention(*inputs, ref.pack_spans(lengths), scale, window)
 
 
-def oracle_lse(q, k, lengths, H, Hkv, D, scale):
+def oracle_lse(q, k, lengths, H, Hkv, D, scale, window=0):
     out, starts = np.zeros((len(q), H)), pack_starts(lengths)
     for b in range(len(lengths)):
         rows = slice(starts[b], starts[b + 1])
@@ -58,49 +59,89 @@ def oracle_lse(q, k, lengths, H, Hkv, D, scale):
             s = scale * (q[rows, h * D:(h + 1) * D].astype(np.float64)
                          @ k[rows, g * D:(g + 1) * D].T)
             s[np.triu_indices(len(s), 1)] = -np.inf
+            if window:
+                s[np.tril_indices(len(s), -window)] = -np.inf
             out[rows, h] = np.logaddexp.reduce(s, axis=1) if len(s) else 0.0
     return out
 
 
-@pytest.mark.parametrize(("H", "Hkv", "D", "Dv"), SHAPES)
-def test_values_and_gradients(device, rng, H, Hkv, D, Dv):
-    lengths = LENGTHS if D < 200 else (3, 65)
+@pytest.mark.parametrize(("H", "Hkv", "D", "Dv", "window"), [
+    *((*shape, 0) for shape in SHAPES), *((2, 1, 20, 33, window) for window in WINDOWS)])
+def test_values_and_gradients(device, rng, H, Hkv, D, Dv, window):
+    lengths = (3, 65) if D > 200 else (1, 200, 31) if window else LENGTHS
     N, scale = sum(lengths), D ** -0.5
     q, k, v = draw(rng, lengths, H, Hkv, D, Dv)
     table, blocks = tables(rng, lengths)
-    o, lse = forward(device, q, k, v, lengths, H, Hkv, D, Dv, scale, table, blocks)
-    inputs, want = oracle(q, k, v, lengths, H, Hkv, D, Dv, scale)
+    o, lse = forward(device, q, k, v, lengths, H, Hkv, D, Dv, scale, table, blocks, window)
+    inputs, want = oracle(q, k, v, lengths, H, Hkv, D, Dv, scale, window)
     check(o, want.data.reshape(N, H * Dv), "row")
-    check(lse, oracle_lse(q, k, lengths, H, Hkv, D, scale), "row")
+    check(lse, oracle_lse(q, k, lengths, H, Hkv, D, scale, window), "row")
 
     dout = normal(rng, N, H * Dv)
     grads = gradients((want * dout.reshape(N, H, Dv)).sum(), inputs)
     dq, dk, dv = nan(*q.shape), nan(*k.shape), nan(*v.shape)
     _core.attention_bwd(device, dq, dk, dv, dout, o, lse, q, k, v, whole_seqs(lengths), H, Hkv,
-                        scale)
+                        window, scale)
     for got, expected in zip((dq, dk, dv), grads):
         check(got.reshape(expected.shape), expected, "soft")
 
 
-def test_long_sequences_cross_chunks(device, rng):
+@pytest.mark.parametrize("window", [0, 70, 512, 700])
+def test_long_sequences_cross_chunks(device, rng, window):
     H, Hkv, D, Dv, lengths = 2, 1, 8, 12, (1100, 513)
     q, k, v = draw(rng, lengths, H, Hkv, D, Dv)
     q *= 4  # sharp softmax: chunk maxima differ
     table, blocks = tables(rng, lengths)
-    o, lse = forward(device, q, k, v, lengths, H, Hkv, D, Dv, 1.0, table, blocks)
-    _, want = oracle(q, k, v, lengths, H, Hkv, D, Dv, 1.0)
+    o, lse = forward(device, q, k, v, lengths, H, Hkv, D, Dv, 1.0, table, blocks, window)
+    _, want = oracle(q, k, v, lengths, H, Hkv, D, Dv, 1.0, window)
     check(o, want.data.reshape(o.shape), "soft")
-    check(lse, oracle_lse(q, k, lengths, H, Hkv, D, 1.0), "row")
+    check(lse, oracle_lse(q, k, lengths, H, Hkv, D, 1.0, window), "row")
 
 
+def test_a_window_of_the_whole_sequence_is_none(device, rng):
+    H, Hkv, D, lengths = 2, 1, 8, (140, 31)
+    q, k, v = draw(rng, lengths, H, Hkv, D, D)
+    dout = normal(rng, *q.shape)
+    table, blocks = tables(rng, lengths)
+
+    def run(window):
+        o, lse = forward(device, q, k, v, lengths, H, Hkv, D, D, 0.3, table, blocks, window)
+        grads = nan(*q.shape), nan(*k.shape), nan(*v.shape)
+        _core.attention_bwd(device, *grads, dout, o, lse, q, k, v, whole_seqs(lengths), H, Hkv,
+                            window, 0.3)
+        return o, lse, *grads
+    assert_same_bits(run(140), run(0))
+    assert_same_bits(run(2**40), run(0))
+    assert (run(139)[0] != run(0)[0]).any()
+
+
+@pytest.mark.parametrize("window", [1, 9, 64, 500])
+def test_keys_before_the_window_are_never_read(device, rng, window):
+    """A cache in which nobody wrote them: its memory is NaN."""
+    T, D = 700, 8
+    q, k, v = draw(rng, (T,), 2, 1, D, D)
+    table, blocks = tables(rng, (T,))
+    o, lse = forward(device, q, k, v, (T,), 2, 1, D, D, 1.0, table, blocks, window)
+    for rows in (slice(T - 1, T), slice(T - 11, T)):  # one query; a group of them
+        kv = _core.Kv(device, blocks, 1, D, D)
+        first = rows.start - window + 1
+        _core.kv_write(device, kv, k[first:], v[first:], (ints(0, T - first), ints(first), table))
+        n = T - rows.start
+        part = nan(n, 2 * D), nan(n, 2)
+        _core.attention_fwd(device, *part, q[rows], kv, (ints(0, n), ints(rows.start), table), 2,
+                            window, 1.0)
+        assert_same_bits(part, (o[rows], lse[rows]))
+
+
+@pytest.mark.parametrize("window", [0, 1, 5, 30, 64, 100])
 @pytest.mark.parametrize("steps", [[1] * 140, [70, 1, 1, 68], [64, 64, 12]])
-def test_prefill_and_decode_give_the_bits_of_training(device, rng, steps):
+def test_prefill_and_decode_give_the_bits_of_training(device, rng, steps, window):
     H, Hkv, D, Dv = 4, 2, 24, 16
     T = 140
     lengths = (T, T)
     q, k, v = draw(rng, lengths, H, Hkv, D, Dv)
     table, blocks = tables(rng, lengths)
-    whole = forward(device, q, k, v, lengths, H, Hkv, D, Dv, 0.2, table, blocks)
+    whole = forward(device, q, k, v, lengths, H, Hkv, D, Dv, 0.2, table, blocks, window)
     kv = _core.Kv(device, blocks, Hkv, D, Dv)  # its memory starts as NaN
     o, lse = nan(2 * T, H * Dv), nan(2 * T, H)
     at = 0
@@ -109,22 +150,24 @@ def test_prefill_and_decode_give_the_bits_of_training(device, rng, steps):
         seqs = ints(0, n, 2 * n), ints(at, at), table[::-1].copy()
         part = nan(2 * n, H * Dv), nan(2 * n, H)
         _core.kv_write(device, kv, k[rows], v[rows], seqs)
-        _core.attention_fwd(device, *part, q[rows], kv, seqs, H, 0.2)
+        _core.attention_fwd(device, *part, q[rows], kv, seqs, H, window, 0.2)
         o[rows], lse[rows] = part
         at += n
     assert_same_bits((o, lse), whole)
 
 
-def test_long_decode_gives_the_bits_of_training(device, rng):
+@pytest.mark.parametrize("window", [0, 3, 130, 515])
+def test_long_decode_gives_the_bits_of_training(device, rng, window):
     T, D = 1100, 8
     q, k, v = draw(rng, (T,), 2, 1, D, D)
     table, blocks = tables(rng, (T,))
-    o, lse = forward(device, q, k, v, (T,), 2, 1, D, D, 1.0, table, blocks)
+    o, lse = forward(device, q, k, v, (T,), 2, 1, D, D, 1.0, table, blocks, window)
     kv = _core.Kv(device, blocks, 1, D, D)
     _core.kv_write(device, kv, k, v, (ints(0, T), ints(0), table))
-    for t in (0, 511, 512, 1023, 1099):
+    for t in (0, 1, 130, 511, 512, 513, 517, 640, 1023, 1024, 1026, 1099):
         one = nan(1, 2 * D), nan(1, 2)
-        _core.attention_fwd(device, *one, q[t:t + 1], kv, (ints(0, 1), ints(t), table), 2, 1.0)
+        _core.attention_fwd(device, *one, q[t:t + 1], kv, (ints(0, 1), ints(t), table), 2,
+                            window, 1.0)
         assert_same_bits(one, (o[t:t + 1], lse[t:t + 1]))
 
 
@@ -139,7 +182,7 @@ def test_a_shared_block_and_its_copy(device, rng):
     seqs = ints(0, 1, 2), ints(70, 70), np.array([[2, 0], [2, 3]], np.int32)
     o, lse = nan(2, H * D), nan(2, H)
     _core.kv_write(device, kv, tk, tv, seqs)
-    _core.attention_fwd(device, o, lse, tq, kv, seqs, H, 0.25)
+    _core.attention_fwd(device, o, lse, tq, kv, seqs, H, 0, 0.25)
     for b in range(2):
         alone = [np.concatenate([x, y[b:b + 1]]) for x, y in ((q, tq), (k, tk), (v, tv))]
         o1, lse1 = forward(device, *alone, (71,), H, H, D, D, 0.25, ints(0, 1)[None], 2)
@@ -163,7 +206,8 @@ def test_cache_layout(device, rng):
     np.testing.assert_array_equal(got_v.reshape(want_v.shape), want_v)
 
 
-def test_bits_do_not_depend_on_threads_or_packing(devices, rng):
+@pytest.mark.parametrize("window", [0, 21])
+def test_bits_do_not_depend_on_threads_or_packing(devices, rng, window):
     H, Hkv, D, Dv, lengths = 4, 2, 20, 12, (90, 0, 40, 7)
     q, k, v = draw(rng, lengths, H, Hkv, D, Dv)
     dout = normal(rng, sum(lengths), H * Dv)
@@ -172,11 +216,11 @@ def test_bits_do_not_depend_on_threads_or_packing(devices, rng):
     def backward(device, rows, lens, o, lse):
         grads = [nan(*a[rows].shape) for a in (q, k, v)]
         _core.attention_bwd(device, *grads, dout[rows], o, lse, q[rows], k[rows], v[rows],
-                            whole_seqs(lens), H, Hkv, 0.3)
+                            whole_seqs(lens), H, Hkv, window, 0.3)
         return grads
 
     def run(device):
-        o, lse = forward(device, q, k, v, lengths, H, Hkv, D, Dv, 0.3, table, blocks)
+        o, lse = forward(device, q, k, v, lengths, H, Hkv, D, Dv, 0.3, table, blocks, window)
         return o, lse, *backward(device, slice(None), lengths, o, lse)
     check_threads(devices, run)
 
@@ -184,7 +228,7 @@ def test_bits_do_not_depend_on_threads_or_packing(devices, rng):
     for b in (0, 2, 3):
         rows = slice(starts[b], starts[b + 1])
         o, lse = forward(devices[0], q[rows], k[rows], v[rows], lengths[b:b + 1], H, Hkv, D, Dv,
-                         0.3, ints(1, 0)[None], 2)
+                         0.3, ints(1, 0)[None], 2, window)
         alone = o, lse, *backward(devices[0], rows, lengths[b:b + 1], o, lse)
         assert_same_bits(alone, [a[rows] for a in together])
 
@@ -198,14 +242,15 @@ def test_slices_of_columns(device, rng):
     o, lse = forward(device, *(a.copy() for a in (q, k, v)), lengths, H, H, D, D, 0.3, table, 1)
     want = [nan(40, 16) for _ in range(3)]
     _core.attention_bwd(device, *want, dout.copy(), o, lse, q.copy(), k.copy(), v.copy(),
-                        whole_seqs(lengths), H, H, 0.3)
+                        whole_seqs(lengths), H, H, 0, 0.3)
     out = nan(40, 100)
     o2, dq, dk, dv = (out[:, i * 20:i * 20 + 16] for i in range(4))
     lse2 = nan(40, H)
     kv, seqs = _core.Kv(device, 1, H, D, D), (ints(0, 40), ints(0), table)
     _core.kv_write(device, kv, k, v, seqs)
-    _core.attention_fwd(device, o2, lse2, q, kv, seqs, H, 0.3)
-    _core.attention_bwd(device, dq, dk, dv, dout, o2, lse2, q, k, v, whole_seqs(lengths), H, H, 0.3)
+    _core.attention_fwd(device, o2, lse2, q, kv, seqs, H, 0, 0.3)
+    _core.attention_bwd(device, dq, dk, dv, dout, o2, lse2, q, k, v, whole_seqs(lengths), H, H, 0,
+                        0.3)
     assert_same_bits((o2, lse2, dq, dk, dv), (o, lse, *want))
     assert np.isnan(out[:, 16:20]).all() and np.isnan(out[:, 76:]).all()
 
@@ -217,7 +262,7 @@ def test_bad_arguments(device, rng):
 
     def fails(match, seqs, H=2, error=ValueError):
         with pytest.raises(error, match=match):
-            _core.attention_fwd(device, o, lse, q, kv, seqs, H, 1.0)
+            _core.attention_fwd(device, o, lse, q, kv, seqs, H, 0, 1.0)
     fails("'blocks': 3 at index 1 is outside", (ints(0, 65), ints(0), ints(0, 3)[None]))
     fails("needs 2 blocks, its table has 1", (ints(0, 65), ints(0), ints(0)[None]))
     fails("'seqs.q_start': ends at 64", (ints(0, 64), ints(0), ints(0, 1)[None]))
@@ -232,4 +277,4 @@ def test_bad_arguments(device, rng):
         _core.kv_copy(device, kv, ints(0, 3)[None])
     with pytest.raises(ValueError, match="'seqs.pos0': 1 at index 0, expected 0"):
         _core.attention_bwd(device, q.copy(), k.copy(), v.copy(), o, o, lse, q, k, v,
-                            (ints(0, 65), ints(1), None), 2, 2, 1.0)
+                            (ints(0, 65), ints(1), None), 2, 2, 0, 1.0)

@@ -104,6 +104,25 @@ def test_published_configs_are_read(name: str) -> None:
     assert config.stop_ids() == {"DeepSeek-V3": [1], "Qwen2": [3], "Llama": [2, 3]}[name]
 
 
+@pytest.mark.parametrize("values, windows", [
+    ({"model_type": "llama", "sliding_window": 5}, [0, 0, 0]),
+    ({"model_type": "mistral"}, [4096] * 3), ({"model_type": "mistral", "sliding_window": None}, [0] * 3),
+    ({"model_type": "mistral", "sliding_window": 5}, [5] * 3),
+    ({"model_type": "qwen2", "sliding_window": 5}, [0] * 3),
+    ({"model_type": "qwen2", "sliding_window": 5, "use_sliding_window": True}, [0] * 3),
+    ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1}, [0, 4096, 4096]),
+    ({"model_type": "qwen3", "sliding_window": 5, "use_sliding_window": True, "max_window_layers": 9,
+      "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}, [5, 0, 5]),
+    ({"model_type": "qwen3_moe", "sliding_window": 5, "use_sliding_window": True}, [5] * 3),
+    ({"model_type": "qwen3", "sliding_window": None, "use_sliding_window": True}, [0] * 3)])
+def test_windows(values: dict, windows: list[int]) -> None:
+    """As transformers' configurations decide; tests/test_window_parity.py compares results."""
+    config = ModelConfig.from_dict({**values, "num_hidden_layers": 3})
+    assert [config.window(i) for i in range(3)] == windows
+    again = ModelConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert [again.window(i) for i in range(3)] == windows
+
+
 MOE = ModelConfig.tiny_moe(  # the presets may change, these numbers may not
     n_routed_experts=12, num_experts_per_tok=2, moe_intermediate_size=16, num_hidden_layers=4,
     first_k_dense_replace=1).to_dict()
@@ -156,7 +175,12 @@ IMPOSSIBLE = [
     (DENSE, {"eos_token_id": -1}, "eos_token_id"),
     # what would silently be another model
     (DENSE, {"hidden_act": "gelu"}, "hidden_act"), (DENSE, {"mlp_bias": True}, "mlp_bias"),
-    (DENSE, {"use_sliding_window": True}, "use_sliding_window"),
+    (DENSE, {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types\\[1\\]"),
+    (DENSE, {"layer_types": ["full_attention"]}, "num_hidden_layers = 2"),
+    (DENSE, {"layer_types": ["full_attention", "chunked_attention"]}, "chunked_attention"),
+    (DENSE, {"model_type": "mistral", "layer_types": ["full_attention"] * 2, "sliding_window": 8},
+     "layer_types\\[0\\]"),
+    (DENSE, {"use_sliding_window": True, "sliding_window": 0}, "sliding_window is 0"),
     (MOE, {"moe_layer_freq": 2}, "moe_layer_freq"),
     (DENSE, {"rope_scaling": {"type": "yarn", "factor": 4}}, "yarn"),
     (DENSE, {"rope_scaling": "yarn"}, "rope_scaling"),
@@ -177,7 +201,8 @@ def test_the_core_checks_again() -> None:
     """A config that was changed after its checks meets the core's."""
     device = _core.Device(1)
     good = ModelConfig.tiny_dense().core()
-    for key, bad in (("V", -1), ("H", 2**70), ("C", "x"), ("L", None), ("eps", "x")):
+    for key, bad in (("V", -1), ("H", 2**70), ("C", "x"), ("L", None), ("eps", "x"),
+                     ("windowed", 3), ("windowed", bytes(5000))):
         with pytest.raises(ValueError, match=f"config '{key}'"):
             _core.Model(device, {**good, key: bad})
     with pytest.raises(KeyError, match="lacks 'V'"):

@@ -18,7 +18,7 @@
 typedef struct {
     const char *name;
     size_t offset;
-    enum { SIZE, FLAG, REAL } kind;
+    enum { SIZE, FLAG, REAL, LAYERS } kind;
 } field;
 
 #define FIELD(name, kind) {#name, offsetof(r1_config, name), kind}
@@ -27,10 +27,26 @@ static const field fields[] = {
     FIELD(Hkv, SIZE), FIELD(D, SIZE), FIELD(F, SIZE), FIELD(q_lora, SIZE), FIELD(kv_lora, SIZE),
     FIELD(Dn, SIZE), FIELD(Dr, SIZE), FIELD(Dv, SIZE), FIELD(E, SIZE), FIELD(K, SIZE),
     FIELD(Fe, SIZE), FIELD(shared, SIZE), FIELD(first_dense, SIZE), FIELD(groups, SIZE),
-    FIELD(top_groups, SIZE), FIELD(mtp, SIZE), FIELD(softmax_gate, FLAG), FIELD(normalize, FLAG),
+    FIELD(top_groups, SIZE), FIELD(mtp, SIZE), FIELD(window, SIZE), FIELD(windowed, LAYERS),
+    FIELD(softmax_gate, FLAG), FIELD(normalize, FLAG),
     FIELD(router_bias, FLAG), FIELD(tied, FLAG), FIELD(qkv_bias, FLAG), FIELD(interleaved, FLAG),
     FIELD(score, FLAG), FIELD(routed_scale, REAL), FIELD(eps, REAL), FIELD(rope_theta, REAL),
 };
+
+/* bytes, one a layer */
+static void
+layers_read(PyObject *value, unsigned char *at)
+{
+    char *from;
+    Py_ssize_t n;
+    if (PyBytes_AsStringAndSize(value, &from, &n) == 0) {
+        if (n > R1_MAX_LAYERS) {
+            PyErr_SetNone(PyExc_ValueError);
+            return;
+        }
+        memcpy(at, from, (size_t)n);
+    }
+}
 
 static int
 config_read(PyObject *dict, r1_config *c)
@@ -50,6 +66,8 @@ config_read(PyObject *dict, r1_config *c)
             *(size_t *)at = PyLong_AsSize_t(value);
         } else if (fields[i].kind == FLAG) {
             *(int *)at = PyObject_IsTrue(value);
+        } else if (fields[i].kind == LAYERS) {
+            layers_read(value, at);
         } else {
             *(float *)at = (float)PyFloat_AsDouble(value);
         }

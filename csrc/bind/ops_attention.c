@@ -61,7 +61,7 @@ attention_fwd(r1_call *c)
     const r1_tensor *q = arg_tensor(a, "q", "N", "H*D", ARG_IN);
     const r1_kv *kv = arg_kv(c, "kv");
     arg_seqs(c, &seqs, kv);
-    size_t H = arg_size(a, "H");
+    size_t H = arg_size(a, "H"), window = arg_size(a, "window");
     float scale = arg_float(a, "scale");
     arg_bind(a, "H", H);
     arg_bind(a, "H*D", H * arg_dim(a, "D"));
@@ -69,7 +69,7 @@ attention_fwd(r1_call *c)
     arg_require(a, kv && H > 0 && H % kv->Hkv == 0, "H %zu is no multiple of Hkv %zu", H,
                 kv ? kv->Hkv : 0);
     if (call_begin(c)) {
-        c->ops->attention_fwd(c->dev, o, lse, q, kv, &seqs, H, scale, &c->st);
+        c->ops->attention_fwd(c->dev, o, lse, q, kv, &seqs, H, window, scale, &c->st);
     }
 }
 
@@ -88,7 +88,7 @@ attention_bwd(r1_call *c)
     const r1_tensor *k = arg_tensor(a, "k", "N", "Hkv*D", ARG_IN);
     const r1_tensor *v = arg_tensor(a, "v", "N", "Hkv*Dv", ARG_IN);
     arg_seqs(c, &seqs, NULL);
-    size_t H = arg_size(a, "H"), Hkv = arg_size(a, "Hkv");
+    size_t H = arg_size(a, "H"), Hkv = arg_size(a, "Hkv"), window = arg_size(a, "window");
     float scale = arg_float(a, "scale");
     size_t D = H ? arg_dim(a, "H*D") / H : 0, Dv = H ? arg_dim(a, "H*Dv") / H : 0;
     arg_require(a, H > 0 && Hkv > 0 && H % Hkv == 0, "H %zu is no multiple of Hkv %zu", H, Hkv);
@@ -104,8 +104,8 @@ attention_bwd(r1_call *c)
                     seqs.pos0[b], b);
     }
     if (call_begin(c)) {
-        c->ops->attention_bwd(c->dev, dq, dk, dv, dout, o, lse, q, k, v, &seqs, H, Hkv, scale,
-                              &c->st);
+        c->ops->attention_bwd(c->dev, dq, dk, dv, dout, o, lse, q, k, v, &seqs, H, Hkv, window,
+                              scale, &c->st);
     }
 }
 
@@ -113,8 +113,8 @@ static r1_op ops[] = {
     R1_OP(kv_write, "kv, k, v, seqs"),
     R1_OP(kv_copy, "kv, pairs"),
     R1_OP(kv_read, "k, v, kv"),
-    R1_OP(attention_fwd, "o, lse, q, kv, seqs, H, scale"),
-    R1_OP(attention_bwd, "dq, dk, dv, dout, o, lse, q, k, v, seqs, H, Hkv, scale"),
+    R1_OP(attention_fwd, "o, lse, q, kv, seqs, H, window, scale"),
+    R1_OP(attention_bwd, "dq, dk, dv, dout, o, lse, q, k, v, seqs, H, Hkv, window, scale"),
     {{0}, NULL},
 };
 

@@ -1,7 +1,7 @@
 /* attention.c - causal attention over a block KV cache.  Vaswani et al. 2017, eq. 1; the online
- * softmax of Milakov & Gimelshein 2018.
+ * softmax of Milakov & Gimelshein 2018; the sliding window of Beltagy et al. 2020, section 3.1.
  *
- *   s[n,h,j] = scale q[n,h] . k[j,g],   j <= pos[n],   g = h / (H / Hkv)
+ *   s[n,h,j] = scale q[n,h] . k[j,g],   pos[n] - window < j <= pos[n],   g = h / (H / Hkv)
  *   o[n,h] = sum_j exp(s[j] - lse) v[j,g],   lse[n,h] = log sum_j exp(s[j])
  *
  * q (N, H D), o (N, H Dv), lse (N, H); K blocks (D, 64), V blocks (64, Dv). Saved: o and lse.
@@ -12,9 +12,11 @@
  *   - inside a chunk of 512 keys, block after block of 64: m' = max(m, scores), c = exp(m - m'),
  *     l = l c + p (lane by lane, lanes summed at the end of the chunk), acc = acc c + p v, where
  *     p v is four chains, one per quarter of the block, added in order;
- *   - chunks in ascending order: the first is taken as it is, each next one merges by
+ *   - chunks in ascending order from (M, L) = (-inf, 0): each merges by
  *     M' = max(M, m), L = L exp(M - M') + l exp(m - M'), likewise the vectors.
- * A key beyond pos[n] is never read into a sum.
+ * A key outside the window or beyond pos[n] is never read into a sum. Blocks before the window of a
+ * group's first row are not visited; one that only its other rows skip leaves them at (-inf, 0, 0),
+ * bit for bit where they would be without it.
  *
  * Rows are worked on in groups of consecutive positions of one sequence, so that a key is loaded
  * once for all; no row's bits depend on its group. Knows nothing about which rows are prompt.
@@ -29,6 +31,7 @@ typedef struct {
     const r1_kv *kv;
     const r1_seqs *seqs;
     size_t H;
+    ptrdiff_t window; /* keys that a query sees */
     float scale;
 } fwd_job;
 
@@ -53,32 +56,44 @@ typedef struct {
     _Alignas(64) float acc[TILE_ROWS][R1_MAX_HEAD_DIM]; /* sum of p v */
 } chunk_state;
 
-/* Scores to probabilities: scales and masks s (row r sees `valid` + r keys), updates m and l and
- * leaves p in s. Returns the factor by which each row's acc must shrink. */
-TILE_INLINE vf
-block_softmax(chunk_state *st, float (*s)[KEYS], size_t rows, float scale, ptrdiff_t valid,
-              size_t lanes)
+/* What exponents are taken from: m, and 0 while nothing was seen, where -inf - -inf would be NaN. */
+static inline vf
+softmax_base(vf m)
 {
+    return vf_select(m == vf_set1(-__builtin_inff()), vf_set1(0.0f), m);
+}
+
+/* Scores to probabilities: scales and masks s (row r sees keys from + r .. until + r - 1), updates
+ * m and l and leaves p in s. Returns the factor by which each row's acc must shrink. */
+TILE_INLINE vf
+block_softmax(chunk_state *st, float (*s)[KEYS], size_t rows, float scale, ptrdiff_t from,
+              ptrdiff_t until, size_t lanes)
+{
+    const vf none = vf_set1(-__builtin_inff());
     float largest[W] = {0};
     for (size_t r = 0; r < rows; r++) {
-        vf m = vf_set1(-__builtin_inff());
+        vf m = none;
         for (size_t j = 0; j < lanes; j += W) {
             vf x = vf_load(s[r] + j) * vf_set1(scale);
-            ptrdiff_t left = valid + (ptrdiff_t)r - (ptrdiff_t)j;
+            ptrdiff_t left = until + (ptrdiff_t)r - (ptrdiff_t)j;
+            ptrdiff_t before = from + (ptrdiff_t)r - (ptrdiff_t)j;
             if (left < W) {
-                x = vf_select(vi_first((size_t)clamp_to(left, W)), x, vf_set1(-__builtin_inff()));
+                x = vf_select(vi_first((size_t)clamp_to(left, W)), x, none);
+            }
+            if (before > 0) {
+                x = vf_select(vi_first((size_t)clamp_to(before, W)), none, x);
             }
             vf_store(s[r] + j, x);
             m = vf_max(m, x);
         }
         largest[r] = vf_hmax(m);
     }
-    vf m = vf_max(st->m, vf_load(largest));
-    vf shrink = vf_exp(st->m - m);
+    vf m = vf_max(st->m, vf_load(largest)), base = softmax_base(m);
+    vf shrink = vf_exp(st->m - base);
     for (size_t r = 0; r < rows; r++) {
         vf l = st->l[r] * vf_set1(shrink[r]);
         for (size_t j = 0; j < lanes; j += W) {
-            vf p = vf_exp(vf_load(s[r] + j) - vf_set1(m[r]));
+            vf p = vf_exp(vf_load(s[r] + j) - vf_set1(base[r]));
             vf_store(s[r] + j, p);
             l = l + p;
         }
@@ -91,13 +106,13 @@ block_softmax(chunk_state *st, float (*s)[KEYS], size_t rows, float scale, ptrdi
 /* acc = acc shrink + p v on `vecs` vectors of columns from column c0 */
 TILE_INLINE void
 block_columns(chunk_state *st, float (*p)[KEYS], size_t rows, size_t vecs, vf shrink,
-              const float *v, size_t Dv, size_t c0, size_t cols, ptrdiff_t valid)
+              const float *v, size_t Dv, size_t c0, size_t cols, ptrdiff_t from, ptrdiff_t until)
 {
     for (size_t quarter = 0; quarter < 4; quarter++) {
         size_t j = quarter * QUARTER;
         vf c[TILE_ROWS][2] = {{{0}}};
-        tile_until(c, rows, vecs, (tile_ab){p[0] + j, KEYS, 1, v + j * Dv + c0, Dv, cols}, QUARTER,
-                   valid - (ptrdiff_t)j);
+        tile_band(c, rows, vecs, (tile_ab){p[0] + j, KEYS, 1, v + j * Dv + c0, Dv, cols}, QUARTER,
+                  from - (ptrdiff_t)j, until - (ptrdiff_t)j);
 #pragma GCC unroll 8
         for (size_t r = 0; r < rows; r++) {
             for (size_t i = 0; i < vecs; i++) {
@@ -112,17 +127,17 @@ block_columns(chunk_state *st, float (*p)[KEYS], size_t rows, size_t vecs, vf sh
 
 TILE_INLINE void
 block_values(chunk_state *st, float (*p)[KEYS], size_t rows, vf shrink, const float *v, size_t Dv,
-             ptrdiff_t valid)
+             ptrdiff_t from, ptrdiff_t until)
 {
     size_t c0 = 0;
     for (; c0 + 2 * W <= Dv; c0 += 2 * W) {
-        block_columns(st, p, rows, 2, shrink, v, Dv, c0, W, valid);
+        block_columns(st, p, rows, 2, shrink, v, Dv, c0, W, from, until);
     }
     for (; c0 + W <= Dv; c0 += W) {
-        block_columns(st, p, rows, 1, shrink, v, Dv, c0, W, valid);
+        block_columns(st, p, rows, 1, shrink, v, Dv, c0, W, from, until);
     }
     if (c0 < Dv) {
-        block_columns(st, p, rows, 1, shrink, v, Dv, c0, Dv - c0, valid);
+        block_columns(st, p, rows, 1, shrink, v, Dv, c0, Dv - c0, from, until);
     }
 }
 
@@ -131,8 +146,8 @@ static void
 chunk_merge(vf *M, vf *L, float (*total)[R1_MAX_HEAD_DIM], const chunk_state *st, vf l, size_t rows,
             size_t Dv)
 {
-    vf m = vf_max(*M, st->m);
-    vf a = vf_exp(*M - m), b = vf_exp(st->m - m);
+    vf m = vf_max(*M, st->m), base = softmax_base(m);
+    vf a = vf_exp(*M - base), b = vf_exp(st->m - base);
     *L = vf_fma(l, b, *L * a);
     *M = m;
     for (size_t r = 0; r < rows; r++) {
@@ -154,44 +169,41 @@ group_fwd(const fwd_job *job, size_t rows, size_t count, size_t n, size_t h)
     const int32_t *blocks = seqs->blocks + (size_t)seqs->seq[n] * seqs->max_blocks;
     size_t D = kv->D, Dv = kv->Dv, g = h / (job->H / kv->Hkv);
     size_t keys = (size_t)seqs->pos[n] + count;
+    size_t seen = (size_t)clamp_to(seqs->pos[n] + 1 - job->window, INT32_MAX); /* by row 0, on */
+    size_t block0 = seen / KEYS * KEYS;
     _Alignas(64) float q[TILE_ROWS][R1_MAX_HEAD_DIM];
     _Alignas(64) float s[TILE_ROWS][KEYS];
     _Alignas(64) float total[TILE_ROWS][R1_MAX_HEAD_DIM];
     chunk_state st;
-    vf M = {0}, L = {0};
+    vf M = vf_set1(-__builtin_inff()), L = {0};
 
     for (size_t r = 0; r < rows; r++) {
         size_t row = n + (r < count ? r : count - 1);
         memcpy(q[r], row_f32(job->q, row) + h * D, D * sizeof(float));
+        memset(total[r], 0, (Dv + W - 1) / W * W * sizeof(float));
     }
-    for (size_t first = 0; first < keys; first += CHUNK) {
+    for (size_t first = seen / CHUNK * CHUNK; first < keys; first += CHUNK) {
         st.m = vf_set1(-__builtin_inff());
         for (size_t r = 0; r < rows; r++) {
             st.l[r] = vf_set1(0.0f);
             memset(st.acc[r], 0, (Dv + W - 1) / W * W * sizeof(float));
         }
-        for (size_t base = first; base < keys && base < first + CHUNK; base += KEYS) {
+        size_t base = first > block0 ? first : block0;
+        for (; base < keys && base < first + CHUNK; base += KEYS) {
             size_t block = (size_t)blocks[base / KEYS];
-            ptrdiff_t valid = seqs->pos[n] + 1 - (ptrdiff_t)base; /* keys that row 0 sees */
+            ptrdiff_t until = seqs->pos[n] + 1 - (ptrdiff_t)base; /* row 0 sees [from, until) */
+            ptrdiff_t from = until - job->window;
             size_t lanes = keys - base < KEYS ? keys - base : KEYS;
             lanes = (lanes + 2 * W - 1) / (2 * W) * (2 * W);
             tile_scores(s, rows, q[0], R1_MAX_HEAD_DIM, block_k(kv, block, g), D, lanes);
-            vf shrink = block_softmax(&st, s, rows, job->scale, valid, lanes);
-            block_values(&st, s, rows, shrink, block_v(kv, block, g), Dv, valid);
+            vf shrink = block_softmax(&st, s, rows, job->scale, from, until, lanes);
+            block_values(&st, s, rows, shrink, block_v(kv, block, g), Dv, from, until);
         }
         float sums[W] = {0};
         for (size_t r = 0; r < rows; r++) {
             sums[r] = vf_sum(st.l[r]);
         }
-        if (first == 0) {
-            M = st.m;
-            L = vf_load(sums);
-            for (size_t r = 0; r < rows; r++) {
-                memcpy(total[r], st.acc[r], Dv * sizeof(float));
-            }
-        } else {
-            chunk_merge(&M, &L, total, &st, vf_load(sums), rows, Dv);
-        }
+        chunk_merge(&M, &L, total, &st, vf_load(sums), rows, Dv);
     }
     vf lse = M + vf_log(L);
     for (size_t r = 0; r < count; r++) {
@@ -231,11 +243,12 @@ attention_fwd_task(void *ctx, size_t task, size_t worker)
 
 r1_code
 TIER(attention_fwd)(r1_dev *dev, const r1_tensor *o, const r1_tensor *lse, const r1_tensor *q,
-                    const r1_kv *kv, const r1_seqs *seqs, size_t H, float scale, r1_status *st)
+                    const r1_kv *kv, const r1_seqs *seqs, size_t H, size_t window, float scale,
+                    r1_status *st)
 {
     (void)st;
     assert(kv->D <= R1_MAX_HEAD_DIM && kv->Dv <= R1_MAX_HEAD_DIM && H % kv->Hkv == 0);
-    fwd_job job = {o, lse, q, kv, seqs, H, scale};
+    fwd_job job = {o, lse, q, kv, seqs, H, window_keys(window), scale};
     r1_pool_run(dev->pool, split_count(seqs->N, TASK_ROWS) * H, attention_fwd_task, &job);
     return R1_OK;
 }

@@ -1,6 +1,6 @@
 /* attention_bwd.c - gradient of causal attention over whole packed sequences.
  *
- *   p[i,j] = exp(scale q[i] . k[j] - lse[i]),  j <= i     (recomputed; lse saved by forward)
+ *   p[i,j] = exp(scale q[i] . k[j] - lse[i]),  i - window < j <= i     (recomputed; lse saved)
  *   delta[i] = do[i] . o[i]
  *   ds[i,j] = p[i,j] (do[i] . v[j] - delta[i]) scale
  *   dq[i] = sum_j ds[i,j] k[j]     dk[j] = sum_i ds[i,j] q[i]     dv[j] = sum_i p[i,j] do[i]
@@ -11,7 +11,7 @@
  *     W chains and a tree;
  *   - dq: one chain over keys ascending;  dk, dv: one chain over the KV head's query heads
  *     ascending and, in each, over queries ascending.
- * Only causal pairs enter a sum. A sequence's gradient depends on that sequence alone: one task is
+ * Only pairs that forward saw enter a sum; blocks without one are not visited. A sequence's gradient depends on that sequence alone: one task is
  * one (sequence, KV head), which owns its rows of dk and dv and its heads of dq.
  */
 #include "attention_tile.h"
@@ -22,6 +22,7 @@ typedef struct {
     const r1_tensor *dq, *dk, *dv, *dout, *o, *lse, *q, *k, *v;
     const r1_seqs *seqs;
     size_t H, Hkv, D, Dv;
+    ptrdiff_t window; /* keys that a query sees */
     float scale;
 } bwd_job;
 
@@ -88,10 +89,10 @@ rows_scores(bwd_block *x, const bwd_job *job, size_t i)
     }
 }
 
-/* c (count rows of `ld`, cols) += a chain per element; `until` as in tile_until, else tile_from */
+/* c (count rows of `ld`, cols) += a chain per element over its band of k: tile_band */
 TILE_INLINE void
 product_columns(float *c, size_t ld, size_t count, size_t vecs, tile_ab x, ptrdiff_t n,
-                ptrdiff_t limit, int until)
+                ptrdiff_t from, ptrdiff_t until)
 {
     vf t[TILE_ROWS][2] = {{{0}}};
 #pragma GCC unroll 8
@@ -101,11 +102,7 @@ product_columns(float *c, size_t ld, size_t count, size_t vecs, tile_ab x, ptrdi
             t[r][1] = vecs == 2 ? vf_load(c + r * ld + W) : t[r][0];
         }
     }
-    if (until) {
-        tile_until(t, TILE_ROWS, vecs, x, n, limit);
-    } else {
-        tile_from(t, TILE_ROWS, vecs, x, n, limit);
-    }
+    tile_band(t, TILE_ROWS, vecs, x, n, from, until);
 #pragma GCC unroll 8
     for (size_t r = 0; r < TILE_ROWS; r++) {
         if (r < count) {
@@ -119,20 +116,20 @@ product_columns(float *c, size_t ld, size_t count, size_t vecs, tile_ab x, ptrdi
 
 TILE_INLINE void
 product(float *c, size_t ldc, size_t count, const float *a, size_t lda, size_t ka, const float *b,
-        size_t ldb, size_t cols, ptrdiff_t n, ptrdiff_t limit, int until)
+        size_t ldb, size_t cols, ptrdiff_t n, ptrdiff_t from, ptrdiff_t until)
 {
     size_t c0 = 0;
     for (; c0 + 2 * W <= cols; c0 += 2 * W) {
         tile_ab x = {a, lda, ka, b + c0, ldb, W};
-        product_columns(c + c0, ldc, count, 2, x, n, limit, until);
+        product_columns(c + c0, ldc, count, 2, x, n, from, until);
     }
     for (; c0 + W <= cols; c0 += W) {
         tile_ab x = {a, lda, ka, b + c0, ldb, W};
-        product_columns(c + c0, ldc, count, 1, x, n, limit, until);
+        product_columns(c + c0, ldc, count, 1, x, n, from, until);
     }
     if (c0 < cols) {
         tile_ab x = {a, lda, ka, b + c0, ldb, cols - c0};
-        product_columns(c + c0, ldc, count, 1, x, n, limit, until);
+        product_columns(c + c0, ldc, count, 1, x, n, from, until);
     }
 }
 
@@ -141,20 +138,22 @@ static void
 rows_dq(const bwd_block *x, const bwd_job *job, size_t i)
 {
     size_t n = x->row0 + x->i0 + i, count = x->ni - i < TILE_ROWS ? x->ni - i : TILE_ROWS;
+    ptrdiff_t until = (ptrdiff_t)(x->i0 + i + 1) - (ptrdiff_t)x->j0; /* keys, from j0 */
     product(row_f32(job->dq, n) + x->h * job->D, job->dq->ld, count, x->ds[i], KEYS, 1,
             row_f32(job->k, x->row0 + x->j0) + x->g * job->D, job->k->ld, job->D,
-            (ptrdiff_t)x->nj, (ptrdiff_t)(x->i0 + i + 1) - (ptrdiff_t)x->j0, 1);
+            (ptrdiff_t)x->nj, until - job->window, until);
 }
 
 /* dx[j ..] += pt^T y: dv from p and do, dk from ds and q */
 static void
-rows_dkv(const bwd_block *x, const r1_tensor *dx, const r1_tensor *y, const float (*pt)[KEYS],
-         size_t j, size_t width)
+rows_dkv(const bwd_block *x, const bwd_job *job, const r1_tensor *dx, const r1_tensor *y,
+         const float (*pt)[KEYS], size_t j, size_t width)
 {
     size_t n = x->row0 + x->j0 + j, count = x->nj - j < TILE_ROWS ? x->nj - j : TILE_ROWS;
+    ptrdiff_t from = (ptrdiff_t)(x->j0 + j) - (ptrdiff_t)x->i0; /* queries, from i0 */
     product(row_f32(dx, n) + x->g * width, dx->ld, count, pt[0] + j, 1, KEYS,
-            row_f32(y, x->row0 + x->i0) + x->h * width, y->ld, width, (ptrdiff_t)x->ni,
-            (ptrdiff_t)(x->j0 + j) - (ptrdiff_t)x->i0, 0);
+            row_f32(y, x->row0 + x->i0) + x->h * width, y->ld, width, (ptrdiff_t)x->ni, from,
+            from + job->window);
 }
 
 static void
@@ -182,18 +181,20 @@ attention_bwd_task(void *ctx, size_t task, size_t worker)
         const float *k = row_f32(job->k, x.row0 + x.j0) + x.g * job->D;
         const float *v = row_f32(job->v, x.row0 + x.j0) + x.g * job->Dv;
         x.nj = x.T - x.j0 < KEYS ? x.T - x.j0 : KEYS;
+        size_t seen = x.j0 + x.nj - 1 + (size_t)job->window; /* behind the last query that sees one */
+        size_t end = seen < x.T ? seen : x.T;
         transpose_keys(x.kt, k, job->k->ld, x.nj, job->D);
         transpose_keys(x.vt, v, job->v->ld, x.nj, job->Dv);
         for (x.h = x.g * per; x.h < (x.g + 1) * per; x.h++) {
-            for (x.i0 = x.j0; x.i0 < x.T; x.i0 += QUERIES) {
-                x.ni = x.T - x.i0 < QUERIES ? x.T - x.i0 : QUERIES;
+            for (x.i0 = x.j0; x.i0 < end; x.i0 += QUERIES) {
+                x.ni = end - x.i0 < QUERIES ? end - x.i0 : QUERIES;
                 for (size_t i = 0; i < x.ni; i += TILE_ROWS) {
                     rows_scores(&x, job, i);
                     rows_dq(&x, job, i);
                 }
                 for (size_t j = 0; j < x.nj && x.j0 + j < x.i0 + x.ni; j += TILE_ROWS) {
-                    rows_dkv(&x, job->dv, job->dout, (const float(*)[KEYS])x.p, j, job->Dv);
-                    rows_dkv(&x, job->dk, job->q, (const float(*)[KEYS])x.ds, j, job->D);
+                    rows_dkv(&x, job, job->dv, job->dout, (const float(*)[KEYS])x.p, j, job->Dv);
+                    rows_dkv(&x, job, job->dk, job->q, (const float(*)[KEYS])x.ds, j, job->D);
                 }
             }
         }
@@ -204,12 +205,14 @@ r1_code
 TIER(attention_bwd)(r1_dev *dev, const r1_tensor *dq, const r1_tensor *dk, const r1_tensor *dv,
                     const r1_tensor *dout, const r1_tensor *o, const r1_tensor *lse,
                     const r1_tensor *q, const r1_tensor *k, const r1_tensor *v,
-                    const r1_seqs *seqs, size_t H, size_t Hkv, float scale, r1_status *st)
+                    const r1_seqs *seqs, size_t H, size_t Hkv, size_t window, float scale,
+                    r1_status *st)
 {
     (void)st;
     size_t D = k->cols / Hkv, Dv = v->cols / Hkv;
     assert(H % Hkv == 0 && D <= R1_MAX_HEAD_DIM && Dv <= R1_MAX_HEAD_DIM);
-    bwd_job job = {dq, dk, dv, dout, o, lse, q, k, v, seqs, H, Hkv, D, Dv, scale};
+    bwd_job job = {dq, dk, dv, dout, o, lse, q, k, v, seqs, H, Hkv, D, Dv, window_keys(window),
+                   scale};
     r1_pool_run(dev->pool, seqs->B * Hkv, attention_bwd_task, &job);
     return R1_OK;
 }

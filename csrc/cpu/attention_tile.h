@@ -1,12 +1,11 @@
 /* attention_tile.h - the inner loop of attention, forward and backward: rows of a small matrix
- * product, some of them shortened by the causal mask.
+ * product, shortened at both ends by the causal mask and the window.
  *
  *   c[r][:] += sum over k ascending of a[r lda + k ka] b[k ldb + :],   r < rows
  *
  * c is `vecs` vectors wide and stays in registers; every element is one chain of multiply-adds.
- * Row r of a causal tile is one position later than row r - 1, so it sums one k more at the end
- * (`tile_until`) or one less at the start (`tile_from`). A k outside a row's limits is skipped, not
- * multiplied by 0: what lies there may be NaN.
+ * Row r of a tile is one position later than row r - 1, so its band of k begins and ends one later.
+ * A k outside a row's band is skipped, not multiplied by 0: what lies there may be NaN.
  *
  * rows (TILE_ROWS or 1), vecs (1 or 2) are constants where these are inlined.
  */
@@ -49,11 +48,10 @@ tile_all(vf (*c)[2], size_t rows, size_t vecs, tile_ab x, ptrdiff_t first, ptrdi
     }
 }
 
-/* k in [first, end), row r only where its own limit lets it: k < limit + r (until) or
- * k >= limit + r (from) */
+/* k in [first, end), row r only where from + r <= k < until + r */
 TILE_INLINE void
 tile_edge(vf (*c)[2], size_t rows, size_t vecs, tile_ab x, ptrdiff_t first, ptrdiff_t end,
-          ptrdiff_t limit, int until)
+          ptrdiff_t from, ptrdiff_t until)
 {
     for (ptrdiff_t k = first; k < end; k++) {
         const float *b = x.b + (size_t)k * x.ldb, *a = x.a + (size_t)k * x.ka;
@@ -61,7 +59,7 @@ tile_edge(vf (*c)[2], size_t rows, size_t vecs, tile_ab x, ptrdiff_t first, ptrd
         vf b1 = vecs == 2 ? vf_load(b + W) : b0;
 #pragma GCC unroll 8
         for (size_t r = 0; r < rows; r++) {
-            if ((k < limit + (ptrdiff_t)r) == until) {
+            if ((size_t)(k - from - (ptrdiff_t)r) < (size_t)(until - from)) {
                 vf ar = vf_set1(a[r * x.lda]);
                 c[r][0] = vf_fma(ar, b0, c[r][0]);
                 if (vecs == 2) {
@@ -78,22 +76,28 @@ clamp_to(ptrdiff_t x, ptrdiff_t n)
     return x < 0 ? 0 : x < n ? x : n;
 }
 
-/* row r: k in [0, min(n, limit + r)) */
-TILE_INLINE void
-tile_until(vf (*c)[2], size_t rows, size_t vecs, tile_ab x, ptrdiff_t n, ptrdiff_t limit)
+/* Keys that a query sees; a window of 0 is none, and no position is INT32_MAX back. */
+static inline ptrdiff_t
+window_keys(size_t window)
 {
-    ptrdiff_t all = clamp_to(limit, n);
-    tile_all(c, rows, vecs, x, 0, all);
-    tile_edge(c, rows, vecs, x, all, clamp_to(limit + (ptrdiff_t)rows - 1, n), limit, 1);
+    return window == 0 || window > INT32_MAX ? INT32_MAX : (ptrdiff_t)window;
 }
 
-/* row r: k in [max(0, limit + r), n) */
+/* row r: k in [max(0, from + r), min(n, until + r)) */
 TILE_INLINE void
-tile_from(vf (*c)[2], size_t rows, size_t vecs, tile_ab x, ptrdiff_t n, ptrdiff_t limit)
+tile_band(vf (*c)[2], size_t rows, size_t vecs, tile_ab x, ptrdiff_t n, ptrdiff_t from,
+          ptrdiff_t until)
 {
-    ptrdiff_t all = clamp_to(limit + (ptrdiff_t)rows - 1, n);
-    tile_edge(c, rows, vecs, x, clamp_to(limit, n), all, limit, 0);
-    tile_all(c, rows, vecs, x, all, n);
+    ptrdiff_t last = (ptrdiff_t)rows - 1;
+    ptrdiff_t first = clamp_to(from, n), end = clamp_to(until + last, n);
+    ptrdiff_t all = clamp_to(from + last, n), all_end = clamp_to(until, n); /* k of every row */
+    if (all >= all_end) {
+        tile_edge(c, rows, vecs, x, first, end, from, until);
+        return;
+    }
+    tile_edge(c, rows, vecs, x, first, all, from, until);
+    tile_all(c, rows, vecs, x, all, all_end);
+    tile_edge(c, rows, vecs, x, all_end, end, from, until);
 }
 
 /* s (rows, 64) = q (rows, ldq) times kt (D, 64), for the first `lanes` keys rounded up to a tile */

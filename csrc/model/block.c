@@ -128,7 +128,7 @@ attention_half_fwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_te
         R1_TRY(gqa_project_fwd(m, l, a, seqs, st));
     }
     R1_TRY(m->ops->kv_write(m->dev, kv, &a->k, &a->v, seqs, st));
-    R1_TRY(m->ops->attention_fwd(m->dev, &a->o, &a->lse, &a->q, kv, seqs, c->H,
+    R1_TRY(m->ops->attention_fwd(m->dev, &a->o, &a->lse, &a->q, kv, seqs, c->H, l->window,
                                  attention_scale(c), st));
     return linear_fwd(m, &t->a, &a->o, &l->o, NULL, st);
 }
@@ -140,8 +140,8 @@ attention_half_bwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_te
     const r1_config *c = &m->config;
     R1_TRY(linear_bwd(m, &t->dout, &t->ds, &a->o, &l->o, NULL, 0, st));
     R1_TRY(m->ops->attention_bwd(m->dev, &t->dq, &t->dk, &t->dv, &t->dout, &a->o, &a->lse, &a->q,
-                                 &a->k, &a->v, seqs, c->H, config_hkv(c), attention_scale(c),
-                                 st));
+                                 &a->k, &a->v, seqs, c->H, config_hkv(c), l->window,
+                                 attention_scale(c), st));
     if (config_mla(c)) {
         return mla_project_bwd(m, l, a, t, seqs, st);
     }

@@ -6,7 +6,7 @@
 
 #include "model.h"
 
-enum { MAX_WIDTH = 1 << 24, MAX_LAYERS = 1 << 12 };
+enum { MAX_WIDTH = 1 << 24 };
 
 static r1_code
 between(const char *field, size_t value, size_t low, size_t high, r1_status *st)
@@ -87,7 +87,7 @@ r1_config_check(const r1_config *c, r1_status *st)
 {
     R1_TRY(between("vocab_size", c->V, 1, INT32_MAX, st));
     R1_TRY(between("hidden_size", c->C, 1, MAX_WIDTH, st));
-    R1_TRY(between("num_hidden_layers", c->L, 1, MAX_LAYERS, st));
+    R1_TRY(between("num_hidden_layers", c->L, 1, R1_MAX_LAYERS, st));
     R1_TRY(between("num_attention_heads", c->H, 1, MAX_WIDTH, st));
     R1_TRY(between("max_position_embeddings", c->T, 1, INT32_MAX, st));
     R1_TRY(check_attention(c, st));

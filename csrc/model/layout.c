@@ -115,6 +115,7 @@ params_add(r1_model *m)
             m->hnorm = norm_add(m, i, c->C, "hnorm");
             m->eh = linear_add(m, i, 1, c->C, 2 * c->C, "eh_proj");
         }
+        l->window = i < c->L && c->windowed[i] ? c->window : 0; /* the MTP module has none: ours */
         l->attn_norm = norm_add(m, i, c->C, "input_layernorm");
         attention_add(m, l, i);
         l->ffn_norm = norm_add(m, i, c->C, "post_attention_layernorm");

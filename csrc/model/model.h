@@ -15,6 +15,8 @@
 
 #include "../ops.h"
 
+enum { R1_MAX_LAYERS = 4096 };
+
 /* DeepSeek-V3 (MLA, MoE, MTP) and dense Llama/Qwen2 shapes. */
 typedef struct {
     size_t V, C, L, T;            /* vocabulary, width, layers, longest context */
@@ -26,6 +28,8 @@ typedef struct {
     size_t first_dense;           /* layers before the first MoE layer */
     size_t groups, top_groups;
     size_t mtp;                   /* 0 or 1 MTP modules */
+    size_t window;                /* sliding window of the layers below; 0: none */
+    unsigned char windowed[R1_MAX_LAYERS]; /* (L) 1: attention of this layer is windowed */
     int softmax_gate, normalize, router_bias;
     int tied, qkv_bias, interleaved, score;
     float routed_scale, eps, rope_theta;
@@ -83,6 +87,7 @@ typedef struct {
 } r1_linear;
 
 typedef struct {
+    size_t window;                           /* of its attention; 0: none */
     r1_param *attn_norm, *ffn_norm;
     r1_linear q, k, v, o;                    /* GQA; o also under MLA, q when q_lora is 0 */
     r1_linear q_a, q_b, kv_a, kv_b;          /* MLA */
