@@ -31,11 +31,11 @@ AdvantageSpec = tuple[int, Literal["none", "group", "batch"], int,
 AdamwSpec = tuple[float, float, float, float, float, float, int]
 # which array of a parameter: its value, gradient, or one of Adam's moments
 Part = Literal["value", "grad", "m", "v"]
-# (grad, form, scale, eps_low, eps_high, beta, entropy_coef, mtp_coef, mtp_detach, balance_coef,
-#  micro_rows)
-Pass = tuple[bool, Literal["nll", "clip"], float, float, float, float, float, float, bool, float, int]
-# (grad, form, scale, micro_rows)
-ScorePass = tuple[bool, Literal["pairwise", "pointwise"], float, int]
+# (grad, recompute, form, scale, eps_low, eps_high, beta, entropy_coef, mtp_coef, mtp_detach,
+#  balance_coef, micro_rows)
+Pass = tuple[bool, bool, Literal["nll", "clip"], float, float, float, float, float, float, bool, float, int]
+# (grad, recompute, form, scale, micro_rows)
+ScorePass = tuple[bool, bool, Literal["pairwise", "pointwise"], float, int]
 
 @final
 class Device:

@@ -11,7 +11,8 @@ Batch sizes, once and for all. One process, one model; a step is one update of t
     completions a rollout   generation_batch_size  = the product of the two
     prompts a rollout       generation_batch_size / num_generations
 
-Memory is bounded by micro_batch_tokens, which cannot change a bit of the result.
+Memory is bounded by micro_batch_tokens and gradient_checkpointing, which cannot change a bit of the
+result.
 
 Sources of the presets: DeepSeek-R1 (Nature 645, 2025, Methods; arXiv 2501.12948v2, 3.2),
 DeepSeekMath (arXiv 2402.03300, 4.2), DAPO (arXiv 2503.14476, 4.1), Dr. GRPO (arXiv 2503.20783),
@@ -36,7 +37,6 @@ _MICRO = "set micro_batch_tokens, which bounds memory and cannot change the resu
 _ENGINE = "sampling and training are one engine here, leave it out"
 _UNSUPPORTED: dict[str, str] = {
     "gradient_accumulation_steps": _MICRO,
-    "gradient_checkpointing": _MICRO,
     "auto_find_batch_size": _MICRO,
     "generation_batch_size": "it is per_device_train_batch_size * steps_per_generation, set those",
     "num_iterations": "a rollout is used for one inner epoch, as in the paper; leave it out",
@@ -155,6 +155,7 @@ class TrainingConfig:
     num_train_epochs: float = 1.0  # used where max_steps is None
     per_device_train_batch_size: int = 8
     micro_batch_tokens: int | None = None
+    gradient_checkpointing: bool = False  # layers computed again in backward: memory, not bits
     adam_beta1: float = 0.9
     adam_beta2: float = 0.95  # DeepSeek-V3's pre-training value (TRL: 0.999)
     adam_epsilon: float = 1e-8

@@ -195,7 +195,7 @@ class GRPOTrainer(Trainer):
             ref_logprobs=reference, epsilon=args.epsilon, epsilon_high=args.epsilon_high,
             beta=args.beta, total_tokens=1.0, micro_batch_tokens=args.micro_batch_tokens,
             mtp_coef=args.mtp_coef, mtp_detach=args.mtp_detach, balance_coef=args.balance_coef,
-            entropy_coef=args.entropy_coef, **filters)
+            entropy_coef=args.entropy_coef, recompute=args.gradient_checkpointing, **filters)
         metrics = {"loss": float(loss), "num_tokens": sum(map(len, ids)),
                    "processed_tokens": sum(map(len, prompts)) + sum(map(len, ids)), **batch.metrics,
                    **token_metrics(loss.logprobs, old, batch.advantages[chosen].tolist(),

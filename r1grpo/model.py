@@ -210,7 +210,7 @@ class Model:
 
     def _logprobs(self, batch: PackedBatch, how: Filters) -> list[np.ndarray]:
         out = np.empty(batch.targets, np.float32)
-        spec = (False, "nll", 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, False, 0.0, _MICRO_TOKENS)
+        spec = (False, False, "nll", 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, False, 0.0, _MICRO_TOKENS)
         if batch.targets:
             self._core.run(self.device, batch.ids, batch.start, batch.first, None, None, None, None,
                            spec, how.tuple(), out, None, None, None, None, None, None, None)
@@ -222,15 +222,18 @@ class Model:
 
     def sft_gradient(self, prompt_ids: Sequence, completion_ids: Sequence, weights=None,
                      total_tokens: float | None = None, micro_batch_tokens: int | None = None,
-                     mtp_coef: float = 0.0, balance_coef: float = 0.0) -> Loss:
+                     mtp_coef: float = 0.0, balance_coef: float = 0.0,
+                     recompute: bool = False) -> Loss:
         """Adds the gradient of sum w (-log p) / total_tokens.
 
         weights: None (all 1), one number or one array a completion; total_tokens: None for the sum of
         this call's weights; who splits a step over calls passes the step's. micro_batch_tokens bounds
-        memory and changes no bit. mtp_coef adds the MTP module's loss (DeepSeek-V3 eq. 24-25),
-        balance_coef the sequence-wise balance loss (eq. 17-20), each sequence weighted by its tokens."""
+        memory and changes no bit; nor does recompute, which keeps what enters each layer and computes
+        its activations once more in backward. mtp_coef adds the MTP module's loss (DeepSeek-V3 eq.
+        24-25), balance_coef the sequence-wise balance loss (eq. 17-20), each sequence weighted by its tokens."""
         return self._gradient("nll", self._pack(prompt_ids, completion_ids), weights, total_tokens,
-                              micro_batch_tokens, mtp_coef=mtp_coef, balance_coef=balance_coef)
+                              micro_batch_tokens, mtp_coef=mtp_coef, balance_coef=balance_coef,
+                              recompute=recompute)
 
     def policy_gradient(self, prompt_ids: Sequence, completion_ids: Sequence, *, advantages, weights,
                         old_logprobs, ref_logprobs=None, epsilon: float = 0.2,
@@ -239,7 +242,7 @@ class Model:
                         min_p: float | None = 0.0, total_tokens: float | None = None,
                         micro_batch_tokens: int | None = None, entropy_coef: float = 0.0,
                         mtp_coef: float = 0.0, mtp_detach: bool = True,
-                        balance_coef: float = 0.0) -> Loss:
+                        balance_coef: float = 0.0, recompute: bool = False) -> Loss:
         """Adds the gradient of sum w (-min(rho A, clip(rho, 1 - epsilon, 1 + epsilon_high) A)
         + beta k3) / total_tokens (DeepSeekMath eq. 3-4), rho = exp(log p - old).
 
@@ -258,13 +261,14 @@ class Model:
             ref=per_token(ref_logprobs, n, "ref_logprobs") if beta else None,
             clip=(epsilon, epsilon if epsilon_high is None else epsilon_high), beta=beta,
             how=Filters(temperature, top_k, top_p, min_p), entropy_coef=entropy_coef,
-            mtp_coef=mtp_coef, mtp_detach=mtp_detach, balance_coef=balance_coef)
+            mtp_coef=mtp_coef, mtp_detach=mtp_detach, balance_coef=balance_coef,
+            recompute=recompute)
 
     def _gradient(self, form: str, batch: PackedBatch, weights, total_tokens: float | None,
                   micro_batch_tokens: int | None, *, advantages=None, old=None, ref=None,
                   clip=(0.0, 0.0), beta: float = 0.0, how: Filters = Filters(),
                   entropy_coef: float = 0.0, mtp_coef: float = 0.0, mtp_detach: bool = False,
-                  balance_coef: float = 0.0) -> Loss:
+                  balance_coef: float = 0.0, recompute: bool = False) -> Loss:
         w = per_token([1.0] * len(batch.lengths) if weights is None else weights, batch.lengths,
                       "weights")
         if total_tokens is None and not w.any():
@@ -276,7 +280,7 @@ class Model:
         M, B = batch.targets, len(batch.lengths)
         logp, entropy, loss, kl, clipped, mtp_loss = (np.zeros(M, np.float32) for _ in range(6))
         draft, balance = np.full(M, -1, np.int32), np.zeros(B, np.float32)
-        spec = (True, form, 1.0 / total, as_number(clip[0], "epsilon"),
+        spec = (True, bool(recompute), form, 1.0 / total, as_number(clip[0], "epsilon"),
                 as_number(clip[1], "epsilon_high"), as_number(beta, "beta"),
                 as_number(entropy_coef, "entropy_coef", -3e38), as_number(mtp_coef, "mtp_coef"),
                 bool(mtp_detach), as_number(balance_coef, "balance_coef") / total,
@@ -307,11 +311,12 @@ class Model:
         batch = self._pack(ids, [[]] * len(ids))
         out = np.empty(len(batch.lengths), np.float32)
         self._core.score(self.device, batch.ids, batch.start, batch.first, None,
-                         (False, "pointwise", 1.0, _MICRO_TOKENS), out, None)
+                         (False, False, "pointwise", 1.0, _MICRO_TOKENS), out, None)
         return out
 
     def reward_gradient(self, ids: Sequence, kind: str = "pairwise", labels=None,
-                        total: float | None = None, micro_batch_tokens: int | None = None) -> Loss:
+                        total: float | None = None, micro_batch_tokens: int | None = None,
+                        recompute: bool = False) -> Loss:
         """Adds the gradient of a reward model's loss over B sequences, divided by total.
 
         pairwise: sequences alternate chosen, rejected; -log sigmoid(chosen - rejected), total defaults
@@ -325,7 +330,7 @@ class Model:
             total = max(B // 2 if kind == "pairwise" else B, 1)
         score, loss = np.empty(B, np.float32), np.zeros(B, np.float32)
         self._core.score(self.device, batch.ids, batch.start, batch.first, label,
-                         (True, kind, 1.0 / as_number(total, "total", 1e-30),
+                         (True, bool(recompute), kind, 1.0 / as_number(total, "total", 1e-30),
                           _micro_rows(micro_batch_tokens)), score, loss)
         right = (score[0::2] > score[1::2]) if kind == "pairwise" else (score > 0) == (label > 0.5)
         return Loss(math.fsum(loss), B, [score], {"accuracy": float(np.mean(right)) if B else 0.0})

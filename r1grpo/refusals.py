@@ -44,7 +44,7 @@ _FLAGS = {
     "--dataset-name": "it is --data FILE; nothing is downloaded by itself",
     "--output-dir": "it is --out DIR",
     "--reward-funcs": "it is --reward NAME or --reward FILE.py:function",
-    "--gradient-checkpointing": "memory is bounded by --set micro_batch_tokens=N",
+    "--gradient-checkpointing": "it is --set gradient_checkpointing=true",
 }
 
 

@@ -99,7 +99,8 @@ class RewardTrainer(Trainer):
             np.array([self.examples[i][1] for i in chosen], np.float32)
         self.model.zero_grad()
         loss = self.model.reward_gradient(ids, kind=args.kind, labels=labels, total=rows,
-                                          micro_batch_tokens=args.micro_batch_tokens)
+                                          micro_batch_tokens=args.micro_batch_tokens,
+                                          recompute=args.gradient_checkpointing)
         tokens = sum(map(len, ids))  # the loss is of whole sequences
         return {"loss": float(loss), "num_tokens": tokens, "processed_tokens": tokens,
                 "epoch": (self.step + 1) * rows / len(self.examples)}

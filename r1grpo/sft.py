@@ -111,7 +111,7 @@ class SFTTrainer(Trainer):
         loss = self.model.sft_gradient(
             [one.prompt_ids for one in batch], [one.completion_ids for one in batch],
             weights=weights, micro_batch_tokens=args.micro_batch_tokens, mtp_coef=args.mtp_coef,
-            balance_coef=args.balance_coef)
+            balance_coef=args.balance_coef, recompute=args.gradient_checkpointing)
         return {"loss": float(loss), "num_tokens": int(loss.tokens),
                 "processed_tokens": sum(len(one.prompt_ids) + len(one.completion_ids)
                                         for one in batch),

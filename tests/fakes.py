@@ -149,7 +149,7 @@ class FakeModel:
         np.add.at(self._g[0], before, d / temperature)
 
     def sft_gradient(self, prompt_ids, completion_ids, weights=None, total_tokens=None,
-                     micro_batch_tokens=None, mtp_coef=0.0, balance_coef=0.0):
+                     micro_batch_tokens=None, mtp_coef=0.0, balance_coef=0.0, recompute=False):
         logp = self.logprobs(prompt_ids, completion_ids)
         w = weights or [np.ones(len(one)) for one in completion_ids]
         total = total_tokens or sum(float(np.sum(one)) for one in w)
@@ -192,7 +192,7 @@ class FakeModel:
         return np.array([self.head[ids[-2]] for ids in ids_list], np.float32)
 
     def reward_gradient(self, ids_list, kind="pairwise", labels=None, total=None,
-                        micro_batch_tokens=None):
+                        micro_batch_tokens=None, recompute=False):
         s, last = self.score(ids_list).astype(np.float64), [ids[-2] for ids in ids_list]
         if kind == "pairwise":
             margin = s[0::2] - s[1::2]

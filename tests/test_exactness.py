@@ -158,9 +158,11 @@ def test_logprobs_do_not_depend_on_order_or_packing() -> None:
 # ---- E2: one gradient ----------------------------------------------------------------------------
 
 
-def gradient(model: Model, kind: str, micro: int | None) -> list[bytes]:
+def gradient(model: Model, kind: str, micro: int | None, recompute: bool = False) -> list[bytes]:
     rows, completions = batch(seed=7, prompts=(5, 1, 70, 12, 33))
-    extra = {"mtp_coef": 0.3} if model.config.num_nextn_predict_layers else {}
+    extra = {"recompute": recompute}
+    if model.config.num_nextn_predict_layers:
+        extra["mtp_coef"] = 0.3
     model.zero_grad()
     if kind == "sft":
         if model.config.n_routed_experts:
@@ -188,6 +190,29 @@ def test_gradient_does_not_depend_on_micro_batches_or_threads(name: str, kind: s
         assert gradient(model, kind, 120) == whole, f"{threads} threads"
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["sft", "policy"])
+def test_recomputed_layers_have_the_bits_of_kept_ones(name: str, kind: str) -> None:
+    model = make(name)
+    whole = gradient(model, kind, None)
+    for micro in (None, 100):
+        assert gradient(model, kind, micro, recompute=True) == whole
+        assert gradient(model, kind, micro) == whole, "after a pass that recomputed"
+
+
+@pytest.mark.parametrize("kind", ["pairwise", "pointwise"])
+def test_a_reward_models_gradient_can_be_recomputed(kind: str) -> None:
+    model = make("moe").add_score_head(seed=3)
+    rows = prompts(4, (9, 70, 1, 33))
+    found = []
+    for recompute in (False, True):
+        model.zero_grad()
+        loss = model.reward_gradient(rows, kind, [1, 0, 1, 0] if kind == "pointwise" else None,
+                                     recompute=recompute)
+        found.append(bits([float(loss), *model.grad_dict().values()]))
+    assert found[0] == found[1]
+
+
 def test_a_step_split_over_calls_is_the_whole_step() -> None:
     """Who splits a step passes the step's total and gets its gradient, in the order of sequences."""
     model = make("moe")
@@ -204,13 +229,14 @@ def test_a_step_split_over_calls_is_the_whole_step() -> None:
 
 def test_training_twice_gives_the_same_bits() -> None:
     results = []
-    for threads in (1, 3):
+    for threads in (1, 3):  # and kept or recomputed: an expert's load is counted once either way
         set_num_threads(threads)
         model = make("moe")
         rows, completions = batch(seed=10)
         for _ in range(3):
             model.zero_grad()
-            model.sft_gradient(rows, completions, mtp_coef=0.3, balance_coef=0.01)
+            model.sft_gradient(rows, completions, mtp_coef=0.3, balance_coef=0.01,
+                               recompute=threads == 3)
             model.update(0.01, weight_decay=0.1)
             model.update_router_bias(0.01)
         results.append(bits(model.state_dict().values()))

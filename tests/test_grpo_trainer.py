@@ -54,7 +54,7 @@ def test_a_step_is_one_update_and_a_rollout_is_used_once():
     assert [len(c["completion_ids"]) for c in calls] == [4] * 4
     used = sorted(tuple(ids) for c in calls for ids in c["completion_ids"])
     assert used == sorted(tuple(ids) for ids in trainer.batch.completions.completion_ids)
-    assert all(c["total_tokens"] == 1.0 for c in calls)
+    assert all(c["total_tokens"] == 1.0 and c["recompute"] is False for c in calls)
     for call in calls:  # loss_type grpo: 1 / (completions of the update * tokens)
         assert call["weights"] == pytest.approx([1 / (4 * len(o)) for o in call["completion_ids"]])
     # the split is random, not the order of the rollout

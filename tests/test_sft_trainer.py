@@ -96,6 +96,23 @@ def test_resume_ends_in_the_same_bits(stop_at, tmp_path):
              **options).train(resume_from_checkpoint=True)
 
 
+def test_recomputation_reaches_the_engine_and_may_change_in_a_resume(tmp_path):
+    whole = make()
+    whole.train()
+    first = make(output_dir=str(tmp_path), save_steps=1)
+    next(first)
+    second = make(output_dir=str(tmp_path), gradient_checkpointing=True)
+    gradient, seen = second.model.sft_gradient, []
+
+    def watched(*arguments, **options):
+        seen.append(options["recompute"])
+        return gradient(*arguments, **options)
+    second.model.sft_gradient = watched
+    second.train(resume_from_checkpoint=True)
+    assert seen == [True] * 9
+    assert second.model.table.tobytes() == whole.model.table.tobytes()
+
+
 def test_evaluate_is_the_weighted_mean():
     trainer = make()
     trainer.eval_examples = [encode_row(row, TOKENIZER) for row in ROWS]

@@ -322,8 +322,9 @@ model_run(PyObject *object, PyObject *const *items, Py_ssize_t count)
     batch.adv = arg_f32(a, "advantage", "M", "1", ARG_IN | ARG_NULL);
     batch.old_logp = arg_f32(a, "old_logp", "M", "1", ARG_IN | ARG_NULL);
     batch.ref_logp = arg_f32(a, "ref_logp", "M", "1", ARG_IN | ARG_NULL);
-    arg_enter(a, "pass", 11);
+    arg_enter(a, "pass", 12);
     pass.grad = arg_flag(a, "grad");
+    pass.recompute = arg_flag(a, "recompute");
     pass.loss.form = (r1_loss_form)arg_choice(a, "form", forms);
     pass.loss.scale = arg_float(a, "scale");
     pass.loss.eps_low = arg_float(a, "eps_low");
@@ -366,8 +367,9 @@ model_score(PyObject *object, PyObject *const *items, Py_ssize_t count)
     call_open(&c, "Model.score", items, count);
     arg_batch(self, a, &batch);
     const float *label = arg_f32(a, "label", "B", "1", ARG_IN | ARG_NULL);
-    arg_enter(a, "pass", 4);
+    arg_enter(a, "pass", 5);
     pass.grad = arg_flag(a, "grad");
+    pass.recompute = arg_flag(a, "recompute");
     pass.form = (r1_score_form)arg_choice(a, "form", forms);
     pass.scale = arg_float(a, "scale");
     pass.micro_rows = arg_size(a, "micro_rows");

@@ -288,7 +288,7 @@ r1_decode_run(r1_decode *d, size_t steps, size_t *live, r1_status *st)
     step_lists l = {r1_alloc(slots, sizeof *l.fed), r1_alloc(slots, sizeof *l.which),
                     r1_alloc(slots, sizeof *l.ids), r1_alloc(slots, sizeof *l.logp),
                     r1_f32(d->m->ops->mem_alloc(d->m->dev, slots * C * sizeof(float)), slots, C)};
-    r1_code code = workspace_reserve(d->m, d->ws, d->rows, slots + 1, 0, 0, 0, st);
+    r1_code code = workspace_reserve(d->m, d->ws, d->rows, slots + 1, 0, 0, R1_KEEP_NONE, st);
     if (l.fed == NULL || l.which == NULL || l.ids == NULL || l.logp == NULL ||
         l.fresh.data == NULL) {
         code = R1_FAIL(st, R1_ENOMEM, "out of memory for a decode step of %zu slots", slots);

@@ -47,7 +47,7 @@ blocks_needed(const r1_batch *batch, size_t b0, size_t b1, size_t *most)
 
 r1_code
 micro_reserve(r1_model *m, r1_workspace *ws, const r1_batch *batch, size_t micro_rows, size_t unit,
-              int grad, r1_status *st)
+              r1_keep keep, r1_status *st)
 {
     size_t rows = 1, seqs = 1, blocks = 1, table = 1;
     for (size_t b0 = 0, b1; b0 < batch->B; b0 = b1) {
@@ -59,7 +59,7 @@ micro_reserve(r1_model *m, r1_workspace *ws, const r1_batch *batch, size_t micro
         blocks = sum > blocks ? sum : blocks;
         table = (b1 - b0) * most > table ? (b1 - b0) * most : table;
     }
-    return workspace_reserve(m, ws, rows, seqs, blocks, table, grad, st);
+    return workspace_reserve(m, ws, rows, seqs, blocks, table, keep, st);
 }
 
 static int32_t *

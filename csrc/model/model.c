@@ -2,7 +2,8 @@
  *
  * r1_model_run is the whole of training and scoring: for each micro-batch, trunk forward, head (log-
  * probs, loss), then, when a gradient is wanted, MTP and trunk backward. Gradients add up over calls
- * until r1_model_zero_grad. A pass without gradient keeps one layer's activations only.
+ * until r1_model_zero_grad. A pass without gradient keeps one layer's activations only; one that
+ * recomputes keeps what enters each layer too, and its backward runs block_fwd on that once more.
  */
 #include <math.h>
 #include <string.h>
@@ -154,6 +155,16 @@ r1_model_zero_grad(r1_model *m, r1_status *st)
 
 /* ---- the trunk ------------------------------------------------------------------------------- */
 
+/* Activations of layer i for N rows. */
+static r1_acts
+layer_acts(const r1_model *m, const r1_workspace *ws, size_t i, size_t N)
+{
+    r1_acts a = acts_view(&ws->acts[i % ws->kept], N, m->config.K);
+    size_t streams = ws->streams.rows / ws->rows;
+    a.s0 = r1_rows(&ws->streams, i % streams * ws->rows, N);
+    return a;
+}
+
 r1_code
 trunk_fwd(r1_model *m, r1_workspace *ws, const int32_t *ids, const r1_seqs *seqs, const r1_kv *kvs,
           r1_status *st)
@@ -161,10 +172,10 @@ trunk_fwd(r1_model *m, r1_workspace *ws, const int32_t *ids, const r1_seqs *seqs
     const r1_config *c = &m->config;
     size_t N = seqs->N;
     r1_temps t = temps_view(&ws->t, N, seqs->B, c->K);
-    r1_tensor x = r1_rows(&ws->x, 0, N), f;
+    r1_tensor x = r1_rows(&ws->streams, 0, N), f;
     R1_TRY(m->ops->embed_fwd(m->dev, &x, m->embed->weight, ids, st));
     for (size_t i = 0; i < c->L; i++) {
-        r1_acts a = acts_view(&ws->acts[i % ws->kept], N, c->K);
+        r1_acts a = layer_acts(m, ws, i, N);
         R1_TRY(block_fwd(m, &m->layers[i], &a, &t, &x, i > 0 ? &f : NULL,
                          kvs != NULL ? &kvs[i] : &ws->kv, seqs, st));
         x = a.s1;
@@ -185,9 +196,9 @@ trunk_bwd(r1_model *m, r1_workspace *ws, const r1_tensor *dy, const int32_t *ids
     R1_TRY(m->ops->rmsnorm_bwd(m->dev, &t.ds, &m->norm->grad[0], dy, NULL, &s, &r,
                                &m->norm->value, st));
     for (size_t i = c->L; i-- > 0;) {
-        r1_acts a = acts_view(&ws->acts[i], N, c->K);
-        if (i == 0) {
-            a.s0 = r1_rows(&ws->x, 0, N);
+        r1_acts a = layer_acts(m, ws, i, N);
+        if (ws->keep == R1_KEEP_STREAM) { /* k and v too: the cache holds the layer before's */
+            R1_TRY(block_fwd(m, &m->layers[i], &a, &t, &a.s0, NULL, &ws->kv, seqs, st));
         }
         R1_TRY(block_bwd(m, &m->layers[i], &a, &t, seqs, balance_coef, st));
     }
@@ -249,7 +260,8 @@ r1_model_run(r1_model *m, const r1_batch *batch, const r1_pass *pass, r1_outputs
              r1_status *st)
 {
     r1_workspace *ws = pass->grad ? &m->train : &m->infer;
-    R1_TRY(micro_reserve(m, ws, batch, pass->micro_rows, 1, pass->grad, st));
+    R1_TRY(micro_reserve(m, ws, batch, pass->micro_rows, 1,
+                         keep_of(pass->grad, pass->recompute), st));
     size_t m0 = 0;
     for (size_t b0 = 0, b1; b0 < batch->B; b0 = b1) {
         r1_micro mb;

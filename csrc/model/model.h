@@ -99,7 +99,8 @@ typedef struct {
     int64_t *load;                           /* (E) device: rows per expert since the last update */
 } r1_layer;
 
-/* Activations of one layer for N rows; what backward needs of it. See block.c for the equations. */
+/* Activations of one layer for N rows; what backward needs of it. See block.c for the equations.
+ * The stream s0 is the caller's: it outlives the rest where that is recomputed. */
 typedef struct {
     r1_tensor s0, r0, h0;                 /* stream in (N, C), rstd (N, 1), normed (N, C) */
     r1_tensor qa, rq, qn;                 /* MLA q latent (N, q_lora), rstd, normed */
@@ -124,18 +125,23 @@ typedef struct {
     r1_tensor degate, deup, deact;        /* (N K, Fe) */
 } r1_temps;
 
+/* What is kept of a forward pass: its output; what enters each layer, from which backward computes
+ * the layer's activations again, to the same bits; or every layer's activations. */
+typedef enum { R1_KEEP_NONE, R1_KEEP_STREAM, R1_KEEP_ALL } r1_keep;
+
 /* Buffers for one packed batch of at most `rows` rows and `seqs` sequences, with `blocks` KV blocks
- * and a block table of `table` entries. kept: how many layers'
- * activations are stored (all for training, 1 when only the output matters). */
+ * and a block table of `table` entries. */
 typedef struct {
-    size_t rows, seqs, blocks, table, kept, threads;
-    int grad;
+    size_t rows, seqs, blocks, table, threads;
+    r1_keep keep;
     void *memory;
-    r1_acts *acts;                        /* (kept) host array */
+    size_t kept;                          /* layers whose activations are stored: L, or 1 for all */
+    r1_acts *acts;                        /* (kept, and one for MTP) host array */
     r1_temps t;
-    r1_tensor x, y, s, r, dy;             /* embedding; final norm: output, stream, rstd; d y */
+    r1_tensor streams;                    /* (layers rows, C) s0 of all layers, or of one for all */
+    r1_tensor y, s, r, dy;                /* final norm: output, stream, rstd; d y */
     r1_tensor emb, cat, re, rh, mx, my, ms, mr, demb, dcat; /* MTP */
-    r1_acts *mtp;                         /* one, or NULL */
+    r1_acts *mtp;                         /* its layer's; shares acts[0] where all is recomputed */
     r1_tensor hm, dhm;                    /* (rows, C) rows that carry a loss */
     r1_tensor logits;                     /* (chunk, V) */
     r1_tensor vec[12];                    /* (rows, 1) loss inputs and outputs: see head.c */
@@ -196,6 +202,7 @@ typedef struct {
 
 typedef struct {
     int grad;                             /* 0: forward only */
+    int recompute;                        /* backward: layers once more instead of keeping them */
     r1_loss_spec loss;
     r1_sampling sampling;
     float mtp_coef;                       /* 0: the MTP module does not run */
@@ -218,7 +225,7 @@ r1_code r1_model_zero_grad(r1_model *m, r1_status *st);
 
 /* Scalar head at the last token: scores (B). With a form: adds the gradient too. label (B). */
 typedef struct {
-    int grad;
+    int grad, recompute;
     r1_score_form form;
     float scale;
     size_t micro_rows;
@@ -272,12 +279,19 @@ r1_code linear_bwd(r1_model *m, const r1_tensor *dx, const r1_tensor *dy, const 
                    const r1_linear *l, const int32_t *offsets, int accumulate, r1_status *st);
 
 r1_code layout_model(r1_model *m, r1_status *st);
-/* Makes ws hold at least these; contents are lost when it grows. */
+/* Makes ws hold at least these and keep just this; contents are lost when it changes. */
 r1_code workspace_reserve(r1_model *m, r1_workspace *ws, size_t rows, size_t seqs, size_t blocks,
-                          size_t table, int grad, r1_status *st);
+                          size_t table, r1_keep keep, r1_status *st);
 void workspace_release(r1_model *m, r1_workspace *ws);
 
-/* acts as seen by a batch of N <= rows rows (all tensors cut to N rows). */
+/* What a pass with these flags keeps. */
+static inline r1_keep
+keep_of(int grad, int recompute)
+{
+    return !grad ? R1_KEEP_NONE : recompute ? R1_KEEP_STREAM : R1_KEEP_ALL;
+}
+
+/* acts as seen by a batch of N <= rows rows (all tensors but s0 cut to N rows). */
 r1_acts acts_view(const r1_acts *a, size_t N, size_t K);
 r1_temps temps_view(const r1_temps *t, size_t N, size_t B, size_t K);
 
@@ -312,7 +326,7 @@ typedef struct {
 size_t micro_end(const r1_batch *batch, size_t b0, size_t micro_rows, size_t unit);
 /* Makes the workspace large enough for every micro-batch of the batch. */
 r1_code micro_reserve(r1_model *m, r1_workspace *ws, const r1_batch *batch, size_t micro_rows,
-                      size_t unit, int grad, r1_status *st);
+                      size_t unit, r1_keep keep, r1_status *st);
 r1_code micro_open(r1_model *m, r1_workspace *ws, const r1_batch *batch, size_t b0, size_t b1,
                    size_t m0, r1_micro *mb, r1_status *st);
 void micro_close(r1_micro *mb);

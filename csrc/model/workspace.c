@@ -1,8 +1,9 @@
 /* workspace.c - the buffers of one packed batch, sized from the configuration first.
  *
  * One function places every tensor; run without memory it measures. Training keeps the activations
- * of all layers, forward passes reuse one layer's. Every tensor has `rows` rows; a batch of fewer
- * rows uses views cut to its N (acts_view, temps_view).
+ * of all layers, or with recomputation (Chen et al. 2016) only the stream that enters each; forward
+ * passes reuse one layer's. Every tensor has `rows` rows; a batch of fewer rows uses views cut to its
+ * N (acts_view, temps_view).
  */
 #include <string.h>
 
@@ -28,7 +29,6 @@ acts_place(r1_acts *a, r1_arena *ar, const r1_config *c, size_t n)
 {
     size_t H = c->H, Hkv = config_hkv(c), D = config_dqk(c), Dv = config_dv(c);
     size_t F = ffn_width(c);
-    a->s0 = push(ar, n, c->C);
     a->r0 = push(ar, n, 1);
     a->h0 = push(ar, n, c->C);
     if (config_mla(c)) {
@@ -67,14 +67,14 @@ acts_place(r1_acts *a, r1_arena *ar, const r1_config *c, size_t n)
 }
 
 static void
-temps_place(r1_temps *t, r1_arena *ar, const r1_config *c, size_t n, size_t seqs, int grad)
+temps_place(r1_temps *t, r1_arena *ar, const r1_config *c, size_t n, size_t seqs, r1_keep keep)
 {
     size_t H = c->H, Hkv = config_hkv(c), D = config_dqk(c), Dv = config_dv(c);
     size_t F = ffn_width(c);
     t->a = push(ar, n, c->C);
     t->kvb = push(ar, n, config_mla(c) ? H * (c->Dn + c->Dv) : 0);
     t->logits = push(ar, n, c->E);
-    if (!grad) {
+    if (keep == R1_KEEP_NONE) {
         return;
     }
     t->ds = push(ar, n, c->C);
@@ -118,16 +118,19 @@ workspace_place(r1_workspace *ws, r1_arena *ar, const r1_model *m)
 {
     const r1_config *c = &m->config;
     size_t n = ws->rows, Hkv = config_hkv(c);
+    int grad = ws->keep != R1_KEEP_NONE;
     for (size_t i = 0; i < ws->kept; i++) {
         acts_place(&ws->acts[i], ar, c, n);
     }
-    temps_place(&ws->t, ar, c, n, ws->seqs, ws->grad);
-    ws->x = push(ar, n, c->C);
+    temps_place(&ws->t, ar, c, n, ws->seqs, ws->keep);
+    ws->streams = push(ar, (grad ? c->L : 1) * n, c->C);
     ws->y = push(ar, n, c->C);
     ws->s = push(ar, n, c->C);
     ws->r = push(ar, n, 1);
-    if (ws->grad && c->mtp) {
-        acts_place(ws->mtp, ar, c, n);
+    if (grad && c->mtp) {
+        if (ws->mtp != ws->acts) {
+            acts_place(ws->mtp, ar, c, n);
+        }
         ws->emb = push(ar, n, c->C);
         ws->cat = push(ar, n, 2 * c->C);
         ws->re = push(ar, n, 1);
@@ -140,8 +143,8 @@ workspace_place(r1_workspace *ws, r1_arena *ar, const r1_model *m)
         ws->dcat = push(ar, n, 2 * c->C);
     }
     ws->hm = push(ar, n, c->C);
-    ws->dhm = push(ar, ws->grad ? n : 0, c->C);
-    ws->dy = push(ar, ws->grad ? n : 0, c->C);
+    ws->dhm = push(ar, grad ? n : 0, c->C);
+    ws->dy = push(ar, grad ? n : 0, c->C);
     ws->logits = push(ar, head_chunk(c, n), c->V);
     for (size_t i = 0; i < sizeof ws->vec / sizeof ws->vec[0]; i++) {
         ws->vec[i] = push(ar, n, 1);
@@ -167,11 +170,11 @@ workspace_release(r1_model *m, r1_workspace *ws)
 
 r1_code
 workspace_reserve(r1_model *m, r1_workspace *ws, size_t rows, size_t seqs, size_t blocks,
-                  size_t table, int grad, r1_status *st)
+                  size_t table, r1_keep keep, r1_status *st)
 {
     size_t threads = m->ops->dev_threads(m->dev); /* each has its share of the scratch */
-    if (rows <= ws->rows && seqs <= ws->seqs && blocks <= ws->blocks && table <= ws->table && grad <= ws->grad &&
-        threads <= ws->threads) {
+    if (ws->memory != NULL && rows <= ws->rows && seqs <= ws->seqs && blocks <= ws->blocks &&
+        table <= ws->table && keep == ws->keep && threads <= ws->threads) {
         return R1_OK;
     }
     r1_workspace old = *ws;
@@ -180,15 +183,15 @@ workspace_reserve(r1_model *m, r1_workspace *ws, size_t rows, size_t seqs, size_
     ws->seqs = seqs > old.seqs ? seqs : old.seqs;
     ws->blocks = blocks > old.blocks ? blocks : old.blocks;
     ws->table = table > old.table ? table : old.table;
-    ws->grad = grad;
+    ws->keep = keep;
     ws->threads = threads;
-    ws->kept = grad ? m->config.L : 1;
+    ws->kept = keep == R1_KEEP_ALL ? m->config.L : 1;
     ws->acts = r1_alloc(ws->kept + 1, sizeof *ws->acts);
     if (ws->acts == NULL) {
         *ws = (r1_workspace){0};
         return R1_FAIL(st, R1_ENOMEM, "out of memory for activations");
     }
-    ws->mtp = &ws->acts[ws->kept];
+    ws->mtp = &ws->acts[keep == R1_KEEP_STREAM ? 0 : ws->kept]; /* it is done before the layers */
     r1_arena a = {0};
     workspace_place(ws, &a, m);
     a.size = a.used;
@@ -208,9 +211,9 @@ r1_acts
 acts_view(const r1_acts *a, size_t N, size_t K)
 {
     r1_acts v = *a;
-    r1_tensor *by_row[] = {&v.s0, &v.r0, &v.h0,  &v.qa,   &v.rq, &v.qn,   &v.kva, &v.rkv,
-                           &v.cn, &v.q,  &v.k,   &v.v,    &v.o,  &v.lse,  &v.s1,  &v.r1,
-                           &v.h1, &v.gate, &v.up, &v.act, &v.f,  &v.scores, &v.weight};
+    r1_tensor *by_row[] = {&v.r0, &v.h0, &v.qa,   &v.rq, &v.qn,  &v.kva, &v.rkv, &v.cn,
+                           &v.q,  &v.k,  &v.v,    &v.o,  &v.lse, &v.s1,  &v.r1,  &v.h1,
+                           &v.gate, &v.up, &v.act, &v.f, &v.scores, &v.weight};
     r1_tensor *by_slot[] = {&v.xs, &v.egate, &v.eup, &v.eact, &v.ys};
     for (size_t i = 0; i < sizeof by_row / sizeof by_row[0]; i++) {
         by_row[i]->rows = N;
