@@ -31,7 +31,7 @@ from .scoring import RewardFunction
 from .tasks.wording import reflection_count
 from .tokenizer import extract_answer
 from .trainer import prompt_ids_of
-from .verifiers import parse_chain
+from .verifiers import exact_number, final_answer, parse_chain, spelling
 
 Row = dict[str, Any]
 
@@ -40,8 +40,9 @@ _OWN = ("problem", "generation", "prompt_ids", "completion", "completion_ids", "
 
 
 def row_answer(row: Row, completion: str) -> str | None:
-    """The answer of a completion by its row's template."""
-    return extract_answer(completion, row["template"])
+    """The answer of a completion by its row's template, or the final answer of free text."""
+    template = row.get("template")
+    return final_answer(completion) if template is None else extract_answer(completion, template)
 
 
 @dataclass(frozen=True)
@@ -134,13 +135,16 @@ def recompute(samples: Sequence[Row], graders: Graders = Graders()) -> dict[str,
 
 
 def row_vote(answer: str | None) -> str | None:
-    """Canonical form of an answer: the terms of the leading + and - sorted, or the factors of the
-    leading *; what is no chain votes as the text it is."""
+    """Canonical form of an answer: a number's value; a chain with the terms of the leading + and -
+    sorted, or the factors of the leading *; what is neither votes as it is spelled."""
     if answer is None or not answer.strip():
         return None
+    number = exact_number(answer)
+    if number is not None:
+        return str(number)
     chain = parse_chain(answer)
     if chain is None:
-        return " ".join(answer.split())
+        return spelling(answer)
     numbers, operators = chain
     same = "*" if operators[:1] == ["*"] else "+-"
     head = next((i for i, op in enumerate(operators) if op not in same), len(operators))

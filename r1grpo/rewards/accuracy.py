@@ -8,23 +8,37 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..tokenizer import extract_answer
-from ..verifiers import Verdict, verify
+from ..verifiers import Verdict, final_answer, verify, verify_answer
 
 
-def verdicts(completions: Sequence[str], template: Sequence[str], task: Sequence[str],
+def verdicts(completions: Sequence[str], template: Sequence[str | None] | None = None,
+             task: Sequence[str | None] | None = None,
              numbers: Sequence[Sequence[int] | None] | None = None,
              target: Sequence[int | None] | None = None,
-             answer: Sequence[str | None] | None = None, **_: Any) -> list[Verdict | None]:
-    """The verdict on every completion with its reason; None for rows without a rule."""
+             answer: Sequence[str | None] | None = None,
+             solution: Sequence[str | None] | None = None, **_: Any) -> list[Verdict | None]:
+    """The verdict on every completion with its reason; None for rows without a rule. Where there is
+    no column answer, the final answer of a worked solution is the reference."""
     nothing = [None] * len(completions)
-    return [verify(extract_answer(text, shape), kind, *reference) for text, shape, kind, *reference
-            in zip(completions, template, task, numbers or nothing, target or nothing,
-                   answer or nothing, strict=True)]
+    if answer is None and solution is not None:
+        answer = [one and (final_answer(one) or one) for one in solution]
+    return [_verdict(*row) for row in zip(
+        completions, template or nothing, task or nothing, numbers or nothing, target or nothing,
+        answer or nothing, strict=True)]
+
+
+def _verdict(text: str, template: str | None, task: str | None, *reference: Any) -> Verdict | None:
+    """Rows of r1grpo.tasks name their template and task; others have an answer, or none."""
+    if template is not None:
+        return verify(extract_answer(text, template), str(task), *reference)
+    answer = reference[-1]
+    return None if answer is None else verify_answer(final_answer(text), str(answer))
 
 
 def accuracy_reward(prompts: Sequence[str], completions: Sequence[str],
                     completion_ids: Sequence[Sequence[int]], **columns: Any
                     ) -> list[float | None]:
-    """1.0 right, 0.0 wrong, None not verifiable. Columns: template, task, and what it checks."""
+    """1.0 right, 0.0 wrong, None not verifiable. Columns: answer or solution; or, in rows of
+    r1grpo.tasks, template, task and what the task checks."""
     return [None if verdict is None else float(verdict.correct)
             for verdict in verdicts(completions, **columns)]

@@ -5,7 +5,8 @@
 
 Reading an expression from left to right, without precedence, is a rule of these tasks (our
 choice: a partial result is then one number). Integers are exact and bounded in size, so a hostile
-answer costs nothing. Knows nothing about templates: it is handed the answer alone.
+answer costs nothing. Knows nothing about templates: it is handed the answer alone. Answers of
+published datasets, in free text, are found and compared by answers.py.
 """
 
 from __future__ import annotations
@@ -13,6 +14,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from .answers import exact_number, final_answer, last_box, same_answer, spelling
+
+__all__ = ["Verdict", "apply_operator", "chain_value", "exact_number", "final_answer", "last_box",
+           "parse_chain", "same_answer", "spelling", "verify", "verify_answer", "verify_arithmetic",
+           "verify_countdown"]
 
 MAX_ANSWER_CHARACTERS = 200
 _TOKEN = re.compile(r"\s*(?:([0-9]{1,9})|([-+*]))\s*")
@@ -93,6 +100,13 @@ def verify_arithmetic(text: str | None, answer: str | int) -> Verdict:
     if not re.fullmatch(r"-?[0-9]{1,9}", text):
         return UNPARSED
     return CORRECT if int(text) == int(answer) else WRONG
+
+
+def verify_answer(answer: str | None, reference: str) -> Verdict:
+    """Right if the answer is the reference's number or spelling (`same_answer`)."""
+    if answer is None:
+        return MISSING
+    return CORRECT if same_answer(answer, reference) else WRONG
 
 
 def verify(answer: str | None, task: str, numbers: Sequence[int] | None = None,
