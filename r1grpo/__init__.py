@@ -15,10 +15,12 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .config import EvalConfig, GRPOConfig, RewardConfig, SFTConfig
+    from .decontaminate import decontaminate
     from .device import set_num_threads
     from .distill import distill
     from .evaluate import evaluate
     from .grpo import GRPOTrainer
+    from .layouts import as_messages
     from .model import Loss, Model
     from .model_config import ModelConfig
     from .pipeline import run_pipeline
@@ -26,12 +28,14 @@ if TYPE_CHECKING:
     from .rejection import rejection_sample
     from .report import write_report
     from .reward_model import ModelReward, RewardTrainer
+    from .rows import load_rows
     from .sampling import Rollout
     from .sft import SFTTrainer
     from .tokenizer import WordTokenizer
 
 _HOME = {
     "EvalConfig": "config", "GRPOConfig": "config", "RewardConfig": "config", "SFTConfig": "config",
+    "as_messages": "layouts", "decontaminate": "decontaminate", "load_rows": "rows",
     "set_num_threads": "device", "distill": "distill", "evaluate": "evaluate",
     "GRPOTrainer": "grpo", "Loss": "model", "Model": "model", "ModelConfig": "model_config",
     "run_pipeline": "pipeline", "Recipe": "recipe", "rejection_sample": "rejection",

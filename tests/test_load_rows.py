@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from r1grpo import rows as rows_module
+from r1grpo import json_rows
 from r1grpo.rows import load_rows
 
 ROWS = [{"prompt": f"question {i}", "answer": str(i), "note": ["é", i / 2, None]} for i in range(5)]
@@ -252,8 +252,8 @@ def test_a_bomb_is_noticed_soon(tmp_path, monkeypatch):
     """After some MiB, not after all: the position of the file is what was used of it."""
     data = gzip.compress(b'{"prompt":"a"}\n' * (1 << 20), 9)
     grown = []
-    check = rows_module._check_growth
-    monkeypatch.setattr(rows_module, "_check_growth",
+    check = json_rows.check_growth
+    monkeypatch.setattr(json_rows, "check_growth",
                         lambda name, size, n: (grown.append(n), check(name, size, n)))
     assert "grows more than 200-fold" in error(tmp_path, "a.jsonl.gz", data)
     assert grown[-1] < 6 << 20
@@ -263,5 +263,5 @@ def test_repeated_text_is_no_bomb(tmp_path):
     """A long instruction in every row compresses well, and is harmless."""
     rows = [{"prompt": f"{'Reason step by step. ' * 20} {i * i}"} for i in range(20_000)]
     data = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    assert len(data) > 2 * rows_module._HARMLESS
+    assert len(data) > 2 * json_rows._HARMLESS
     assert load_rows(write(tmp_path, "a.jsonl.gz", gzip.compress(data))) == rows
