@@ -168,8 +168,9 @@ typedef struct {
                            const r1_tensor *r, const r1_tensor *w, r1_status *st);
 
     /* ---- RoPE, Su et al. 2021 eq. 34, in place on columns [first, first + Dr) of each head ----
-     * x (N, H D); table (T_max, Dr): cos then sin, each Dr / 2. interleaved: pairs (2i, 2i+1), else
-     * (i, i + Dr/2). inverse rotates back: that is the backward. */
+     * x (N, H D); table (T_max, Dr): cos then sin, each Dr / 2, both times a common factor (YaRN's).
+     * interleaved: pairs (2i, 2i+1), else (i, i + Dr/2). inverse turns the other way, and is the
+     * transpose: that is the backward. */
     r1_code (*rope)(r1_dev *dev, const r1_tensor *x, const r1_tensor *table, const int32_t *pos,
                     size_t H, size_t first, size_t Dr, int interleaved, int inverse,
                     r1_status *st);

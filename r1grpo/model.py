@@ -64,7 +64,7 @@ class Model:
             raise ValueError(f"dtype '{dtype}' is not available yet; there is 'float32'")
         self.config = config
         self.device_name = device
-        self._core = _core.Model(get_device(device), config.core())
+        self._core = _core.Model(get_device(device), *config.core())
         self._params = self._core.params()
         if seed is not None:
             for i, array in init_weights(self._params, config, seed):

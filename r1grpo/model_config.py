@@ -1,9 +1,10 @@
-"""ModelConfig: the architecture, in Hugging Face's field names (DeepSeek-V3, Llama, Qwen2).
+"""ModelConfig: the architecture, in Hugging Face's field names (DeepSeek-V3's for mixtures).
 
-`from_dict` keeps keys that it does not know, so that a config.json survives a round trip, and refuses
-a key that is almost a known one: a misspelt `num_experts_per_token` would otherwise build another
-model in silence. Types and signs are checked here, whether the sizes fit together once, in C
-(csrc/model/config.c). Knows nothing about weights.
+A config belongs to a family by its `model_type` (families.py), and a config.json that leaves a key out
+means the default of `transformers`' class of that family. `from_dict` keeps keys that it does not know,
+so that a config.json survives a round trip, and refuses a key that is almost a known one: a misspelt
+`num_experts_per_token` would otherwise build another model in silence. Types and signs are checked
+here, whether the sizes fit together once, in C (csrc/model/config.c). Knows nothing about weights.
 """
 
 from __future__ import annotations
@@ -13,26 +14,34 @@ import numbers
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import numpy as np
+
+from .families import ALIASES, FAMILIES, Family
+from .rope import Rope, make_rope
+
 __all__ = ["ModelConfig"]
 
 # Keys of published config.json files that do not change what is computed here.
 _HARMLESS = frozenset(
     "architectures auto_map attention_dropout aux_loss_alpha dtype ep_size hidden_act moe_layer_freq "
     "output_router_logits pretraining_tp quantization_config seq_aux torch_dtype "
-    "transformers_version use_cache mlp_bias pad_token_id "
-    "is_encoder_decoder id2label label2id rope_parameters rope_scaling "
-    "qk_head_dim num_local_experts num_experts model_name".split())
+    "transformers_version use_cache pad_token_id "
+    "is_encoder_decoder id2label label2id qk_head_dim model_name "
+    "original_max_position_embeddings".split())
 # Of these, the ones that would change it at any other value.
-_PLAIN = {"hidden_act": "silu", "mlp_bias": False, "moe_layer_freq": 1}
+_PLAIN = {"hidden_act": "silu", "moe_layer_freq": 1}
 # Published files write null where a model has none of these.
 _NULL_IS_DEFAULT = (
     "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "n_routed_experts",
     "num_experts_per_tok", "moe_intermediate_size", "n_shared_experts", "first_k_dense_replace",
     "n_group", "topk_group", "routed_scaling_factor", "num_nextn_predict_layers")
+# Null or false there would be an error to transformers, or says nothing.
+_WRITTEN_IF_SET = ("rope_parameters", "score_head", "num_nextn_predict_layers", "sliding_window",
+                   "use_sliding_window", "max_window_layers", "layer_types")
+_MAX_WIDTH = 4096  # of a head's rotary part: the core refuses less, before it looks at frequencies
 
-# Families whose attention may be windowed, and what a published file of theirs means by silence.
-_WINDOWED = ("mistral", "qwen2", "qwen3", "qwen3_moe")
-_SLIDING_WINDOW, _MAX_WINDOW_LAYERS = 4096, 28
+# Families whose attention may be windowed, and the first such layer where nothing says which.
+_WINDOWED, _MAX_WINDOW_LAYERS = ("mistral", "qwen2", "qwen3", "qwen3_moe"), 28
 _MAX_LAYERS = 4096  # the core refuses more
 
 _KINDS = {"int": numbers.Integral, "float": numbers.Real, "bool": bool, "str": str, "dict": dict,
@@ -56,8 +65,9 @@ def _checked(name: str, annotation: str, value: Any) -> Any:
 
 @dataclass
 class ModelConfig:
-    """Sizes of a model. `kv_lora_rank` > 0 makes attention MLA, `n_routed_experts` > 0 makes the layers
-    from `first_k_dense_replace` on DeepSeekMoE; both 0 is a dense Llama or Qwen2."""
+    """Sizes of a model of the family `model_type`, by default deepseek_v3 where `kv_lora_rank` is set,
+    else llama. `n_routed_experts` > 0 makes the layers from `first_k_dense_replace` on mixtures; with
+    qwen3_moe every `decoder_sparse_step`-th layer but `mlp_only_layers`. None: the family decides."""
 
     vocab_size: int = 512
     hidden_size: int = 128
@@ -69,13 +79,16 @@ class ModelConfig:
     max_position_embeddings: int = 512
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
+    rope_scaling: dict[str, Any] | None = None  # the old form, which wins over the new one
+    rope_parameters: dict[str, Any] | None = None  # the new form; its rope_theta wins
     rope_interleave: bool | None = None
     tie_word_embeddings: bool = False
-    attention_bias: bool = False
+    attention_bias: bool | None = None
+    mlp_bias: bool = False
     initializer_range: float = 0.02
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
-    model_type: str = "llama"
+    model_type: str | None = None
     # sliding window, see window()
     sliding_window: int | None = None
     use_sliding_window: bool = False
@@ -93,11 +106,13 @@ class ModelConfig:
     moe_intermediate_size: int = 0
     n_shared_experts: int = 0
     first_k_dense_replace: int = 0
+    decoder_sparse_step: int = 1
+    mlp_only_layers: list[int] | None = None
     n_group: int = 1
     topk_group: int = 1
-    scoring_func: str = "sigmoid"
-    topk_method: str = "noaux_tc"
-    norm_topk_prob: bool = True
+    scoring_func: str | None = None
+    topk_method: str | None = None
+    norm_topk_prob: bool | None = None
     routed_scaling_factor: float = 1.0
     # multi-token prediction, scalar head of a reward model
     num_nextn_predict_layers: int = 0
@@ -107,63 +122,92 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for f in fields(self):
             setattr(self, f.name, _checked(f.name, str(f.type), getattr(self, f.name)))
+        if self.model_type is None:
+            self.model_type = "deepseek_v3" if self.kv_lora_rank else "llama"
         if self.num_attention_heads < 1:
             raise ValueError("num_attention_heads is 0, must be at least 1")
+        if not 1 <= self.num_hidden_layers <= _MAX_LAYERS:
+            raise ValueError(f"num_hidden_layers is {self.num_hidden_layers}, must be between 1 and "
+                             f"{_MAX_LAYERS}")
         for token in self.stop_ids():
             if _checked("eos_token_id", "int", token) >= self.vocab_size:
                 raise ValueError(f"eos_token_id {token} is outside the vocab_size {self.vocab_size}")
+        self._settle_family(family_of(self.model_type))
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
-            if not self.kv_lora_rank and self.hidden_size % self.num_attention_heads:
+            if self.hidden_size % self.num_attention_heads:
                 raise ValueError(
                     f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
                     f"{self.num_attention_heads}; set head_dim if that is meant")
             self.head_dim = self.hidden_size // self.num_attention_heads
-        if self.rope_interleave is None:  # DeepSeek rotates neighbours, Llama and Qwen halves
-            self.rope_interleave = self.kv_lora_rank > 0
         if self.scoring_func not in ("sigmoid", "softmax"):
             raise ValueError(f"scoring_func '{self.scoring_func}' is neither 'sigmoid' nor 'softmax'")
         self._check_windows()
         if self.initializer_range < 0:
             raise ValueError(f"initializer_range is {self.initializer_range}, must be 0 or above")
+        if self.first_k_dense_replace > self.num_hidden_layers and self.n_routed_experts:
+            raise ValueError(f"first_k_dense_replace {self.first_k_dense_replace} exceeds "
+                             f"num_hidden_layers {self.num_hidden_layers}")
+        if self.decoder_sparse_step < 1:
+            raise ValueError("decoder_sparse_step is 0, must be at least 1")
+        for layer in self.mlp_only_layers or ():
+            _checked("mlp_only_layers", "int", layer)
+        self.rope_theta = self._rope_dict()["rope_theta"]
+        self.rope()
+
+    def _settle_family(self, family: Family) -> None:
+        """What the family decides; ValueError for what it has not."""
+        for name, value in family.decides.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        if family.mla:
+            if not self.kv_lora_rank:
+                raise ValueError(f"model_type '{self.model_type}' needs a kv_lora_rank above 0")
+            self.head_dim = self.qk_rope_head_dim  # what transformers calls so under MLA
+            self.num_key_value_heads = self.num_attention_heads
+        for f in fields(self):
+            plain, value = family.decides.get(f.name, f.default), getattr(self, f.name)
+            if f.name not in {*family.keys, "head_dim", "extra"} and value not in (plain, None):
+                raise ValueError(f"model_type '{self.model_type}' has no {f.name}: it is {value!r}, "
+                                 f"only {plain!r} is supported")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
         """From the keys of a config.json. Unknown keys are kept; near misses raise ValueError."""
         if not isinstance(values, dict):
             raise TypeError(f"a config is a dict of its fields, not {type(values).__name__}")
-        known = {f.name for f in fields(cls)} - {"extra"}
-        given = {k: v for k, v in values.items() if k in known}
-        extra = {k: v for k, v in values.items() if k not in known}
-        for key in extra.keys() - _HARMLESS:
-            close = difflib.get_close_matches(str(key).lower(), known, n=1, cutoff=0.85)
+        family = family_of(values["model_type"]) if values.get("model_type") is not None else None
+        known = {f.name: f.default for f in fields(cls) if f.name != "extra"}
+        given: dict[str, Any] = {}
+        extra = {}
+        for key, value in values.items():
+            name = ALIASES.get(key, key)
+            if name not in known or (family and value is None and name not in family.keys):
+                extra[key] = value
+            elif given.setdefault(name, value) != value:
+                raise ValueError(f"{key} is {value!r}, but the same is {given[name]!r} elsewhere")
+            elif value is None and name in _NULL_IS_DEFAULT:
+                given[name] = known[name]
+        for key in extra.keys() - _HARMLESS - known.keys():
+            close = difflib.get_close_matches(str(key).lower(), {*known, *ALIASES}, n=1, cutoff=0.85)
             if close:
                 raise ValueError(f"unknown config key '{key}': did you mean '{close[0]}'?")
-        scaling = extra.get("rope_scaling") or extra.get("rope_parameters") or {}
-        if not isinstance(scaling, dict):
-            raise ValueError(f"rope_scaling is {scaling!r}, must be a dict or null")
-        kind = scaling.get("rope_type", scaling.get("type", "default"))
-        if kind != "default":
-            raise ValueError(f"rope type '{kind}' is not supported yet; only 'default' is")
-        if values.get("model_type") in _WINDOWED:
-            given.setdefault("sliding_window", _SLIDING_WINDOW)
-        given.setdefault("rope_theta", scaling.get("rope_theta", cls.rope_theta))
         for key, plain in _PLAIN.items():
             if extra.get(key, plain) != plain:
                 raise ValueError(f"{key} is {extra[key]!r}; only {plain!r} is supported")
-        for key in _NULL_IS_DEFAULT:
-            if given.get(key, 0) is None:
-                del given[key]
+        for key, value in (family.defaults if family else {}).items():
+            (given if key in known else extra).setdefault(key, value)
         return cls(**given, extra=extra)
 
     def to_dict(self) -> dict[str, Any]:
-        """All keys, the unknown ones that came in included."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
-        for key in ("layer_types", "max_window_layers"):  # null there is an error to transformers
-            if own[key] is None:
-                del own[key]
-        return {**self.extra, **own}
+        """The keys of a config.json of this family, and the unknown ones that came in."""
+        family = family_of(self.model_type)
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name in family.keys}
+        for name in _WRITTEN_IF_SET:
+            if not own[name] and name not in family.defaults:
+                del own[name]
+        return {**self.extra, **{family.names.get(k, k): v for k, v in own.items()}}
 
     @classmethod
     def tiny_moe(cls, vocab_size: int = 512, eos_token_id: int = 1, **changes: Any) -> ModelConfig:
@@ -229,9 +273,32 @@ class ModelConfig:
                     f"use_sliding_window {self.use_sliding_window} and sliding_window "
                     f"{self.sliding_window} makes it the other kind")
 
-    def core(self) -> dict[str, Any]:
-        """The fields of the C core's r1_config."""
-        moe, layers = self.n_routed_experts > 0, min(self.num_hidden_layers, _MAX_LAYERS)
+    def rope(self) -> Rope:
+        """Frequencies and factors of the rotary positions."""
+        width = self.qk_rope_head_dim if self.kv_lora_rank else self.head_dim
+        return make_rope(self._rope_dict(), min(width or 0, _MAX_WIDTH), self.max_position_embeddings,
+                         deepseek=self.model_type == "deepseek_v3")
+
+    def _rope_dict(self) -> dict[str, Any]:
+        """Both forms in one, with transformers' precedence."""
+        original = self.extra.get("original_max_position_embeddings")
+        return {"rope_theta": self.rope_theta, **(self.rope_scaling or self.rope_parameters or {}),
+                **({} if original is None else {"original_max_position_embeddings": original})}
+
+    def mixture(self, layer: int) -> bool:
+        """Is this layer's FFN a mixture of experts? The MTP module's is, if there are any."""
+        return (self.n_routed_experts > 0 and layer >= self.first_k_dense_replace
+                and (layer + 1) % self.decoder_sparse_step == 0
+                and layer not in (self.mlp_only_layers or ()))
+
+    def core(self) -> tuple[dict[str, Any], np.ndarray, float]:
+        """What the C core's model is made from: the fields of r1_config, inverse frequencies (rotary
+        width / 2), and the factor of cos and sin."""
+        rope = self.rope()
+        return self._sizes(rope.attn_scale, family_of(self.model_type)), rope.inv_freq, rope.factor
+
+    def _sizes(self, attn_scale: float, family: Family) -> dict[str, Any]:
+        moe, layers = self.n_routed_experts > 0, range(self.num_hidden_layers)
         return {
             "V": self.vocab_size, "C": self.hidden_size, "L": self.num_hidden_layers,
             "T": self.max_position_embeddings, "H": self.num_attention_heads,
@@ -241,13 +308,21 @@ class ModelConfig:
             "E": self.n_routed_experts, "K": self.num_experts_per_tok if moe else 0,
             "Fe": self.moe_intermediate_size if moe else 0,
             "shared": self.n_shared_experts if moe else 0,
-            "first_dense": self.first_k_dense_replace if moe else 0,
             "groups": self.n_group or 1, "top_groups": self.topk_group or 1,
             "mtp": self.num_nextn_predict_layers, "softmax_gate": self.scoring_func == "softmax",
             "normalize": self.norm_topk_prob, "router_bias": moe and self.topk_method == "noaux_tc",
-            "tied": self.tie_word_embeddings, "qkv_bias": self.attention_bias,
-            "interleaved": self.rope_interleave, "score": self.score_head,
-            "routed_scale": self.routed_scaling_factor, "eps": self.rms_norm_eps,
-            "rope_theta": self.rope_theta, "window": self.sliding_window or 0,
-            "windowed": bytes(self.window(i) > 0 for i in range(layers)),
+            "qkv_bias": self.attention_bias, "o_bias": self.attention_bias and family.o_bias,
+            "mlp_bias": self.mlp_bias, "qk_norm": family.qk_norm,
+            "tied": self.tie_word_embeddings, "interleaved": self.rope_interleave,
+            "score": self.score_head, "routed_scale": self.routed_scaling_factor,
+            "eps": self.rms_norm_eps, "attn_scale": attn_scale,
+            "moe": bytes(self.mixture(i) for i in layers), "window": self.sliding_window or 0,
+            "windowed": bytes(self.window(i) > 0 for i in layers),
         }
+
+
+def family_of(model_type: Any) -> Family:
+    """The family of that name; ValueError listing the known ones."""
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise ValueError(f"unknown model_type {model_type!r}; known are {', '.join(FAMILIES)}")
+    return FAMILIES[model_type]

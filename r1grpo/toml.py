@@ -55,6 +55,8 @@ def from_dict(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
 
 def _convert(hint: Any, value: Any, place: str) -> Any:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in inner:
             return None

@@ -32,7 +32,7 @@ def configs() -> dict[str, ModelConfig]:
         "moe_softmax": ModelConfig(**{
             **moe, "scoring_func": "softmax", "topk_method": "greedy", "norm_topk_prob": False,
             "n_shared_experts": 0, "num_nextn_predict_layers": 0, "num_hidden_layers": 2}),
-        "dense": ModelConfig(**dense, attention_bias=True, tie_word_embeddings=True),
+        "dense": ModelConfig(**dense, model_type="qwen2", tie_word_embeddings=True),
         "dense_untied": ModelConfig(**{**dense, "head_dim": 10, "num_key_value_heads": 1}),
         "dense_mtp": ModelConfig(**dense, num_nextn_predict_layers=1),
         "dense_window": ModelConfig(**{**dense, "num_hidden_layers": 3}, model_type="qwen3",
@@ -40,6 +40,23 @@ def configs() -> dict[str, ModelConfig]:
                                     num_nextn_predict_layers=1, layer_types=[
                                         "sliding_attention", "full_attention",
                                         "sliding_attention"]),
+        "qwen3": ModelConfig(**{
+            **dense, "model_type": "qwen3", "head_dim": 10, "tie_word_embeddings": True,
+            "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 40}}),
+        "qwen3_moe": ModelConfig(**{
+            **dense, "model_type": "qwen3_moe", "head_dim": 8, "attention_bias": True,
+            "n_routed_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 10,
+            "norm_topk_prob": True, "num_hidden_layers": 4, "decoder_sparse_step": 2,
+            "mlp_only_layers": [1], "rope_parameters": {"rope_type": "linear", "factor": 2.0}}),
+        "llama_bias": ModelConfig(**{
+            **dense, "model_type": "llama", "attention_bias": True, "mlp_bias": True,
+            "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                             "high_freq_factor": 4.0, "original_max_position_embeddings": 30}}),
+        "moe_yarn": ModelConfig(**{
+            **moe, "q_lora_rank": 14, "attention_bias": True, "num_hidden_layers": 2,
+            "rms_norm_eps": 1e-3, "rope_scaling": {
+                "type": "yarn", "factor": 4.0, "mscale": 0.7, "mscale_all_dim": 1.3,
+                "original_max_position_embeddings": 40, "beta_fast": 32, "beta_slow": 1}}),
     }
 
 

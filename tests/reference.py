@@ -3,8 +3,8 @@
 `Reference(config, state)` takes a dict with Hugging Face field names and a dict of arrays with
 Hugging Face tensor names, and builds what they describe:
 
-    self_attn.kv_b_proj present  -> MLA (q_a_proj too: low-rank queries), else GQA (biases and
-                                    q/k norms where the tensors exist)
+    self_attn.kv_b_proj present  -> MLA (q_a_proj too: low-rank queries), else GQA (q/k norms where
+                                    the tensors exist); biases of any projection likewise
     mlp.gate present             -> DeepSeekMoE (selection bias and shared experts likewise),
                                     else a dense SwiGLU
     lm_head absent               -> the head is the embedding
@@ -29,6 +29,7 @@ from reference_ops import (Routing, Span, attention, balance_loss, embedding, ex
                            mla_expand, pack_spans, rmsnorm, rope, router, swiglu,
                            token_logprobs)
 from reference_rl import clip_loss, pairwise_loss, pointwise_loss
+from reference_rope import deepseek_score_scale, frequencies
 
 SELECTION_BIAS = "e_score_correction_bias"  # moved by a rule of its own, has no gradient
 
@@ -192,25 +193,27 @@ class Reference:
         """Multi-head latent attention, expanded.  DeepSeek-V3, eq. 1-11.
 
         Keys and values come from a normed latent (N, R); a rotary key (N, rope) is shared by the
-        heads.  A head's query and key are [nope, rope]; its scores are scaled by the joint width.
+        heads.  A head's query and key are [nope, rope]; its scores are scaled by the joint width,
+        and by YaRN's mscale.  The latents' norms have an epsilon of their own in DeepSeek's code.
         """
         c = self.config
         heads, nope, rot, wide = (c["num_attention_heads"], c["qk_nope_head_dim"],
                                   c["qk_rope_head_dim"], c["v_head_dim"])
         n, rank = h.shape[0], c["kv_lora_rank"]
         if f"{name}.q_a_proj.weight" in self.params:
-            latent_q = self._norm(f"{name}.q_a_layernorm", self._linear(f"{name}.q_a_proj", h))
+            latent_q = self._norm(f"{name}.q_a_layernorm", self._linear(f"{name}.q_a_proj", h), 1e-6)
             q = self._linear(f"{name}.q_b_proj", latent_q)
         else:
             q = self._linear(f"{name}.q_proj", h)
         q = q.reshape(n, heads, nope + rot)
         q = concat([q[:, :, :nope], self._rope(q[:, :, nope:], batch, True)], axis=2)
         down = self._linear(f"{name}.kv_a_proj_with_mqa", h)  # (N, R + rope)
-        latent = self._norm(f"{name}.kv_a_layernorm", down[:, :rank])
+        latent = self._norm(f"{name}.kv_a_layernorm", down[:, :rank], 1e-6)
         k_rot = self._rope(down[:, rank:].reshape(n, 1, rot), batch, True)
         kv = self._linear(f"{name}.kv_b_proj", latent).reshape(n, heads, nope + wide)
         k, v = mla_expand(kv, k_rot, nope)
-        out = attention(q, k, v, batch.spans, (nope + rot) ** -0.5)
+        scale = (nope + rot) ** -0.5 * deepseek_score_scale(c)
+        out = attention(q, k, v, batch.spans, scale)
         return self._linear(f"{name}.o_proj", out.reshape(n, heads * wide))
 
     def _window(self, name: str) -> int:
@@ -232,17 +235,19 @@ class Reference:
         return window if layer >= c["max_window_layers"] else 0
 
     def _moe(self, name: str, h: Tensor, routings: list[Routing]) -> Tensor:
+        """DeepSeekMoE, or Qwen3's: softmax scores over all experts, no bias, nothing shared."""
         c = self.config
+        qwen = c.get("model_type") == "qwen3_moe"
         bias = self.params.get(f"{name}.gate.{SELECTION_BIAS}")
         routing = router(self._linear(f"{name}.gate", h), c["num_experts_per_tok"],
                          bias=None if bias is None else bias.data,
                          n_group=c.get("n_group") or 1, topk_group=c.get("topk_group") or 1,
-                         scoring=c.get("scoring_func", "sigmoid"),
+                         scoring="softmax" if qwen else c.get("scoring_func", "sigmoid"),
                          normalize=c.get("norm_topk_prob", True),
                          scaling=c.get("routed_scaling_factor", 1.0))
         routings.append(routing)
         ffns = [lambda x, e=e: self._ffn(f"{name}.experts.{e}", x)
-                for e in range(c["n_routed_experts"])]
+                for e in range(c["num_experts" if qwen else "n_routed_experts"])]
         out = experts_ffn(h, routing, ffns)
         if f"{name}.shared_experts.gate_proj.weight" in self.params:
             out = out + self._ffn(f"{name}.shared_experts", h)
@@ -282,12 +287,15 @@ class Reference:
     def _linear(self, name: str, x: Tensor) -> Tensor:
         return linear(x, self.params[f"{name}.weight"], self.params.get(f"{name}.bias"))
 
-    def _norm(self, name: str, x: Tensor) -> Tensor:
-        return rmsnorm(x, self.params[f"{name}.weight"], self.config.get("rms_norm_eps", 1e-6))
+    def _norm(self, name: str, x: Tensor, eps: float | None = None) -> Tensor:
+        if eps is None:
+            eps = self.config.get("rms_norm_eps", 1e-6)
+        return rmsnorm(x, self.params[f"{name}.weight"], eps)
 
     def _rope(self, x: Tensor, batch: Batch, interleaved: bool) -> Tensor:
-        return rope(x, batch.positions, self.config.get("rope_theta", 10000.0),
-                    self.config.get("rope_interleave", interleaved))
+        inv_freq, factor = frequencies(self.config, x.shape[-1])
+        return rope(x, batch.positions, inv_freq, self.config.get("rope_interleave", interleaved),
+                    factor)
 
     def _logprobs(self, batch: Batch, trunk: Trunk, sampling: Mapping[str, Any]
                   ) -> tuple[Tensor, Tensor]:

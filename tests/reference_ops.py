@@ -89,16 +89,18 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 # ---- rotary positions
 
-def rope(x: Tensor, positions: np.ndarray, theta: float, interleaved: bool) -> Tensor:
-    """Rotate pair i of x (N, H, D) by the angle position * theta^(-2i/D).  Su et al. 2021, eq. 34.
+def rope(x: Tensor, positions: np.ndarray, inv_freq: np.ndarray, interleaved: bool,
+         factor: float = 1.0) -> Tensor:
+    """Rotate pair i of x (N, H, D) by the angle position * inv_freq[i], and multiply by factor.
+    Su et al. 2021, eq. 34; the frequencies (D/2) and the factor: reference_rope.py.
 
     Pairs are (i, i + D/2), half-split, as Llama and Qwen have them, or (2i, 2i + 1), interleaved,
     as DeepSeek-V3 has them.  Every element keeps its place.
     """
     width = x.shape[-1]
     half = width // 2
-    angles = np.asarray(positions)[:, None] * theta ** (-2.0 * np.arange(half) / width)
-    cos, sin = np.cos(angles)[:, None, :], np.sin(angles)[:, None, :]  # (N, 1, D/2)
+    angles = np.asarray(positions)[:, None] * inv_freq
+    cos, sin = factor * np.cos(angles)[:, None, :], factor * np.sin(angles)[:, None, :]  # (N, 1, D/2)
     columns = np.arange(width)
     order = columns.reshape(half, 2).T if interleaved else columns.reshape(2, half)
     a, b = x[:, :, order[0]], x[:, :, order[1]]

@@ -10,9 +10,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "r1grpo"
 
-PLAIN = {"charts", "checkpoint", "config", "data", "decontaminate", "json_rows", "layouts",
-         "model_config", "monitor", "packing", "refusals", "report_style", "rewards", "rows",
-         "rundir", "tasks", "tokenizer", "toml", "trackers", "verifiers"}
+PLAIN = {"charts", "checkpoint", "config", "data", "decontaminate", "families", "json_rows",
+         "layouts", "model_config", "monitor", "packing", "refusals", "report_style", "rewards",
+         "rope", "rows", "rundir", "tasks", "tokenizer", "toml", "trackers", "verifiers"}
 FACE = {"_core", "advantage", "batch", "device", "model", "rollout", "sampling", "weights"}
 TRAINERS = {"distill", "evaluate", "grpo", "rejection", "reward_model", "scoring", "sft", "trainer"}
 STORY = {"cli", "doctor", "measure", "pipeline", "recipe", "report", "run", "sources", "stages",

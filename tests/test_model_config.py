@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from r1grpo import Model, ModelConfig, _core
@@ -182,7 +183,8 @@ IMPOSSIBLE = [
      "layer_types\\[0\\]"),
     (DENSE, {"use_sliding_window": True, "sliding_window": 0}, "sliding_window is 0"),
     (MOE, {"moe_layer_freq": 2}, "moe_layer_freq"),
-    (DENSE, {"rope_scaling": {"type": "yarn", "factor": 4}}, "yarn"),
+    (DENSE, {"rope_scaling": {"type": "longrope"}},
+     "rope type 'longrope' is not known; known are default, linear, dynamic, llama3, yarn"),
     (DENSE, {"rope_scaling": "yarn"}, "rope_scaling"),
 ]
 
@@ -200,11 +202,19 @@ def test_what_cannot_be_raises_before_anything_is_allocated(
 def test_the_core_checks_again() -> None:
     """A config that was changed after its checks meets the core's."""
     device = _core.Device(1)
-    good = ModelConfig.tiny_dense().core()
+    good, *arrays = ModelConfig.tiny_dense().core()
     for key, bad in (("V", -1), ("H", 2**70), ("C", "x"), ("L", None), ("eps", "x"),
-                     ("windowed", 3), ("windowed", bytes(5000))):
+                     ("windowed", 3), ("windowed", bytes(5000)), ("moe", bytes(5000))):
         with pytest.raises(ValueError, match=f"config '{key}'"):
-            _core.Model(device, {**good, key: bad})
+            _core.Model(device, {**good, key: bad}, *arrays)
+    inv_freq, factor = arrays
+    for bad, message in (
+            (({**good, "moe": b"\1"}, *arrays), "a layer is a mixture, but n_routed_experts is 0"),
+            ((good, inv_freq[1:], factor), "11 inverse frequencies for a rotary width of 24"),
+            ((good, inv_freq * np.nan, factor), "inverse frequency 0 is -?nan"),
+            ((good, inv_freq, 0.0), "the attention factor is 0")):
+        with pytest.raises(ValueError, match=message):
+            _core.Model(device, *bad)
     with pytest.raises(KeyError, match="lacks 'V'"):
         _core.Model(device, {})
     with pytest.raises(TypeError, match="must be a dict"):

@@ -14,6 +14,7 @@ import autodiff as ad
 import reference_ops as ops
 import reference_rl as rl
 from autodiff import Tensor
+from reference_rope import plain_frequencies
 
 
 def check_gradient(f: Callable[..., Tensor], *arrays: np.ndarray, step: float = 1e-5) -> None:
@@ -93,10 +94,10 @@ def test_row_op_gradients(normal):
 
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_rope(interleaved, normal):
-    positions = np.array([0, 1, 7])
-    check_gradient(lambda x: ops.rope(x, positions, 100.0, interleaved), normal(3, 2, 6))
+    positions, inv_freq = np.array([0, 1, 7]), plain_frequencies(100.0, 6)
+    check_gradient(lambda x: ops.rope(x, positions, inv_freq, interleaved, 1.2), normal(3, 2, 6))
     x = normal(3, 2, 6)
-    y = ops.rope(Tensor(x), positions, 100.0, interleaved).data
+    y = ops.rope(Tensor(x), positions, inv_freq, interleaved).data
     np.testing.assert_array_equal(y[0], x[0])  # position 0 turns nothing
     z = x[2, 1, 0::2] + 1j * x[2, 1, 1::2] if interleaved else x[2, 1, :3] + 1j * x[2, 1, 3:]
     turned = z * np.exp(7j * 100.0 ** (-np.arange(3) / 3.0))

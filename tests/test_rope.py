@@ -9,6 +9,7 @@ import reference_ops as ref
 from autodiff import Tensor, gradients
 from op_testing import SIZES, assert_same_bits, check, check_threads, normal
 from r1grpo import _core
+from reference_rope import plain_frequencies
 
 THETA = 10000.0
 
@@ -30,7 +31,7 @@ def test_values_and_gradient(device, rng, N, H, D, first, Dr, interleaved):
     pos[-1:] = 299
     table = make_table(300, Dr)
     x64 = Tensor(x.reshape(N, H, D)[:, :, first:first + Dr])
-    turned = ref.rope(x64, pos, THETA, interleaved) if Dr else x64
+    turned = ref.rope(x64, pos, plain_frequencies(THETA, Dr), interleaved) if Dr else x64
     want, want_back = (a.astype(np.float64).reshape(N, H, D) for a in (x, dy))
     part = slice(first, first + Dr)
     grad = gradients((turned * want_back[:, :, part]).sum(), [x64])[0]
@@ -45,6 +46,20 @@ def test_values_and_gradient(device, rng, N, H, D, first, Dr, interleaved):
     check(dy, want_back.reshape(N, H * D), "element")
     _core.rope(device, y, table, pos, H, first, Dr, interleaved, True)
     check(y, x, "element")
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_a_factor_is_part_of_the_table(device, rng, interleaved):
+    """cos and sin times 1.3: the inverse is the transpose still, so it is the gradient."""
+    x, dy, pos = normal(rng, 9, 48), normal(rng, 9, 48), rng.integers(0, 300, 9).astype(np.int32)
+    x64 = Tensor(x.reshape(9, 3, 16))
+    turned = ref.rope(x64, pos, plain_frequencies(THETA, 16), interleaved, 1.3)
+    grad = gradients((turned * dy.astype(np.float64).reshape(9, 3, 16)).sum(), [x64])[0]
+    table = np.float32(1.3) * make_table(300, 16)
+    _core.rope(device, x, table, pos, 3, 0, 16, interleaved, False)
+    check(x, turned.data.reshape(9, 48), "element")
+    _core.rope(device, dy, table, pos, 3, 0, 16, interleaved, True)
+    check(dy, grad.reshape(9, 48), "element")
 
 
 def test_position_zero_changes_nothing(device, rng):

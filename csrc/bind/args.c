@@ -328,19 +328,25 @@ arg_u64(r1_args *a, const char *name)
     return value;
 }
 
-float
-arg_float(r1_args *a, const char *name)
+double
+arg_double(r1_args *a, const char *name)
 {
     PyObject *x = arg_object(a, name);
     if (x == NULL) {
-        return 0.0f;
+        return 0.0;
     }
     double value = PyFloat_AsDouble(x);
     if (PyErr_Occurred()) {
         fail_scalar(a, name, x, "a number");
-        return 0.0f;
+        return 0.0;
     }
-    return (float)value;
+    return value;
+}
+
+float
+arg_float(r1_args *a, const char *name)
+{
+    return (float)arg_double(a, name);
 }
 
 int

@@ -68,6 +68,7 @@ size_t arg_size(r1_args *a, const char *name);      /* an int, 0 or more */
 uint64_t arg_u64(r1_args *a, const char *name);
 int32_t arg_int(r1_args *a, const char *name);
 float arg_float(r1_args *a, const char *name);
+double arg_double(r1_args *a, const char *name);
 int arg_flag(r1_args *a, const char *name); /* a bool */
 /* Index of a str among choices (NULL-terminated). */
 int arg_choice(r1_args *a, const char *name, const char *const *choices);

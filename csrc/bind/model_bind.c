@@ -26,11 +26,12 @@ static const field fields[] = {
     FIELD(V, SIZE), FIELD(C, SIZE), FIELD(L, SIZE), FIELD(T, SIZE), FIELD(H, SIZE),
     FIELD(Hkv, SIZE), FIELD(D, SIZE), FIELD(F, SIZE), FIELD(q_lora, SIZE), FIELD(kv_lora, SIZE),
     FIELD(Dn, SIZE), FIELD(Dr, SIZE), FIELD(Dv, SIZE), FIELD(E, SIZE), FIELD(K, SIZE),
-    FIELD(Fe, SIZE), FIELD(shared, SIZE), FIELD(first_dense, SIZE), FIELD(groups, SIZE),
-    FIELD(top_groups, SIZE), FIELD(mtp, SIZE), FIELD(window, SIZE), FIELD(windowed, LAYERS),
-    FIELD(softmax_gate, FLAG), FIELD(normalize, FLAG),
-    FIELD(router_bias, FLAG), FIELD(tied, FLAG), FIELD(qkv_bias, FLAG), FIELD(interleaved, FLAG),
-    FIELD(score, FLAG), FIELD(routed_scale, REAL), FIELD(eps, REAL), FIELD(rope_theta, REAL),
+    FIELD(Fe, SIZE), FIELD(shared, SIZE), FIELD(groups, SIZE), FIELD(top_groups, SIZE),
+    FIELD(mtp, SIZE), FIELD(moe, LAYERS), FIELD(window, SIZE), FIELD(windowed, LAYERS),
+    FIELD(softmax_gate, FLAG), FIELD(normalize, FLAG), FIELD(router_bias, FLAG),
+    FIELD(qkv_bias, FLAG), FIELD(o_bias, FLAG), FIELD(mlp_bias, FLAG), FIELD(qk_norm, FLAG),
+    FIELD(tied, FLAG), FIELD(interleaved, FLAG), FIELD(score, FLAG), FIELD(routed_scale, REAL),
+    FIELD(eps, REAL), FIELD(attn_scale, REAL),
 };
 
 /* bytes, one a layer */
@@ -161,35 +162,37 @@ model_end(ModelObject *self, r1_call *c)
 static PyObject *
 model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    PyObject *device, *dict;
-    static char *names[] = {"device", "config", NULL};
-    r1_config config = {0};
-    const r1_ops *ops;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO:Model", names, &device, &dict) ||
-        config_read(dict, &config) < 0) {
+    if (kwargs != NULL && PyDict_GET_SIZE(kwargs) > 0) {
+        PyErr_SetString(PyExc_TypeError, "Model takes no keywords");
         return NULL;
     }
-    r1_dev *dev = device_get(device, &ops);
-    ModelObject *self = dev != NULL ? (ModelObject *)type->tp_alloc(type, 0) : NULL;
-    if (self == NULL) {
+    r1_call c;
+    r1_args *a = &c.args;
+    r1_config config = {0};
+    r1_rope rope = {0};
+    call_open(&c, "Model", PySequence_Fast_ITEMS(args), PyTuple_GET_SIZE(args));
+    PyObject *dict = arg_object(a, "config");
+    if (dict == NULL || config_read(dict, &config) < 0) {
         return NULL;
+    }
+    rope.inv_freq = arg_f64(a, "inv_freq", "pairs", "1", ARG_IN);
+    rope.pairs = arg_dim(a, "pairs");
+    rope.factor = arg_double(a, "rope_factor");
+    ModelObject *self = !a->failed ? (ModelObject *)type->tp_alloc(type, 0) : NULL;
+    if (self == NULL) {
+        return call_close(&c);
     }
     atomic_flag_clear(&self->busy);
-    self->device = Py_NewRef(device);
-    r1_status st = {0};
-    r1_code code = R1_OK;
-    if (device_acquire(device) < 0) {
+    self->device = Py_NewRef(c.device);
+    if (call_begin(&c)) {
+        r1_model_open(&self->model, &config, &rope, c.ops, c.dev, &c.st);
+    }
+    PyObject *none = call_close(&c);
+    if (none == NULL) {
         Py_DECREF(self);
         return NULL;
     }
-    Py_BEGIN_ALLOW_THREADS
-    code = r1_model_open(&self->model, &config, ops, dev, &st);
-    Py_END_ALLOW_THREADS
-    device_release(device);
-    if (code != R1_OK) {
-        Py_DECREF(self);
-        return status_raise(&st);
-    }
+    Py_DECREF(none);
     self->model->poll = poll_signals;
     self->model->poll_ctx = self;
     return (PyObject *)self;
@@ -498,7 +501,8 @@ static PyType_Slot model_slots[] = {
     {Py_tp_dealloc, model_dealloc},
     {Py_tp_methods, model_methods},
     {Py_tp_getset, model_getset},
-    {Py_tp_doc, "Model(device, config)\n--\n\nThe network: weights, gradients, moments."},
+    {Py_tp_doc, "Model(device, config, inv_freq, rope_factor, /)\n--\n\n"
+                "The network: weights, gradients, moments. csrc/model/model.h has the fields."},
     {0, NULL},
 };
 

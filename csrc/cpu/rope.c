@@ -3,10 +3,11 @@
  *   (a, b) -> (a cos - b sin, b cos + a sin)   for pair i of each head at position pos[n]
  *
  * x (N, H D); the rotated columns are [first, first + Dr) of every head; table (T_max, Dr)
- * holds cos (Dr / 2) then sin (Dr / 2) of a position. Pairs are (2i, 2i + 1) when interleaved,
- * else (i, i + Dr / 2); every element keeps its place. The inverse rotates by -sin: a
- * rotation's transpose, which is the backward. Each result is a product and a fused
- * multiply-add. In parallel over rows; rows and heads do not meet. */
+ * holds cos (Dr / 2) then sin (Dr / 2) of a position, both times a factor that is 1 but for YaRN.
+ * Pairs are (2i, 2i + 1) when interleaved, else (i, i + Dr / 2); every element keeps its place.
+ * The inverse rotates by -sin: the transpose, which is the backward whatever the factor. Each
+ * result is a product and a fused multiply-add. In parallel over rows; rows and heads do not
+ * meet. */
 #include "cpu.h"
 #include "simd.h"
 #include "split.h"

@@ -4,19 +4,23 @@
  *   s1 = s0 + Attention(RMSNorm(s0))
  *   f' = FFN(RMSNorm(s1)) is handed to the next layer, which adds it
  *
- * Attention is GQA (Ainslie et al. 2023) or MLA in expanded form (DeepSeek-V3 eq. 1-11); FFN is
- * SwiGLU or DeepSeekMoE (eq. 12-16): shared experts + sum_k w_k expert_k. Sampling and training run
- * this one forward. Kept for backward: r1_acts. Gradients of s1 and f' are one tensor, t->ds, since
- * the next layer only ever uses their sum.
+ * Attention is GQA (Ainslie et al. 2023), its queries and keys normed head by head with qk_norm
+ * (Qwen3), or MLA in expanded form (DeepSeek-V3 eq. 1-11); FFN is SwiGLU or DeepSeekMoE (eq. 12-16):
+ * shared experts + sum_k w_k expert_k. Sampling and training run this one forward. Kept for backward:
+ * r1_acts. Gradients of s1 and f' are one tensor, t->ds, since the next layer only ever uses their
+ * sum.
  */
 #include <math.h>
 
 #include "model.h"
 
+/* Of the norms of MLA's latents, whatever rms_norm_eps says: so do DeepSeek's code and transformers. */
+static const float LATENT_EPS = 1e-6f;
+
 static float
 attention_scale(const r1_config *c)
 {
-    return 1.0f / sqrtf((float)config_dqk(c));
+    return c->attn_scale / sqrtf((float)config_dqk(c));
 }
 
 static r1_router_spec
@@ -45,7 +49,7 @@ mla_project_fwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_temps
     if (c->q_lora > 0) {
         R1_TRY(linear_fwd(m, &a->qa, &a->h0, &l->q_a, NULL, st));
         R1_TRY(ops->rmsnorm_fwd(m->dev, &a->qn, NULL, &a->rq, &a->qa, NULL, &l->q_norm->value,
-                                c->eps, st));
+                                LATENT_EPS, st));
         R1_TRY(linear_fwd(m, &a->q, &a->qn, &l->q_b, NULL, st));
     } else {
         R1_TRY(linear_fwd(m, &a->q, &a->h0, &l->q, NULL, st));
@@ -57,7 +61,7 @@ mla_project_fwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_temps
     r1_tensor kr = r1_cols(&a->kva, c->kv_lora, c->Dr);
     R1_TRY(ops->rope(m->dev, &kr, &m->rope, seqs->pos, 1, 0, c->Dr, c->interleaved, 0, st));
     R1_TRY(ops->rmsnorm_fwd(m->dev, &a->cn, NULL, &a->rkv, &latent, NULL, &l->kv_norm->value,
-                            c->eps, st));
+                            LATENT_EPS, st));
     R1_TRY(linear_fwd(m, &t->kvb, &a->cn, &l->kv_b, NULL, st));
     return ops->mla_expand_fwd(m->dev, &a->k, &a->v, &t->kvb, &kr, c->H, c->Dn, c->Dv, st);
 }
@@ -90,14 +94,43 @@ mla_project_bwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_temps
     return linear_bwd(m, &t->dh, &t->dkva, &a->h0, &l->kv_a, NULL, 1, st);
 }
 
+/* x (N, H D) without gaps, as (N H, D): each head a row. */
+static r1_tensor
+head_rows(const r1_tensor *x, size_t H)
+{
+    return r1_f32(x->data, x->rows * H, x->cols / H);
+}
+
+/* y = RMSNorm of every head of x (N, H D); r (N, H). */
+static r1_code
+heads_norm_fwd(r1_model *m, const r1_tensor *y, const r1_tensor *r, const r1_tensor *x,
+               const r1_param *w, size_t H, r1_status *st)
+{
+    r1_tensor yh = head_rows(y, H), rh = head_rows(r, H), xh = head_rows(x, H);
+    return m->ops->rmsnorm_fwd(m->dev, &yh, NULL, &rh, &xh, NULL, &w->value, m->config.eps, st);
+}
+
+static r1_code
+heads_norm_bwd(r1_model *m, const r1_tensor *dx, const r1_tensor *dy, const r1_tensor *x,
+               const r1_tensor *r, const r1_param *w, size_t H, r1_status *st)
+{
+    r1_tensor dxh = head_rows(dx, H), dyh = head_rows(dy, H), xh = head_rows(x, H);
+    r1_tensor rh = head_rows(r, H);
+    return m->ops->rmsnorm_bwd(m->dev, &dxh, &w->grad[0], &dyh, NULL, &xh, &rh, &w->value, st);
+}
+
 static r1_code
 gqa_project_fwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_seqs *seqs,
                 r1_status *st)
 {
     const r1_config *c = &m->config;
-    R1_TRY(linear_fwd(m, &a->q, &a->h0, &l->q, NULL, st));
-    R1_TRY(linear_fwd(m, &a->k, &a->h0, &l->k, NULL, st));
+    R1_TRY(linear_fwd(m, c->qk_norm ? &a->q0 : &a->q, &a->h0, &l->q, NULL, st));
+    R1_TRY(linear_fwd(m, c->qk_norm ? &a->k0 : &a->k, &a->h0, &l->k, NULL, st));
     R1_TRY(linear_fwd(m, &a->v, &a->h0, &l->v, NULL, st));
+    if (c->qk_norm) {
+        R1_TRY(heads_norm_fwd(m, &a->q, &a->rq, &a->q0, l->q_norm, c->H, st));
+        R1_TRY(heads_norm_fwd(m, &a->k, &a->rkv, &a->k0, l->kv_norm, c->Hkv, st));
+    }
     R1_TRY(m->ops->rope(m->dev, &a->q, &m->rope, seqs->pos, c->H, 0, c->D, c->interleaved, 0, st));
     return m->ops->rope(m->dev, &a->k, &m->rope, seqs->pos, c->Hkv, 0, c->D, c->interleaved, 0,
                         st);
@@ -112,8 +145,15 @@ gqa_project_bwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_temps
                         st));
     R1_TRY(m->ops->rope(m->dev, &t->dk, &m->rope, seqs->pos, c->Hkv, 0, c->D, c->interleaved, 1,
                         st));
-    R1_TRY(linear_bwd(m, &t->dh, &t->dq, &a->h0, &l->q, NULL, 0, st));
-    R1_TRY(linear_bwd(m, &t->dh, &t->dk, &a->h0, &l->k, NULL, 1, st));
+    const r1_tensor *dq = &t->dq, *dk = &t->dk;
+    if (c->qk_norm) {
+        R1_TRY(heads_norm_bwd(m, &t->dq0, dq, &a->q0, &a->rq, l->q_norm, c->H, st));
+        R1_TRY(heads_norm_bwd(m, &t->dk0, dk, &a->k0, &a->rkv, l->kv_norm, c->Hkv, st));
+        dq = &t->dq0;
+        dk = &t->dk0;
+    }
+    R1_TRY(linear_bwd(m, &t->dh, dq, &a->h0, &l->q, NULL, 0, st));
+    R1_TRY(linear_bwd(m, &t->dh, dk, &a->h0, &l->k, NULL, 1, st));
     return linear_bwd(m, &t->dh, &t->dv, &a->h0, &l->v, NULL, 1, st);
 }
 

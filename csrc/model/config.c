@@ -21,15 +21,15 @@ between(const char *field, size_t value, size_t low, size_t high, r1_status *st)
 static r1_code
 check_attention(const r1_config *c, r1_status *st)
 {
-    size_t rotary = config_mla(c) ? c->Dr : c->D;
+    size_t rotary = config_rotary(c);
     if (config_mla(c)) {
         R1_TRY(between("kv_lora_rank", c->kv_lora, 1, MAX_WIDTH, st));
         R1_TRY(between("q_lora_rank", c->q_lora, 0, MAX_WIDTH, st));
         R1_TRY(between("qk_nope_head_dim", c->Dn, 1, R1_MAX_HEAD_DIM, st));
         R1_TRY(between("qk_rope_head_dim", c->Dr, 1, R1_MAX_HEAD_DIM, st));
         R1_TRY(between("v_head_dim", c->Dv, 1, R1_MAX_HEAD_DIM, st));
-        if (c->qkv_bias) {
-            return R1_FAIL(st, R1_EINVAL, "config: attention_bias is not known under MLA");
+        if (c->qk_norm) {
+            return R1_FAIL(st, R1_EINVAL, "config: MLA norms its latents; heads are not normed");
         }
     } else {
         R1_TRY(between("num_key_value_heads", c->Hkv, 1, c->H, st));
@@ -91,23 +91,23 @@ r1_config_check(const r1_config *c, r1_status *st)
     R1_TRY(between("num_attention_heads", c->H, 1, MAX_WIDTH, st));
     R1_TRY(between("max_position_embeddings", c->T, 1, INT32_MAX, st));
     R1_TRY(check_attention(c, st));
-    if (c->E > 0) {
-        R1_TRY(check_moe(c, st));
-    }
-    /* with no dense layer it is not used, and nothing is allocated for it */
-    R1_TRY(between("intermediate_size", c->F, c->E == 0 || c->first_dense > 0, MAX_WIDTH, st));
-    if (c->first_dense > c->L) {
-        return R1_FAIL(st, R1_EINVAL, "config: first_k_dense_replace %zu exceeds num_hidden_layers %zu",
-                       c->first_dense, c->L);
-    }
     if (c->mtp > 1) {
         return R1_FAIL(st, R1_EINVAL, "config: num_nextn_predict_layers is %zu, at most 1 is known",
                        c->mtp);
     }
-    if (!(c->eps > 0.0f && isfinite(c->eps)) || !(c->rope_theta > 0.0f && isfinite(c->rope_theta))) {
+    size_t dense = config_dense(c);
+    if (c->E > 0) {
+        R1_TRY(check_moe(c, st));
+    } else if (dense < c->L + c->mtp) {
+        return R1_FAIL(st, R1_EINVAL, "config: a layer is a mixture, but n_routed_experts is 0");
+    }
+    /* with no dense layer it is not used, and nothing is allocated for it */
+    R1_TRY(between("intermediate_size", c->F, dense > 0, MAX_WIDTH, st));
+    if (!(c->eps > 0.0f && isfinite(c->eps)) || !(c->attn_scale > 0.0f && isfinite(c->attn_scale))) {
         return R1_FAIL(st, R1_EINVAL,
-                       "config: rms_norm_eps %g and rope_theta %g must be above 0 and finite",
-                       (double)c->eps, (double)c->rope_theta);
+                       "config: rms_norm_eps %g and the attention scale %g must be above 0 and "
+                       "finite",
+                       (double)c->eps, (double)c->attn_scale);
     }
     if (!isfinite(c->routed_scale)) {
         return R1_FAIL(st, R1_EINVAL, "config: routed_scaling_factor %g must be finite",

@@ -1,6 +1,7 @@
 /* layout.c - every parameter of the model, from its configuration: names, shapes, accumulators.
  *
- * Names are Hugging Face's (DeepSeek-V3, Llama, Qwen2), so that the state dict is the file format.
+ * Names are Hugging Face's (DeepSeek-V3, Llama, Mistral, Qwen2, Qwen3), so that the state dict is the
+ * file format.
  * One device allocation each for vectors and gradients; Adam's moments come with the first update.
  */
 #include <stdarg.h>
@@ -36,6 +37,17 @@ linear_add(r1_model *m, size_t layer, size_t E, size_t O, size_t I, const char *
     return (r1_linear){param_add(m, E, O, I, 1, "model.layers.%zu.%s.weight", layer, stem), NULL, 0};
 }
 
+/* With its bias, if has_bias. */
+static r1_linear
+biased_add(r1_model *m, size_t layer, size_t O, size_t I, const char *stem, int has_bias)
+{
+    r1_linear l = linear_add(m, layer, 1, O, I, stem);
+    if (has_bias) {
+        l.bias = param_add(m, 1, 0, O, 1, "model.layers.%zu.%s.bias", layer, stem);
+    }
+    return l;
+}
+
 static r1_param *
 norm_add(r1_model *m, size_t layer, size_t I, const char *stem)
 {
@@ -49,39 +61,38 @@ attention_add(r1_model *m, r1_layer *l, size_t i)
     size_t dqk = config_dqk(c);
     if (config_mla(c)) {
         if (c->q_lora > 0) {
-            l->q_a = linear_add(m, i, 1, c->q_lora, c->C, "self_attn.q_a_proj");
+            l->q_a = biased_add(m, i, c->q_lora, c->C, "self_attn.q_a_proj", c->qkv_bias);
             l->q_norm = norm_add(m, i, c->q_lora, "self_attn.q_a_layernorm");
             l->q_b = linear_add(m, i, 1, c->H * dqk, c->q_lora, "self_attn.q_b_proj");
         } else {
             l->q = linear_add(m, i, 1, c->H * dqk, c->C, "self_attn.q_proj");
         }
-        l->kv_a = linear_add(m, i, 1, c->kv_lora + c->Dr, c->C, "self_attn.kv_a_proj_with_mqa");
+        l->kv_a = biased_add(m, i, c->kv_lora + c->Dr, c->C, "self_attn.kv_a_proj_with_mqa",
+                             c->qkv_bias);
         l->kv_norm = norm_add(m, i, c->kv_lora, "self_attn.kv_a_layernorm");
         l->kv_b = linear_add(m, i, 1, c->H * (c->Dn + c->Dv), c->kv_lora, "self_attn.kv_b_proj");
     } else {
-        r1_linear *qkv[3] = {&l->q, &l->k, &l->v};
-        static const char *const stem[3] = {"self_attn.q_proj", "self_attn.k_proj",
-                                            "self_attn.v_proj"};
-        for (int j = 0; j < 3; j++) {
-            size_t O = (j == 0 ? c->H : c->Hkv) * c->D;
-            *qkv[j] = linear_add(m, i, 1, O, c->C, stem[j]);
-            if (c->qkv_bias) {
-                qkv[j]->bias = param_add(m, 1, 0, O, 1, "model.layers.%zu.%s.bias", i, stem[j]);
-            }
+        size_t wide = c->H * c->D, narrow = c->Hkv * c->D;
+        l->q = biased_add(m, i, wide, c->C, "self_attn.q_proj", c->qkv_bias);
+        l->k = biased_add(m, i, narrow, c->C, "self_attn.k_proj", c->qkv_bias);
+        l->v = biased_add(m, i, narrow, c->C, "self_attn.v_proj", c->qkv_bias);
+        if (c->qk_norm) {
+            l->q_norm = norm_add(m, i, c->D, "self_attn.q_norm");
+            l->kv_norm = norm_add(m, i, c->D, "self_attn.k_norm");
         }
     }
-    l->o = linear_add(m, i, 1, c->C, c->H * config_dv(c), "self_attn.o_proj");
+    l->o = biased_add(m, i, c->C, c->H * config_dv(c), "self_attn.o_proj", c->o_bias);
 }
 
 static void
 ffn_add(r1_model *m, r1_layer *l, size_t i)
 {
     const r1_config *c = &m->config;
-    l->moe = c->E > 0 && i >= c->first_dense;
+    l->moe = config_moe(c, i);
     if (!l->moe) {
-        l->gate = linear_add(m, i, 1, c->F, c->C, "mlp.gate_proj");
-        l->up = linear_add(m, i, 1, c->F, c->C, "mlp.up_proj");
-        l->down = linear_add(m, i, 1, c->C, c->F, "mlp.down_proj");
+        l->gate = biased_add(m, i, c->F, c->C, "mlp.gate_proj", c->mlp_bias);
+        l->up = biased_add(m, i, c->F, c->C, "mlp.up_proj", c->mlp_bias);
+        l->down = biased_add(m, i, c->C, c->F, "mlp.down_proj", c->mlp_bias);
         return;
     }
     l->router = linear_add(m, i, 1, c->E, c->C, "mlp.gate");
@@ -159,7 +170,7 @@ params_place(r1_model *m, r1_arena *vectors, r1_arena *grads)
             p->grad[u] = r1_f32(r1_arena_push(grads, rows * p->I, sizeof(float)), rows, p->I);
         }
     }
-    size_t Dr = config_mla(&m->config) ? m->config.Dr : m->config.D;
+    size_t Dr = config_rotary(&m->config);
     m->rope = r1_f32(r1_arena_push(vectors, m->config.T * Dr, sizeof(float)), m->config.T, Dr);
     m->loads = r1_arena_push(vectors, (m->config.L + m->config.mtp) * m->config.E, sizeof(int64_t));
 }

@@ -10,9 +10,9 @@
 
 #include "model.h"
 
-/* cos and sin of t theta^(-2i / Dr) (Su et al. 2021), computed in double once. */
+/* factor cos and factor sin of t inv_freq[i] (Su et al. 2021), computed in double once. */
 static r1_code
-rope_table(r1_model *m, r1_status *st)
+rope_table(r1_model *m, const r1_rope *rope, r1_status *st)
 {
     size_t T = m->rope.rows, Dr = m->rope.cols, half = Dr / 2;
     float *table = r1_alloc(T * Dr, sizeof(float));
@@ -20,10 +20,10 @@ rope_table(r1_model *m, r1_status *st)
         return R1_FAIL(st, R1_ENOMEM, "out of memory for %zu rotary positions", T);
     }
     for (size_t i = 0; i < half; i++) {
-        double f = pow((double)m->config.rope_theta, -2.0 * (double)i / (double)Dr);
         for (size_t t = 0; t < T; t++) {
-            table[t * Dr + i] = (float)cos((double)t * f);
-            table[t * Dr + half + i] = (float)sin((double)t * f);
+            double angle = (double)t * rope->inv_freq[i];
+            table[t * Dr + i] = (float)(rope->factor * cos(angle));
+            table[t * Dr + half + i] = (float)(rope->factor * sin(angle));
         }
     }
     r1_code code = m->ops->mem_upload(m->dev, m->rope.data, table, T * Dr * sizeof(float), st);
@@ -31,11 +31,32 @@ rope_table(r1_model *m, r1_status *st)
     return code;
 }
 
+static r1_code
+rope_check(const r1_rope *rope, const r1_config *c, r1_status *st)
+{
+    if (rope->pairs != config_rotary(c) / 2) {
+        return R1_FAIL(st, R1_EINVAL, "rope: %zu inverse frequencies for a rotary width of %zu",
+                       rope->pairs, config_rotary(c));
+    }
+    for (size_t i = 0; i < rope->pairs; i++) {
+        if (!isfinite(rope->inv_freq[i])) {
+            return R1_FAIL(st, R1_EINVAL, "rope: inverse frequency %zu is %g", i,
+                           rope->inv_freq[i]);
+        }
+    }
+    if (!(rope->factor > 0.0 && isfinite((float)rope->factor))) {
+        return R1_FAIL(st, R1_EINVAL, "rope: the attention factor is %g", rope->factor);
+    }
+    return R1_OK;
+}
+
 r1_code
-r1_model_open(r1_model **out, const r1_config *c, const r1_ops *ops, r1_dev *dev, r1_status *st)
+r1_model_open(r1_model **out, const r1_config *c, const r1_rope *rope, const r1_ops *ops,
+              r1_dev *dev, r1_status *st)
 {
     *out = NULL;
     R1_TRY(r1_config_check(c, st));
+    R1_TRY(rope_check(rope, c, st));
     r1_model *m = r1_alloc(1, sizeof *m);
     if (m == NULL) {
         return R1_FAIL(st, R1_ENOMEM, "out of memory for a model");
@@ -45,7 +66,7 @@ r1_model_open(r1_model **out, const r1_config *c, const r1_ops *ops, r1_dev *dev
     m->dev = dev;
     r1_code code = layout_model(m, st);
     if (code == R1_OK) {
-        code = rope_table(m, st);
+        code = rope_table(m, rope, st);
     }
     if (code != R1_OK) {
         r1_model_close(m);

@@ -17,7 +17,7 @@
 
 enum { R1_MAX_LAYERS = 4096 };
 
-/* DeepSeek-V3 (MLA, MoE, MTP) and dense Llama/Qwen2 shapes. */
+/* DeepSeek-V3 (MLA, MoE, MTP) and Llama, Qwen2, Qwen3 shapes (GQA, dense or MoE). */
 typedef struct {
     size_t V, C, L, T;            /* vocabulary, width, layers, longest context */
     size_t H, Hkv, D;             /* heads, KV heads, head width (GQA; ignored under MLA) */
@@ -25,15 +25,27 @@ typedef struct {
     size_t q_lora, kv_lora;       /* MLA: latent widths; kv_lora 0: GQA; q_lora 0: q direct */
     size_t Dn, Dr, Dv;            /* MLA: head widths: no-position, rotary, value */
     size_t E, K, Fe, shared;      /* experts (0: dense), per token, width, shared experts */
-    size_t first_dense;           /* layers before the first MoE layer */
     size_t groups, top_groups;
     size_t mtp;                   /* 0 or 1 MTP modules */
+    unsigned char moe[R1_MAX_LAYERS]; /* (L) 1: the FFN of this layer is a mixture of experts */
     size_t window;                /* sliding window of the layers below; 0: none */
     unsigned char windowed[R1_MAX_LAYERS]; /* (L) 1: attention of this layer is windowed */
     int softmax_gate, normalize, router_bias;
-    int tied, qkv_bias, interleaved, score;
-    float routed_scale, eps, rope_theta;
+    int qkv_bias;                 /* of q, k, v; MLA: of the projections down to the latents */
+    int o_bias, mlp_bias;         /* mlp_bias: dense layers only */
+    int qk_norm;                  /* GQA: every head of q and of k is normed before RoPE */
+    int tied, interleaved, score;
+    float routed_scale, eps;
+    float attn_scale;             /* times (width of q and k)^(-1/2): the scale of the scores */
 } r1_config;
+
+/* Rotary positions: pair i turns by inv_freq[i] a position; cos and sin are multiplied by factor.
+ * Where the frequencies come from is r1grpo/rope.py's business. */
+typedef struct {
+    const double *inv_freq;       /* (pairs) host */
+    size_t pairs;
+    double factor;
+} r1_rope;
 
 /* ValueError naming the field when the configuration cannot be. */
 r1_code r1_config_check(const r1_config *c, r1_status *st);
@@ -60,6 +72,28 @@ static inline size_t
 config_hkv(const r1_config *c)
 {
     return config_mla(c) ? c->H : c->Hkv;
+}
+
+static inline size_t /* columns of a head that RoPE turns */
+config_rotary(const r1_config *c)
+{
+    return config_mla(c) ? c->Dr : c->D;
+}
+
+static inline int /* is the FFN of layer i a mixture? Of the MTP module's, L, if any is. */
+config_moe(const r1_config *c, size_t i)
+{
+    return i < c->L ? c->moe[i] : c->E > 0;
+}
+
+static inline size_t /* layers with a dense FFN, the MTP module's counted */
+config_dense(const r1_config *c)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < c->L + c->mtp; i++) {
+        n += !config_moe(c, i);
+    }
+    return n;
 }
 
 /* ---- parameters ---------------------------------------------------------------------------- */
@@ -91,7 +125,7 @@ typedef struct {
     r1_param *attn_norm, *ffn_norm;
     r1_linear q, k, v, o;                    /* GQA; o also under MLA, q when q_lora is 0 */
     r1_linear q_a, q_b, kv_a, kv_b;          /* MLA */
-    r1_param *q_norm, *kv_norm;
+    r1_param *q_norm, *kv_norm;              /* of MLA's latents, or of every head of q and of k */
     int moe;
     r1_linear gate, up, down;                /* dense FFN, or the shared experts */
     r1_linear router, egate, eup, edown;     /* MoE */
@@ -105,6 +139,7 @@ typedef struct {
     r1_tensor s0, r0, h0;                 /* stream in (N, C), rstd (N, 1), normed (N, C) */
     r1_tensor qa, rq, qn;                 /* MLA q latent (N, q_lora), rstd, normed */
     r1_tensor kva, rkv, cn;               /* MLA (N, kv_lora + Dr), rstd, normed latent */
+    r1_tensor q0, k0;                     /* with qk_norm: q, k before it; rq (N, H), rkv (N, Hkv) */
     r1_tensor q, k, v, o, lse;            /* (N, H Dqk) (N, Hkv Dqk) (N, Hkv Dv) (N, H Dv) (N, H) */
     r1_tensor s1, r1, h1;                 /* stream after attention, rstd, normed */
     r1_tensor gate, up, act;              /* (N, F) dense or shared */
@@ -119,6 +154,7 @@ typedef struct {
     r1_tensor a, kvb, logits;             /* attention output (N, C), (N, H (Dn + Dv)), (N, E) */
     r1_tensor ds, dh;                     /* (N, C) */
     r1_tensor dq, dk, dv, dout, dqa, dqn, dkva, dcn, dkvb;
+    r1_tensor dq0, dk0;                   /* with qk_norm: gradients of q0, k0 */
     r1_tensor dgate, dup, dact;           /* (N, F) */
     r1_tensor dys, dxs, dweight, dscores, dlogits; /* (N K, C) x2 (N, K) (N, E) x2 */
     r1_tensor balance, balance_sum;       /* (B, 1) of one layer, of all */
@@ -172,8 +208,8 @@ typedef struct {
     void *poll_ctx;
 } r1_model;
 
-r1_code r1_model_open(r1_model **m, const r1_config *c, const r1_ops *ops, r1_dev *dev,
-                      r1_status *st);
+r1_code r1_model_open(r1_model **m, const r1_config *c, const r1_rope *rope, const r1_ops *ops,
+                      r1_dev *dev, r1_status *st);
 void r1_model_close(r1_model *m);
 /* Copies a whole parameter out (what: value, gradient, Adam's m and v) or, but for gradients, in. */
 enum { R1_VALUE, R1_GRAD, R1_MOMENT1, R1_MOMENT2 };

@@ -19,7 +19,7 @@ push(r1_arena *a, size_t rows, size_t cols)
 static size_t
 ffn_width(const r1_config *c)
 {
-    size_t dense = c->E == 0 || c->first_dense > 0 ? c->F : 0;
+    size_t dense = config_dense(c) > 0 ? c->F : 0;
     size_t shared = c->E > 0 ? c->shared * c->Fe : 0;
     return dense > shared ? dense : shared;
 }
@@ -38,6 +38,11 @@ acts_place(r1_acts *a, r1_arena *ar, const r1_config *c, size_t n)
         a->kva = push(ar, n, c->kv_lora + c->Dr);
         a->rkv = push(ar, n, 1);
         a->cn = push(ar, n, c->kv_lora);
+    } else if (c->qk_norm) {
+        a->q0 = push(ar, n, H * D);
+        a->rq = push(ar, n, H);
+        a->k0 = push(ar, n, Hkv * D);
+        a->rkv = push(ar, n, Hkv);
     }
     a->q = push(ar, n, H * D);
     a->k = push(ar, n, Hkv * D);
@@ -88,6 +93,8 @@ temps_place(r1_temps *t, r1_arena *ar, const r1_config *c, size_t n, size_t seqs
     t->dkva = push(ar, n, c->kv_lora + c->Dr);
     t->dcn = push(ar, n, c->kv_lora);
     t->dkvb = push(ar, n, config_mla(c) ? H * (c->Dn + c->Dv) : 0);
+    t->dq0 = push(ar, n, c->qk_norm ? H * D : 0);
+    t->dk0 = push(ar, n, c->qk_norm ? Hkv * D : 0);
     t->dgate = push(ar, n, F);
     t->dup = push(ar, n, F);
     t->dact = push(ar, n, F);
@@ -212,8 +219,8 @@ acts_view(const r1_acts *a, size_t N, size_t K)
 {
     r1_acts v = *a;
     r1_tensor *by_row[] = {&v.r0, &v.h0, &v.qa,   &v.rq, &v.qn,  &v.kva, &v.rkv, &v.cn,
-                           &v.q,  &v.k,  &v.v,    &v.o,  &v.lse, &v.s1,  &v.r1,  &v.h1,
-                           &v.gate, &v.up, &v.act, &v.f, &v.scores, &v.weight};
+                           &v.q0, &v.k0, &v.q,    &v.k,  &v.v,   &v.o,   &v.lse, &v.s1,
+                           &v.r1, &v.h1, &v.gate, &v.up, &v.act, &v.f,   &v.scores, &v.weight};
     r1_tensor *by_slot[] = {&v.xs, &v.egate, &v.eup, &v.eact, &v.ys};
     for (size_t i = 0; i < sizeof by_row / sizeof by_row[0]; i++) {
         by_row[i]->rows = N;
@@ -230,7 +237,8 @@ temps_view(const r1_temps *t, size_t N, size_t B, size_t K)
     r1_temps v = *t;
     r1_tensor *by_row[] = {&v.a,   &v.kvb, &v.logits, &v.ds,   &v.dh,  &v.dq,      &v.dk,
                            &v.dv,  &v.dout, &v.dqa,   &v.dqn,  &v.dkva, &v.dcn,    &v.dkvb,
-                           &v.dgate, &v.dup, &v.dact, &v.dweight, &v.dscores, &v.dlogits};
+                           &v.dgate, &v.dup, &v.dact, &v.dweight, &v.dscores, &v.dlogits,
+                           &v.dq0, &v.dk0};
     r1_tensor *by_slot[] = {&v.dys, &v.dxs, &v.degate, &v.deup, &v.deact};
     for (size_t i = 0; i < sizeof by_row / sizeof by_row[0]; i++) {
         by_row[i]->rows = N;
