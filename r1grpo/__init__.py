@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .config import EvalConfig, GRPOConfig, RewardConfig, SFTConfig
-    from .decontaminate import decontaminate
+    from .contamination import decontaminate
     from .device import set_num_threads
     from .distill import distill
     from .evaluate import evaluate
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "EvalConfig": "config", "GRPOConfig": "config", "RewardConfig": "config", "SFTConfig": "config",
-    "as_messages": "layouts", "decontaminate": "decontaminate", "load_rows": "rows",
+    "as_messages": "layouts", "decontaminate": "contamination", "load_rows": "rows",
     "set_num_threads": "device", "distill": "distill", "evaluate": "evaluate",
     "GRPOTrainer": "grpo", "Loss": "model", "Model": "model", "ModelConfig": "model_config",
     "run_pipeline": "pipeline", "Recipe": "recipe", "rejection_sample": "rejection",

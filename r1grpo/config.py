@@ -349,10 +349,29 @@ _R1: dict[str, Any] = {
 
 @run_config
 class SFTConfig(TrainingConfig):
-    """Options of SFTTrainer, which also pre-trains. Batch sizes are in rows."""
+    """Options of SFTTrainer, which also pre-trains. A batch is per_device_train_batch_size rows; with
+    packing it is as many bins of at most max_length tokens, which only makes the tokens an update
+    even, since sequences are never padded and never see each other."""
 
     learning_rate: float = 2e-5
-    max_length: int | None = None  # longer rows are refused when the run starts
+    max_length: int | None = None  # tokens of a row, and of a bin; TRL: 1024
+    truncation_mode: Literal["refuse", "drop", "keep_start"] = "refuse"  # longer rows; TRL cuts
+    packing: bool = False
+    packing_strategy: Literal["bfd"] = "bfd"  # best-fit decreasing; the others cut samples
+    completion_only_loss: bool | None = None  # False: prompts are learned too; None is True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self, {
+            "max_length must be at least 2 or None": self.max_length is None
+                or self.max_length >= 2,
+            "max_length is the size of a bin, packing needs it":
+                not self.packing or self.max_length is not None,
+            "truncation_mode must be 'refuse', 'drop' or 'keep_start'":
+                self.truncation_mode in ("refuse", "drop", "keep_start"),
+            "packing_strategy must be 'bfd', 'bfd_split' and 'wrapped' cut samples":
+                self.packing_strategy == "bfd",
+        })
 
     @classmethod
     def r1(cls, **options: Any) -> SFTConfig:

@@ -9,9 +9,12 @@ Row (one of)                                     prompt                     comp
     text                                         the first token            the others, end of text
 
 weights: one number a completion token, 0 leaves a token out. A batch is per_device_train_batch_size
-rows and may straddle two epochs, so every row is used once an epoch (the last batch is filled up
-from the next). MTP and balance losses and the routing bias follow their options. DeepSeek-R1's
-numbers are SFTConfig.r1() and .distill(). Knows nothing about rewards.
+rows, or with packing bins of rows (packing.py), and may straddle two epochs, so every row is used
+once an epoch (the last batch is filled up from the next). A row longer than max_length, or than the
+model's context, is refused before any work, or as truncation_mode says dropped or cut at its end;
+a cut row has lost its end-of-text token, so it teaches not to stop: refuse is the default. MTP and
+balance losses and the routing bias follow their options. DeepSeek-R1's numbers are SFTConfig.r1()
+and .distill(). Knows nothing about rewards.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import ConfigError, SFTConfig
+from .packing import best_fit_decreasing
 from .trainer import Callback, Trainer, check_length, data_order, fingerprint, prompt_ids_of
 
 
@@ -37,9 +41,15 @@ class Example:
     completion_ids: NDArray[np.int32]  # (T)
     weights: NDArray[np.float32] | None  # (T)
 
+    def __len__(self) -> int:
+        """Tokens, of the prompt too."""
+        return len(self.prompt_ids) + len(self.completion_ids)
 
-def encode_row(row: dict[str, Any], processing_class: Any, where: str = "row") -> Example:
-    """Token ids of a row, see the head of the file."""
+
+def encode_row(row: dict[str, Any], processing_class: Any, where: str = "row",
+               completion_only_loss: bool | None = None) -> Example:
+    """Token ids of a row, see the head of the file. completion_only_loss=False: the prompt is learned
+    like the completion, but for its first token."""
     def text_ids(name: str) -> list[int]:
         if processing_class is None:
             raise ValueError(f"{where} has text in {name!r}: give processing_class")
@@ -63,7 +73,20 @@ def encode_row(row: dict[str, Any], processing_class: Any, where: str = "row") -
         weights = np.asarray(row["weights"], np.float32)
         if weights.shape != (len(completion),) or not np.isfinite(weights).all():
             raise ValueError(f"{where}: weights must be {len(completion)} finite numbers")
+    if completion_only_loss is False:
+        if weights is not None:
+            weights = np.append(np.ones(len(prompt) - 1, np.float32), weights)
+        prompt, completion = prompt[:1], [*prompt[1:], *completion]
     return Example(np.asarray(prompt, np.int32), np.asarray(completion, np.int32), weights)
+
+
+def shortened(example: Example, length: int) -> Example | None:
+    """The first `length` tokens of a row; None where none of them is to be learned."""
+    keep = length - len(example.prompt_ids)
+    weights = None if example.weights is None else example.weights[:max(0, keep)]
+    if keep < 1 or weights is not None and not weights.any():
+        return None
+    return Example(example.prompt_ids, example.completion_ids[:keep], weights)
 
 
 class SFTTrainer(Trainer):
@@ -78,31 +101,45 @@ class SFTTrainer(Trainer):
                  callbacks: Sequence[Callback] | None = None) -> None:
         super().__init__(model, args or SFTConfig(), callbacks)
         self.processing_class = processing_class
+        self.shortened = self.dropped = 0  # rows that truncation_mode cut, left out
         self.examples = self._encode(train_dataset, "train_dataset")
         self.eval_examples = self._encode(eval_dataset or (), "eval_dataset")
         if not self.examples:
-            raise ValueError("train_dataset is empty")
+            raise ValueError("train_dataset is empty" if not self.dropped else
+                             f"train_dataset is empty: all its {self.dropped} rows are too long")
+        self.bins = best_fit_decreasing([len(one) for one in self.examples], self.args.max_length) \
+            if self.args.packing else [[i] for i in range(len(self.examples))]
 
     def _encode(self, rows: Sequence[dict[str, Any]], name: str) -> list[Example]:
-        examples = [encode_row(row, self.processing_class, f"{name} row {i}")
-                    for i, row in enumerate(rows)]
-        for i, one in enumerate(examples):
-            check_length(len(one.prompt_ids) + len(one.completion_ids), self.args.max_length,
-                         "max_length", self.model, f"{name} row {i}")
+        args, examples = self.args, []
+        longest = min(args.max_length or math.inf, self.model.config.max_position_embeddings)
+        for i, row in enumerate(rows):
+            where = f"{name} row {i}"
+            one = encode_row(row, self.processing_class, where, args.completion_only_loss)
+            if args.truncation_mode == "refuse":
+                check_length(len(one), args.max_length, "max_length", self.model, where)
+            elif len(one) > longest:
+                cut = shortened(one, longest) if args.truncation_mode == "keep_start" else None
+                if cut is None:
+                    self.dropped += 1
+                    continue
+                self.shortened += 1
+                one = cut
+            examples.append(one)
         return examples
 
     @property
     def total_steps(self) -> int:
         if self.args.max_steps is not None:
             return self.args.max_steps
-        return math.ceil(self.args.num_train_epochs * len(self.examples)
+        return math.ceil(self.args.num_train_epochs * len(self.bins)
                          / self.args.per_device_train_batch_size)
 
     def _gradient(self) -> dict[str, Any]:
-        args, rows = self.args, self.args.per_device_train_batch_size
-        chosen = data_order(len(self.examples), args.seed, self.step * rows, rows,
+        args, bins = self.args, self.args.per_device_train_batch_size
+        chosen = data_order(len(self.bins), args.seed, self.step * bins, bins,
                             args.shuffle_dataset)
-        batch = [self.examples[i] for i in chosen]
+        batch = [self.examples[i] for bin in chosen for i in self.bins[bin]]
         weights = None
         if any(one.weights is not None for one in batch):
             weights = [np.ones(len(one.completion_ids), np.float32) if one.weights is None
@@ -113,9 +150,8 @@ class SFTTrainer(Trainer):
             weights=weights, micro_batch_tokens=args.micro_batch_tokens, mtp_coef=args.mtp_coef,
             balance_coef=args.balance_coef, recompute=args.gradient_checkpointing)
         return {"loss": float(loss), "num_tokens": int(loss.tokens),
-                "processed_tokens": sum(len(one.prompt_ids) + len(one.completion_ids)
-                                        for one in batch),
-                "epoch": (self.step + 1) * rows / len(self.examples),
+                "processed_tokens": sum(map(len, batch)),
+                "epoch": (self.step + 1) * bins / len(self.bins),
                 **{name: loss.stats[name] for name in ("mtp_loss", "mtp_accept", "balance_loss")
                    if name in loss.stats}}
 

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "r1grpo"
 
-PLAIN = {"charts", "checkpoint", "config", "data", "decontaminate", "families", "json_rows",
+PLAIN = {"charts", "checkpoint", "config", "contamination", "data", "families", "json_rows",
          "layouts", "model_config", "monitor", "packing", "refusals", "report_style", "rewards",
          "rope", "rows", "rundir", "tasks", "tokenizer", "toml", "trackers", "verifiers"}
 FACE = {"_core", "advantage", "batch", "device", "model", "rollout", "sampling", "weights"}

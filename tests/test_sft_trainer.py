@@ -55,6 +55,71 @@ def test_text_needs_a_tokenizer_and_long_rows_are_refused():
         make(rows=[])
 
 
+def test_long_rows_are_dropped_or_cut_where_asked():
+    rows = [*ROWS, {"prompt_ids": [A] * 5, "completion_ids": [B]},
+            {"prompt_ids": [A], "completion_ids": [B] * 9, "weights": [0.0] * 4 + [1.0] * 5}]
+    dropped = make(rows=rows, max_length=5, truncation_mode="drop")
+    assert (dropped.dropped, dropped.shortened) == (3, 0)
+    assert [len(one) for one in dropped.examples] == [4, 3, 4, 3]
+    cut = make(rows=rows, max_length=5, truncation_mode="keep_start")
+    assert (cut.dropped, cut.shortened) == (2, 1)
+    assert cut.examples[0].completion_ids.tolist() == [B, C, C + 1, C + 2]
+    assert [len(one) for one in cut.examples] == [5, 4, 3, 4, 3]
+    longer = make(rows=rows[-1:], max_length=6, truncation_mode="keep_start").examples[0]
+    assert longer.weights.tolist() == [0, 0, 0, 0, 1] and len(longer.completion_ids) == 5
+    assert len(make(rows=[{"ids": [A] * 90}], truncation_mode="keep_start").examples[0]) == 64
+    with pytest.raises(ValueError, match="all its 7 rows are too long"):
+        make(rows=rows, max_length=2, truncation_mode="drop")
+
+
+def test_prompts_are_learned_where_asked():
+    weighted = {"prompt_ids": [A, B], "completion_ids": [C, C], "weights": [1.0, 0.0]}
+    for row, masked, whole in (({"prompt": "a b", "completion": "c"}, [A, B], [B, C, EOS]),
+                               ({"text": "a b"}, [A], [B, EOS]), (weighted, [A, B], [B, C, C])):
+        for only in (None, True):
+            assert encode_row(row, TOKENIZER, "row", only).prompt_ids.tolist() == masked
+        example = encode_row(row, TOKENIZER, "row", False)
+        assert example.prompt_ids.tolist() == [A] and example.completion_ids.tolist() == whole
+    assert example.weights.tolist() == [1.0, 1.0, 0.0]
+    assert make(completion_only_loss=False, rows=[weighted]).examples[0].weights.shape == (3,)
+
+
+def test_packing_fills_updates_with_bins():
+    """Bins of 8 tokens from rows of 6, 4, 3, 4, 3: one epoch sees every row once, three bins."""
+    trainer = make(packing=True, max_length=8, per_device_train_batch_size=1, num_train_epochs=2)
+    assert trainer.bins == [[0], [1, 3], [2, 4]] and trainer.total_steps == 6
+    steps = trainer.train()
+    assert sorted(one["processed_tokens"] for one in steps[:3]) == [6, 6, 8]
+    assert [one["epoch"] for one in steps] == [i / 3 for i in range(1, 7)]
+    plain = make(max_length=8, per_device_train_batch_size=5, num_train_epochs=1)
+    packed = make(packing=True, max_length=8, per_device_train_batch_size=3, num_train_epochs=1)
+    assert packed.train()[0]["num_tokens"] == plain.train()[0]["num_tokens"]
+    assert packed.log_history[0]["loss"] == pytest.approx(plain.log_history[0]["loss"])
+
+
+def test_a_packed_run_resumes_to_the_same_bits():
+    def run(**options):
+        return make(packing=True, max_length=8, per_device_train_batch_size=2, **options)
+    whole, first, second = run(), run(), run()
+    whole.train()
+    for _ in range(3):
+        next(first)
+    second.load_state_dict(first.state_dict())
+    second.train()
+    assert second.model.table.tobytes() == whole.model.table.tobytes()
+    with pytest.raises(ConfigError, match="packing: True -> False"):
+        make(max_length=8).load_state_dict(first.state_dict())
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"packing": True}, "max_length is the size of a bin, packing needs it"),
+    ({"packing_strategy": "wrapped"}, "'bfd_split' and 'wrapped' cut samples, it is 'wrapped'"),
+    ({"truncation_mode": "keep_end"}, "truncation_mode must be"), ({"max_length": 1}, "max_length")])
+def test_options_that_cannot_be(options, words):
+    with pytest.raises(ConfigError, match=words):
+        SFTConfig(**options)
+
+
 def test_steps_and_learning():
     trainer = make()
     assert trainer.total_steps == 10

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from r1grpo.decontaminate import decontaminate, words_of
+from r1grpo.contamination import decontaminate, words_of
 from r1grpo.rows import load_rows
 from real_data import data_file
 
@@ -95,7 +95,7 @@ def test_blocks_and_a_plain_search_agree(monkeypatch):
     want = {i for i, row in enumerate(train)
             if row["prompt"] in prompts or any(grams(row["prompt"]) & one for one in theirs)}
     for block in (2048, 7):
-        monkeypatch.setattr("r1grpo.decontaminate._BLOCK", block)
+        monkeypatch.setattr("r1grpo.contamination._BLOCK", block)
         _, report = decontaminate(train, evaluation, n=6)
         found = {one.row for one in report.dropped if one.reason != "duplicate"}
         assert found == want and 20 < len(want) < 200
@@ -106,7 +106,7 @@ def test_blocks_and_a_plain_search_agree(monkeypatch):
 
 
 def test_colliding_hashes_do_not_drop_a_row(monkeypatch):
-    monkeypatch.setattr("r1grpo.decontaminate._FACTOR", np.uint64(0))  # every hash is 0
+    monkeypatch.setattr("r1grpo.contamination._FACTOR", np.uint64(0))  # every hash is 0
     train = rows(TEN, f"ten {NINE}", f"{NINE} nine")
     assert reasons(train, rows(f"ten {NINE} nine x", f"x {TEN}")) \
         == {0: ("overlap", 1), 1: ("overlap", 0), 2: ("overlap", 0)}

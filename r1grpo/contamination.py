@@ -1,4 +1,4 @@
-"""decontaminate.py - training rows without what stands in the evaluation set, and a report.
+"""contamination.py - training rows without what stands in the evaluation set, and a report.
 
     kept, report = decontaminate(train, evaluation, n=10)
 
