@@ -238,7 +238,7 @@ class Bench:
         a, b, c, d, e, f, g = (self.normal(n) for _ in range(7))
         match name:
             case "token_loss":
-                spec = ("clip", 1.0, 0.2, 0.28, 0.001, 0.0)
+                spec = ("clip", 1.0, 0.2, 0.28, float("inf"), "k3", False, 0.001, 0.0)
                 return self.moved(name, a, b, None, c, d, e, None, np.ones(n, np.float32), f, e, g,
                                   spec, shape=f"{n}")
             case "score_loss":

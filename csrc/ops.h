@@ -67,13 +67,17 @@ typedef struct {
     float top_p, min_p;
 } r1_sampling;
 
-typedef enum { R1_LOSS_NLL, R1_LOSS_CLIP } r1_loss_form;
+typedef enum { R1_LOSS_NLL, R1_LOSS_CLIP, R1_LOSS_CISPO } r1_loss_form;
+typedef enum { R1_KL_K1, R1_KL_K2, R1_KL_K3 } r1_kl; /* estimators of the KL to the reference */
 
 typedef struct {
     r1_loss_form form;
     float scale;              /* multiplies every token's loss: 1 / total_tokens */
-    float eps_low, eps_high;  /* clip range 1 - eps_low .. 1 + eps_high */
-    float beta;               /* coefficient of k3 */
+    float eps_low, eps_high;  /* clip: range 1 - eps_low .. 1 + eps_high; cispo: weight <= eps_high */
+    float delta;              /* clip: bound of the ratio outside the range; infinity: none */
+    r1_kl kl;
+    int kl_ratio;             /* the KL is multiplied by rho */
+    float beta;               /* coefficient of the KL */
     float entropy_coef;       /* subtracts entropy_coef x entropy from the token's loss */
 } r1_loss_spec;
 
@@ -285,11 +289,13 @@ typedef struct {
 
     /* ---- losses on vectors; every array (M, 1); a row of weight 0 is masked: its inputs never
      * reach an exp, its outputs are 0 ----
-     * nll:  loss = w scale (-logp)
-     * clip: rho = exp(logp - old); loss = w scale (-min(rho A, clip(rho, 1 - eps_low, 1 + eps_high) A)
-     *       + beta k3 - entropy_coef entropy), k3 = exp(d) - d - 1, d = ref - logp.
-     *       (DeepSeekMath eq. 3-4.) old, ref, adv, entropy may be NULL where unused.
-     * dlogp, dentropy = derivatives; kl = k3 (0 without ref); clipped = -1 low, +1 high, 0 not. */
+     * nll:   loss = w scale (-logp)
+     * clip:  loss = w scale (-min(min(rho, delta) A, clip(rho, 1 - eps_low, 1 + eps_high) A)
+     *        + beta k - entropy_coef entropy), rho = exp(logp - old). (DeepSeekMath eq. 3-4.)
+     * cispo: the first term is -c A logp, c = min(rho, eps_high) a constant. (MiniMax-M1.)
+     * d = ref - logp:  k1 = -d,  k2 = d^2 / 2,  k3 = exp(d) - d - 1;  k = that, times rho if kl_ratio.
+     * old, ref, adv, entropy may be NULL where unused. dlogp, dentropy = derivatives; kl = the
+     * estimator without rho (0 without ref); clipped = -1 low, +1 high, 0 not. */
     r1_code (*token_loss)(r1_dev *dev, const r1_tensor *loss, const r1_tensor *dlogp,
                           const r1_tensor *dentropy, const r1_tensor *kl, const r1_tensor *clipped,
                           const r1_tensor *logp, const r1_tensor *entropy, const r1_tensor *weight,

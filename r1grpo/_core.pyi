@@ -22,8 +22,10 @@ Seqs = tuple[I32, I32, I32 | None]
 RouterSpec = tuple[int, int, int, int, bool, bool, float]
 # (temperature, top_k, top_p, min_p)
 Sampling = tuple[float, int, float, float]
-# (form, scale, eps_low, eps_high, beta, entropy_coef)
-LossSpec = tuple[Literal["nll", "clip"], float, float, float, float, float]
+LossForm = Literal["nll", "clip", "cispo"]
+Kl = Literal["k1", "k2", "k3"]
+# (form, scale, eps_low, eps_high, delta, kl, kl_ratio, beta, entropy_coef)
+LossSpec = tuple[LossForm, float, float, float, float, Kl, bool, float, float]
 # (group, scale, ddof, aggregation, max_length, local_batch)
 AdvantageSpec = tuple[int, Literal["none", "group", "batch"], int,
                       Literal["grpo", "dapo", "bnpo", "dr_grpo"], int, int]
@@ -31,9 +33,9 @@ AdvantageSpec = tuple[int, Literal["none", "group", "batch"], int,
 AdamwSpec = tuple[float, float, float, float, float, float, int]
 # which array of a parameter: its value, gradient, or one of Adam's moments
 Part = Literal["value", "grad", "m", "v"]
-# (grad, recompute, form, scale, eps_low, eps_high, beta, entropy_coef, mtp_coef, mtp_detach,
-#  balance_coef, micro_rows)
-Pass = tuple[bool, bool, Literal["nll", "clip"], float, float, float, float, float, float, bool, float, int]
+# (grad, recompute, the fields of LossSpec, mtp_coef, mtp_detach, balance_coef, micro_rows)
+Pass = tuple[bool, bool, LossForm, float, float, float, float, Kl, bool, float, float, float, bool,
+             float, int]
 # (grad, recompute, form, scale, micro_rows)
 ScorePass = tuple[bool, bool, Literal["pairwise", "pointwise"], float, int]
 

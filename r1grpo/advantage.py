@@ -6,8 +6,9 @@
     loss_type   w_i; B completions in the update, |o_i| tokens, N = sum of |o_i| over the update
     grpo        1 / (B |o_i|)                         DeepSeekMath eq. 3
     dapo        1 / N                                 DAPO eq. 8
+    cispo       as dapo                               MiniMax-M1
     bnpo        1 / (N of its local batch), averaged over the local batches
-    dr_grpo     1 / (B max_completion_length)         Dr. GRPO
+    dr_grpo     1 / (B max_completion_length)         Dr. GRPO; the limit that the samples had
 
 A needs whole groups, so it is made once for a rollout; w needs a whole update and nothing smaller,
 so it is made once for each update, before micro-batching: memory cannot change the loss. The op is
@@ -17,6 +18,7 @@ Knows nothing about text, models or where rewards come from.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,8 +47,9 @@ def token_weights(lengths: Sequence[int] | NDArray[np.int32], keep: NDArray[np.f
                   local_batch: int | None = None) -> NDArray[np.float32]:
     """Token weights w (n) of one update from lengths (n) and keep (n; 0 drops a completion)."""
     n = np.ascontiguousarray(lengths, dtype=np.int32)
+    aggregation = "dapo" if loss_type == "cispo" else loss_type
     return _op(np.zeros(n.size), n, np.ascontiguousarray(keep, np.float32),
-               (1, "none", 0, loss_type, max_completion_length, local_batch or n.size))[1]
+               (1, "none", 0, aggregation, max_completion_length, local_batch or n.size))[1]
 
 
 def _op(rewards: NDArray[np.float64], lengths: NDArray[np.int32], keep: NDArray[np.float32],
@@ -56,6 +59,19 @@ def _op(rewards: NDArray[np.float64], lengths: NDArray[np.int32], keep: NDArray[
     advantages, weights = np.empty((2, rewards.size), np.float32)
     _core.advantage(get_device(), advantages, weights, rewards, lengths, keep, spec)
     return advantages, weights
+
+
+def sequence_old_logprobs(logprobs: Sequence[NDArray[np.float32]],
+                          old_logprobs: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    """log p - log s for each completion, s = exp(mean of log p - old) its sequence ratio (GSPO, arXiv
+    2507.18071, eq. 7). As old log-probs they make s the ratio of every token, and the gradient of
+    csrc/cpu/token_loss.c GSPO's. Where log p is old, this is log p, bit for bit."""
+    out = []
+    for now, old in zip(logprobs, old_logprobs, strict=True):
+        difference = now.astype(np.float64) - old
+        log_s = math.fsum(difference) / max(len(difference), 1)
+        out.append((now - log_s).astype(np.float32))
+    return out
 
 
 def zero_variance(rewards: NDArray[np.float64], group_size: int) -> NDArray[np.bool_]:

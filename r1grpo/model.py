@@ -14,11 +14,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import _core
+from .advantage import sequence_old_logprobs
 from .batch import PackedBatch, as_count, as_number, pack, per_token, split_rows
 from .checkpoint import write_folder
 from .device import get_device
@@ -46,6 +47,20 @@ class Loss:
 
     def __float__(self) -> float:
         return self.value
+
+
+class LossSpec(NamedTuple):
+    """r1_loss_spec of csrc/ops.h, field by field."""
+
+    form: str = "nll"
+    scale: float = 1.0
+    eps_low: float = 0.0
+    eps_high: float = 0.0
+    delta: float = math.inf
+    kl: str = "k3"
+    kl_ratio: bool = False
+    beta: float = 0.0
+    entropy_coef: float = 0.0
 
 
 class Model:
@@ -210,7 +225,7 @@ class Model:
 
     def _logprobs(self, batch: PackedBatch, how: Filters) -> list[np.ndarray]:
         out = np.empty(batch.targets, np.float32)
-        spec = (False, False, "nll", 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, False, 0.0, _MICRO_TOKENS)
+        spec = (False, False, *LossSpec(), 0.0, False, 0.0, _MICRO_TOKENS)
         if batch.targets:
             self._core.run(self.device, batch.ids, batch.start, batch.first, None, None, None, None,
                            spec, how.tuple(), out, None, None, None, None, None, None, None)
@@ -231,20 +246,28 @@ class Model:
         memory and changes no bit; nor does recompute, which keeps what enters each layer and computes
         its activations once more in backward. mtp_coef adds the MTP module's loss (DeepSeek-V3 eq.
         24-25), balance_coef the sequence-wise balance loss (eq. 17-20), each sequence weighted by its tokens."""
-        return self._gradient("nll", self._pack(prompt_ids, completion_ids), weights, total_tokens,
+        return self._gradient(LossSpec(), self._pack(prompt_ids, completion_ids), weights, total_tokens,
                               micro_batch_tokens, mtp_coef=mtp_coef, balance_coef=balance_coef,
                               recompute=recompute)
 
     def policy_gradient(self, prompt_ids: Sequence, completion_ids: Sequence, *, advantages, weights,
-                        old_logprobs, ref_logprobs=None, epsilon: float = 0.2,
-                        epsilon_high: float | None = None, beta: float = 0.0,
+                        old_logprobs, ref_logprobs=None, loss: str = "clip", epsilon: float = 0.2,
+                        epsilon_high: float | None = None, delta: float | None = None,
+                        importance_sampling_level: str = "token", beta: float = 0.0,
+                        kl_estimator: str = "k3", use_bias_correction_kl: bool = False,
                         temperature: float = 1.0, top_k: int | None = 0, top_p: float | None = 1.0,
                         min_p: float | None = 0.0, total_tokens: float | None = None,
                         micro_batch_tokens: int | None = None, entropy_coef: float = 0.0,
                         mtp_coef: float = 0.0, mtp_detach: bool = True,
                         balance_coef: float = 0.0, recompute: bool = False) -> Loss:
-        """Adds the gradient of sum w (-min(rho A, clip(rho, 1 - epsilon, 1 + epsilon_high) A)
-        + beta k3) / total_tokens (DeepSeekMath eq. 3-4), rho = exp(log p - old).
+        """Adds the gradient of sum w (policy term + beta KL) / total_tokens, rho = exp(log p - old).
+
+        loss: "clip", -min(min(rho, delta) A, clip(rho, 1 - epsilon, 1 + epsilon_high) A) (DeepSeekMath
+        eq. 3; delta None is no bound), or "cispo", -min(rho, epsilon_high) A log p with the first
+        factor a constant. importance_sampling_level "sequence": rho is the geometric mean of its
+        sequence (GSPO), for which log-probs are computed once more. KL: "k1", "k2" or "k3" of the
+        current policy to the reference, times rho with use_bias_correction_kl. Formulas and sources:
+        csrc/cpu/token_loss.c.
 
         advantages, weights: one number or one array a completion; old_logprobs, ref_logprobs: one
         array a completion (ref only with beta). total_tokens: None for the sum of weights; pass 1.0
@@ -252,23 +275,39 @@ class Model:
         must be those of the rollout. In RL the routing bias is left alone and balance_coef is 0."""
         if beta and ref_logprobs is None:
             raise ValueError("beta is not 0: ref_logprobs are needed")
+        if loss not in ("clip", "cispo"):
+            raise ValueError(f"loss {loss!r} is neither 'clip' nor 'cispo'")
+        if loss == "cispo" and epsilon_high is None:
+            raise ValueError("loss 'cispo' needs epsilon_high: the bound of the weight itself")
+        if kl_estimator not in ("k1", "k2", "k3"):
+            raise ValueError(f"kl_estimator {kl_estimator!r} is none of 'k1', 'k2', 'k3'")
+        if importance_sampling_level not in ("token", "sequence"):
+            raise ValueError(f"importance_sampling_level {importance_sampling_level!r} is neither "
+                             f"'token' nor 'sequence'")
         batch = self._pack(prompt_ids, completion_ids)
-        n = batch.lengths
+        n, how = batch.lengths, Filters(temperature, top_k, top_p, min_p)
+        sampled = old = per_token(old_logprobs, n, "old_logprobs")
+        if importance_sampling_level == "sequence":
+            now = self._logprobs(batch, how)
+            old = per_token(sequence_old_logprobs(now, split_rows(sampled, n)), n, "old_logprobs")
+        spec = LossSpec(
+            loss, eps_low=as_number(epsilon, "epsilon"),
+            eps_high=as_number(epsilon if epsilon_high is None else epsilon_high, "epsilon_high"),
+            delta=math.inf if delta is None else as_number(delta, "delta", 1e-30),
+            kl=kl_estimator, kl_ratio=bool(use_bias_correction_kl), beta=as_number(beta, "beta"),
+            entropy_coef=as_number(entropy_coef, "entropy_coef", -3e38))
         return self._gradient(
-            "clip", batch, weights, total_tokens, micro_batch_tokens,
-            advantages=per_token(advantages, n, "advantages"),
-            old=per_token(old_logprobs, n, "old_logprobs"),
-            ref=per_token(ref_logprobs, n, "ref_logprobs") if beta else None,
-            clip=(epsilon, epsilon if epsilon_high is None else epsilon_high), beta=beta,
-            how=Filters(temperature, top_k, top_p, min_p), entropy_coef=entropy_coef,
+            spec, batch, weights, total_tokens, micro_batch_tokens,
+            advantages=per_token(advantages, n, "advantages"), sampled=sampled, old=old,
+            ref=per_token(ref_logprobs, n, "ref_logprobs") if beta else None, how=how,
             mtp_coef=mtp_coef, mtp_detach=mtp_detach, balance_coef=balance_coef,
             recompute=recompute)
 
-    def _gradient(self, form: str, batch: PackedBatch, weights, total_tokens: float | None,
-                  micro_batch_tokens: int | None, *, advantages=None, old=None, ref=None,
-                  clip=(0.0, 0.0), beta: float = 0.0, how: Filters = Filters(),
-                  entropy_coef: float = 0.0, mtp_coef: float = 0.0, mtp_detach: bool = False,
-                  balance_coef: float = 0.0, recompute: bool = False) -> Loss:
+    def _gradient(self, loss_spec: LossSpec, batch: PackedBatch, weights, total_tokens: float | None,
+                  micro_batch_tokens: int | None, *, advantages=None, sampled=None, old=None,
+                  ref=None, how: Filters = Filters(), mtp_coef: float = 0.0,
+                  mtp_detach: bool = False, balance_coef: float = 0.0,
+                  recompute: bool = False) -> Loss:
         w = per_token([1.0] * len(batch.lengths) if weights is None else weights, batch.lengths,
                       "weights")
         if total_tokens is None and not w.any():
@@ -280,16 +319,14 @@ class Model:
         M, B = batch.targets, len(batch.lengths)
         logp, entropy, loss, kl, clipped, mtp_loss = (np.zeros(M, np.float32) for _ in range(6))
         draft, balance = np.full(M, -1, np.int32), np.zeros(B, np.float32)
-        spec = (True, bool(recompute), form, 1.0 / total, as_number(clip[0], "epsilon"),
-                as_number(clip[1], "epsilon_high"), as_number(beta, "beta"),
-                as_number(entropy_coef, "entropy_coef", -3e38), as_number(mtp_coef, "mtp_coef"),
-                bool(mtp_detach), as_number(balance_coef, "balance_coef") / total,
-                _micro_rows(micro_batch_tokens))
+        spec = (True, bool(recompute), *loss_spec._replace(scale=1.0 / total),
+                as_number(mtp_coef, "mtp_coef"), bool(mtp_detach),
+                as_number(balance_coef, "balance_coef") / total, _micro_rows(micro_batch_tokens))
         self._core.run(self.device, batch.ids, batch.start, batch.first, w, advantages, old, ref,
                        spec, how.tuple(), logp, entropy, loss, kl, clipped, mtp_loss, draft, balance)
         value = math.fsum(loss) + math.fsum(balance)
         value += mtp_coef / total * math.fsum(w.astype(np.float64) * mtp_loss)
-        stats = _stats(w != 0, logp, entropy, kl, clipped, old)
+        stats = _stats(w != 0, logp, entropy, kl, clipped, sampled, old)
         if mtp_coef:
             stats |= _mtp_stats(batch, draft, mtp_loss, w != 0)
         if balance_coef:
@@ -395,15 +432,16 @@ def _labels(values, B: int) -> np.ndarray:
     return label
 
 
-def _stats(mask, logp, entropy, kl, clipped, old) -> dict[str, float]:
-    """Figures over unmasked tokens; means in float64."""
+def _stats(mask, logp, entropy, kl, clipped, sampled, old) -> dict[str, float]:
+    """Figures over unmasked tokens; means in float64. The gap is to the sampler's log-probs, the
+    ratio to old, which differs from them at the sequence level."""
     if not mask.any():
         return {}
     n = int(mask.sum())
     stats = {"entropy": math.fsum(entropy[mask]) / n, "logp_mean": math.fsum(logp[mask]) / n}
     if old is not None:
-        difference = logp[mask].astype(np.float64) - old[mask]
-        ratio = np.exp(difference)
+        difference = logp[mask].astype(np.float64) - sampled[mask]
+        ratio = np.exp(logp[mask].astype(np.float64) - old[mask])
         stats |= {
             "logp_gap_max": float(np.abs(difference).max()), "logp_gap_tokens": n,
             "logp_gap_mean": math.fsum(np.abs(difference)) / n,

@@ -28,7 +28,7 @@ from autodiff import Tensor, concat, gradients, stop_gradient
 from reference_ops import (Routing, Span, attention, balance_loss, embedding, experts_ffn, linear,
                            mla_expand, pack_spans, rmsnorm, rope, router, swiglu,
                            token_logprobs)
-from reference_rl import clip_loss, pairwise_loss, pointwise_loss
+from reference_rl import pairwise_loss, pointwise_loss, policy_loss, sequence_old_logp
 from reference_rope import deepseek_score_scale, frequencies
 
 SELECTION_BIAS = "e_score_correction_bias"  # moved by a rule of its own, has no gradient
@@ -120,12 +120,13 @@ class Reference:
                     advantages: Sequence[float], old_logprobs: Sequence[Any],
                     weights: Sequence[Any] | None = None, total_tokens: float | None = None,
                     ref_logprobs: Sequence[Any] | None = None, epsilon: float = 0.2,
-                    epsilon_high: float | None = None, beta: float = 0.0,
-                    entropy_coef: float = 0.0, mtp_coef: float = 0.0, mtp_detach: bool = False,
-                    balance_coef: float = 0.0, **sampling: Any) -> Result:
-        """sum of w * (clip loss + beta k3 - entropy_coef entropy) / total.
+                    epsilon_high: float | None = None, delta: float = np.inf, beta: float = 0.0,
+                    kl: str = "k3", kl_ratio: bool = False, form: str = "clip",
+                    level: str = "token", entropy_coef: float = 0.0, mtp_coef: float = 0.0,
+                    mtp_detach: bool = False, balance_coef: float = 0.0, **sampling: Any) -> Result:
+        """sum of w * (policy loss + beta KL - entropy_coef entropy) / total.
 
-        advantages (B), the other arrays per completion.  mtp_detach: the MTP term sees the trunk
+        advantages (B), the other arrays per completion.  level "sequence": GSPO's ratio.  mtp_detach: the MTP term sees the trunk
         as a constant, its gradient stops at the hidden state, the shared embedding and the shared
         head (our choice).
         """
@@ -135,10 +136,16 @@ class Reference:
         per_token = np.repeat(np.asarray(advantages, dtype=np.float64),
                               [len(completion) for completion in completions])
         logp, entropy = self._logprobs(batch, trunk, sampling)
-        loss = clip_loss(logp, flatten(old_logprobs), per_token,
-                         ref_logp=None if ref_logprobs is None else flatten(ref_logprobs),
-                         epsilon=epsilon, epsilon_high=epsilon_high, beta=beta, entropy=entropy,
-                         entropy_coef=entropy_coef, mask=w != 0.0).loss
+        old = flatten(old_logprobs)
+        if level == "sequence":
+            ends = np.cumsum([len(completion) for completion in completions])[:-1]
+            old = np.concatenate([sequence_old_logp(new, before) for new, before in
+                                  zip(np.split(logp.data, ends), np.split(old, ends))])
+        loss = policy_loss(logp, old, per_token, form=form,
+                           ref_logp=None if ref_logprobs is None else flatten(ref_logprobs),
+                           epsilon=epsilon, epsilon_high=epsilon_high, delta=delta, beta=beta,
+                           kl=kl, kl_ratio=kl_ratio, entropy=entropy, entropy_coef=entropy_coef,
+                           mask=w != 0.0).loss
         main = (loss * w).sum() * (1.0 / total)
         return self._result(main, batch, trunk, w, total, mtp_coef, mtp_detach, balance_coef)
 

@@ -78,47 +78,68 @@ def token_weights(lengths: Sequence[int], kind: str, *, keep: Sequence[bool] | N
 
 # ---- losses per token
 
-def k3(logp: Tensor, ref_logp: np.ndarray) -> Tensor:
-    """e^d - d - 1 with d = log pi_ref - log pi.  DeepSeekMath eq. 4."""
+def kl_estimate(logp: Tensor, ref_logp: np.ndarray, kind: str = "k3") -> Tensor:
+    """k1 = -d, k2 = d^2 / 2, k3 = e^d - d - 1, with d = log pi_ref - log pi.  Schulman 2020; k3 is
+    DeepSeekMath's eq. 4.  Differentiated as they stand."""
     d = ref_logp - logp
-    return exp(d) - d - 1.0
+    if kind == "k1":
+        return -d
+    return d * d * 0.5 if kind == "k2" else exp(d) - d - 1.0
 
 
 @dataclass(frozen=True)
-class ClipLoss:
+class PolicyLoss:
     loss: Tensor  # (N) per token, unweighted, 0 where masked
     ratio: np.ndarray  # (N) pi / pi_old, 1 where masked
-    kl: np.ndarray  # (N) k3, 0 where masked or without a reference
+    kl: np.ndarray  # (N) the estimate, 0 where masked or without a reference
     clipped: np.ndarray  # (N) -1 cut below, +1 cut above, 0 not clipped or masked
 
 
-def clip_loss(logp: Tensor, old_logp: np.ndarray, advantages: np.ndarray, *,
-              ref_logp: np.ndarray | None = None, epsilon: float = 0.2,
-              epsilon_high: float | None = None, beta: float = 0.0,
-              entropy: Tensor | None = None, entropy_coef: float = 0.0,
-              mask: np.ndarray | None = None) -> ClipLoss:
-    """-min(rho A, clip(rho, 1 - eps, 1 + eps_high) A) + beta k3 - entropy_coef entropy, all (N).
+def policy_loss(logp: Tensor, old_logp: np.ndarray, advantages: np.ndarray, *, form: str = "clip",
+                ref_logp: np.ndarray | None = None, epsilon: float = 0.2,
+                epsilon_high: float | None = None, delta: float = np.inf, beta: float = 0.0,
+                kl: str = "k3", kl_ratio: bool = False, entropy: Tensor | None = None,
+                entropy_coef: float = 0.0, mask: np.ndarray | None = None) -> PolicyLoss:
+    """The policy's loss per token; all (N).
 
-    DeepSeekMath eq. 3; the entropy bonus is an option of ours.  Clipped iff A > 0 and
-    rho > 1 + eps_high, or A < 0 and rho < 1 - eps, both strict.  Masked tokens never reach an exp:
-    whatever their inputs hold, their loss and its derivatives are 0.
+        clip   -min(min(rho, delta) A, clip(rho, 1 - eps, 1 + eps_high) A)   DeepSeekMath eq. 3
+        cispo  -min(rho, eps_high) A log pi, the first factor a constant     MiniMax-M1, TRL
+        both   + beta k [times rho where kl_ratio: DeepSeek-V3.2] - entropy_coef entropy (ours)
+
+    delta: TRL, INTELLECT-2.  Clipped: where the term does not grow with rho any more; bounds are
+    strict.  Masked tokens never reach an exp: whatever their inputs hold, their loss and its
+    derivatives are 0.
     """
     high = epsilon if epsilon_high is None else epsilon_high
     mask = np.ones(logp.shape, dtype=bool) if mask is None else mask
     logp, old_logp = where(mask, logp, 0.0), np.where(mask, old_logp, 0.0)
     advantages = np.where(mask, advantages, 0.0)
     ratio = exp(logp - old_logp)
-    loss = -minimum(ratio * advantages, clip(ratio, 1.0 - epsilon, 1.0 + high) * advantages)
-    kl = np.zeros(logp.shape)
+    if form == "cispo":
+        loss = -(np.minimum(ratio.data, high) * advantages * logp)
+        clipped = (ratio.data > high).astype(int)
+    else:
+        bounded = clip(ratio, -np.inf, delta)
+        inside = clip(ratio, 1.0 - epsilon, 1.0 + high)
+        loss = -minimum(bounded * advantages, inside * advantages)
+        most = np.where(advantages > 0, np.minimum(1.0 + high, delta), np.maximum(1.0 + high, delta))
+        above = (advantages != 0) & (ratio.data > most)
+        clipped = above.astype(int) - ((advantages < 0) & (ratio.data < 1.0 - epsilon))
+    estimate = np.zeros(logp.shape)
     if ref_logp is not None:
-        penalty = k3(logp, np.where(mask, ref_logp, 0.0))
-        kl = penalty.data
-        loss = loss + beta * penalty
+        penalty = kl_estimate(logp, np.where(mask, ref_logp, 0.0), kl)
+        estimate = penalty.data
+        loss = loss + beta * (penalty * ratio if kl_ratio else penalty)
     if entropy is not None:
         loss = loss - entropy_coef * where(mask, entropy, 0.0)
-    above = (advantages > 0) & (ratio.data > 1.0 + high)
-    below = (advantages < 0) & (ratio.data < 1.0 - epsilon)
-    return ClipLoss(where(mask, loss, 0.0), ratio.data, kl, above.astype(int) - below)
+    return PolicyLoss(where(mask, loss, 0.0), ratio.data, np.where(mask, estimate, 0.0),
+                      np.where(mask, clipped, 0))
+
+
+def sequence_old_logp(logp: np.ndarray, old_logp: np.ndarray) -> np.ndarray:
+    """(T) of one sequence: log pi - log s, s = exp(mean of log pi - log pi_old): GSPO's ratio (its
+    eq. 7) for every token.  log pi is a constant here: GSPO-token, eq. 13-14."""
+    return logp - np.mean(logp - old_logp)
 
 
 # ---- reward models: the papers print no formula, these are the usual ones (our choice)

@@ -289,7 +289,7 @@ def test_token_weights():
 def test_k3_values_and_gradient():
     d = np.array([-1, -0.1, 0, 0.1, 1])
     logp = Tensor(np.zeros(5))
-    values = rl.k3(logp, d)
+    values = rl.kl_estimate(logp, d)
     np.testing.assert_allclose(values.data, [.3678794, .0048374, 0, .0051709, .7182818], atol=5e-8)
     grad, = ad.gradients(values.sum(), [logp])
     np.testing.assert_allclose(grad, 1 - np.exp(d), rtol=1e-14)
@@ -301,8 +301,8 @@ def test_clip_loss_gradient_is_the_closed_form():
     advantages = np.array([1.0, -1.0, 1.0, -1.0, 2.0, 1.0, -1.0])
     ref, old = np.full(7, -1.1), np.full(7, -1.0)
     logp = Tensor(old + np.log(ratio))
-    out = rl.clip_loss(logp, old, advantages, ref_logp=ref, epsilon=0.2, epsilon_high=0.28,
-                       beta=0.3)
+    out = rl.policy_loss(logp, old, advantages, ref_logp=ref, epsilon=0.2, epsilon_high=0.28,
+                         beta=0.3)
     assert out.clipped.tolist() == [1, 0, 0, -1, 0, 0, 0]
     grad, = ad.gradients(out.loss.sum(), [logp])
     want = -ratio * advantages * (out.clipped == 0) + 0.3 * (1 - np.exp(ref - logp.data))
@@ -311,10 +311,61 @@ def test_clip_loss_gradient_is_the_closed_form():
     np.testing.assert_allclose(out.loss.data, -surrogate + 0.3 * out.kl, rtol=1e-12)
 
 
+def test_the_other_forms_are_the_closed_forms():
+    """delta, cispo, k1, k2 and the KL times the ratio, against derivatives written out."""
+    ratio = np.array([1.25, 1.4, 3.0, 5.0, 0.7, 1.1])
+    advantages = np.array([1.0, -1.0, -1.0, -1.0, -1.0, 1.0])
+    ref, old = np.full(6, -1.2), np.full(6, -1.0)
+
+    def run(**options):
+        logp = Tensor(old + np.log(ratio))
+        out = rl.policy_loss(logp, old, advantages, ref_logp=ref, **options)
+        return out, ad.gradients(out.loss.sum(), [logp])[0], ref - logp.data
+    out, grad, _ = run(delta=4.0)
+    assert out.clipped.tolist() == [1, 0, 0, 1, -1, 0]
+    np.testing.assert_allclose(out.loss.data, [-1.2, 1.4, 3.0, 4.0, 0.8, -1.1])
+    np.testing.assert_allclose(grad, [0, 1.4, 3.0, 0, 0, -1.1])
+    out, grad, _ = run(delta=1.05)  # below the range: it is the bound where A > 0, alone there
+    assert out.clipped.tolist() == [1, 1, 1, 1, -1, 1]
+    np.testing.assert_allclose(out.loss.data, [-1.05, 1.2, 1.2, 1.2, 0.8, -1.05])
+    out, grad, _ = run(form="cispo", epsilon_high=2.0)
+    weight = np.minimum(ratio, 2.0)
+    assert out.clipped.tolist() == [0, 0, 1, 1, 0, 0]
+    np.testing.assert_allclose(out.loss.data, -weight * advantages * (old + np.log(ratio)))
+    np.testing.assert_allclose(grad, -weight * advantages)
+    policy = run(epsilon=100.0)[1]
+    for kind, value, slope in (("k1", lambda d: -d, lambda d: np.ones(6)),
+                               ("k2", lambda d: d * d / 2, lambda d: -d),
+                               ("k3", lambda d: np.expm1(d) - d, lambda d: -np.expm1(d))):
+        out, grad, d = run(epsilon=100.0, beta=0.5, kl=kind)
+        np.testing.assert_allclose(out.kl, value(d), rtol=1e-12)
+        np.testing.assert_allclose(grad, policy + 0.5 * slope(d), rtol=1e-12)
+        _, grad, d = run(epsilon=100.0, beta=0.5, kl=kind, kl_ratio=True)
+        np.testing.assert_allclose(grad, policy + 0.5 * ratio * (value(d) + slope(d)), rtol=1e-12)
+
+
+def test_gspo_is_the_clipped_loss_with_another_old(normal):
+    """The gradient of min(s A, clip(s) A), s a function of all log-probs of the sequence (GSPO eq. 5
+    and 7), is the one of GSPO-token with the sequence's tokens averaged (eq. 13-14)."""
+    old, A = -np.abs(normal(7)) - 0.5, 1.5
+    logp = Tensor(old + 0.1 * normal(7))
+    s = ad.exp((logp - old).sum() * (1 / 7))
+    whole = -ad.minimum(s * A, ad.clip(s, 0.8, 1.2) * A)
+    want, = ad.gradients(whole, [logp])
+    out = rl.policy_loss(logp, rl.sequence_old_logp(logp.data, old), np.full(7, A))
+    np.testing.assert_allclose(out.ratio, np.full(7, s.data), rtol=1e-14)
+    np.testing.assert_allclose(out.loss.data, np.full(7, whole.data), rtol=1e-14)
+    grad, = ad.gradients((out.loss * (1 / 7)).sum(), [logp])
+    assert np.any(want != 0)
+    np.testing.assert_allclose(grad, want, rtol=1e-13)
+    same = rl.sequence_old_logp(old, old)
+    assert same.tobytes() == old.tobytes()
+
+
 def test_clip_loss_with_the_wide_clip_of_r1():
     """epsilon 10: the lower bound never binds, a positive advantage is cut above a ratio of 11."""
     ratio, advantages = np.array([10.9, 11.1, 11.1, 1e-3]), np.array([1.0, 1.0, -1.0, -1.0])
-    out = rl.clip_loss(Tensor(np.log(ratio)), np.zeros(4), advantages, epsilon=10.0)
+    out = rl.policy_loss(Tensor(np.log(ratio)), np.zeros(4), advantages, epsilon=10.0)
     assert out.clipped.tolist() == [0, 1, 0, 0]
     np.testing.assert_allclose(out.loss.data, [-10.9, -11.0, 11.1, 1e-3])
 
@@ -322,8 +373,8 @@ def test_clip_loss_with_the_wide_clip_of_r1():
 def test_clip_loss_masks_and_entropy(normal):
     poison = np.array([0.1, np.nan])
     logp, entropy = Tensor([-1.0, np.nan]), Tensor([0.5, np.nan])
-    out = rl.clip_loss(logp, poison, poison, ref_logp=poison, beta=0.1, entropy=entropy,
-                       entropy_coef=0.01, mask=np.array([True, False]))
+    out = rl.policy_loss(logp, poison, poison, ref_logp=poison, beta=0.1, entropy=entropy,
+                         entropy_coef=0.01, mask=np.array([True, False]))
     grads = ad.gradients(out.loss.sum(), [logp, entropy])
     assert out.loss.data[1] == 0.0 and grads[0][1] == 0.0 and np.isfinite(grads[0][0])
     assert grads[1].tolist() == [-0.01, 0.0]

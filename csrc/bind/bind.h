@@ -96,6 +96,7 @@ const int32_t *arg_offsets(r1_call *c);
 
 /* The tuple (temperature, top_k, top_p, min_p): ops_loss.c. */
 void arg_sampling(r1_args *a, r1_sampling *how);
+void arg_loss(r1_args *a, r1_loss_spec *spec);
 
 /* ---- parts of the module; each returns 0, or -1 with an exception ---- */
 

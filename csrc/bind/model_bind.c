@@ -312,7 +312,6 @@ arg_batch(ModelObject *self, r1_args *a, r1_batch *batch)
 static PyObject *
 model_run(PyObject *object, PyObject *const *items, Py_ssize_t count)
 {
-    static const char *const forms[] = {"nll", "clip", NULL};
     ModelObject *self = (ModelObject *)object;
     r1_batch batch = {0};
     r1_pass pass = {0};
@@ -325,15 +324,10 @@ model_run(PyObject *object, PyObject *const *items, Py_ssize_t count)
     batch.adv = arg_f32(a, "advantage", "M", "1", ARG_IN | ARG_NULL);
     batch.old_logp = arg_f32(a, "old_logp", "M", "1", ARG_IN | ARG_NULL);
     batch.ref_logp = arg_f32(a, "ref_logp", "M", "1", ARG_IN | ARG_NULL);
-    arg_enter(a, "pass", 12);
+    arg_enter(a, "pass", 15);
     pass.grad = arg_flag(a, "grad");
     pass.recompute = arg_flag(a, "recompute");
-    pass.loss.form = (r1_loss_form)arg_choice(a, "form", forms);
-    pass.loss.scale = arg_float(a, "scale");
-    pass.loss.eps_low = arg_float(a, "eps_low");
-    pass.loss.eps_high = arg_float(a, "eps_high");
-    pass.loss.beta = arg_float(a, "beta");
-    pass.loss.entropy_coef = arg_float(a, "entropy_coef");
+    arg_loss(a, &pass.loss);
     pass.mtp_coef = arg_float(a, "mtp_coef");
     pass.mtp_detach = arg_flag(a, "mtp_detach");
     pass.balance_coef = arg_float(a, "balance_coef");
@@ -351,7 +345,7 @@ model_run(PyObject *object, PyObject *const *items, Py_ssize_t count)
     arg_require(a, !pass.grad || batch.weight != NULL, "a gradient needs weight");
     arg_require(a, !pass.grad || pass.loss.form == R1_LOSS_NLL ||
                        (batch.adv != NULL && batch.old_logp != NULL),
-                "the clipped loss needs advantage and old_logp");
+                "a policy loss needs advantage and old_logp");
     if (model_begin(self, &c)) {
         r1_model_run(self->model, &batch, &pass, &out, &c.st);
     }

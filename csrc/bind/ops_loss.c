@@ -24,6 +24,24 @@ arg_sampling(r1_args *a, r1_sampling *how)
                 (double)how->min_p);
 }
 
+/* The fields form .. entropy_coef of a tuple that is open. */
+void
+arg_loss(r1_args *a, r1_loss_spec *spec)
+{
+    static const char *const forms[] = {"nll", "clip", "cispo", NULL}; /* r1_loss_form */
+    static const char *const estimators[] = {"k1", "k2", "k3", NULL};  /* r1_kl */
+    spec->form = (r1_loss_form)arg_choice(a, "form", forms);
+    spec->scale = arg_float(a, "scale");
+    spec->eps_low = arg_float(a, "eps_low");
+    spec->eps_high = arg_float(a, "eps_high");
+    spec->delta = arg_float(a, "delta");
+    spec->kl = (r1_kl)arg_choice(a, "kl", estimators);
+    spec->kl_ratio = arg_flag(a, "kl_ratio");
+    spec->beta = arg_float(a, "beta");
+    spec->entropy_coef = arg_float(a, "entropy_coef");
+    arg_require(a, spec->delta > 0.0f, "delta is %g, must be above 0", (double)spec->delta);
+}
+
 /* The op's scratch, full of NaN: an op may not read what it has not written. */
 static void *
 alloc_scratch(r1_call *c)
@@ -101,7 +119,6 @@ sample(r1_call *c)
 static void
 token_loss(r1_call *c)
 {
-    static const char *const forms[] = {"nll", "clip", NULL}; /* in the order of r1_loss_form */
     r1_args *a = &c->args;
     r1_loss_spec spec;
     const r1_tensor *loss = arg_tensor(a, "loss", "M", "1", ARG_OUT);
@@ -115,18 +132,13 @@ token_loss(r1_call *c)
     const r1_tensor *adv = arg_tensor(a, "adv", "M", "1", ARG_IN | ARG_NULL);
     const r1_tensor *old_logp = arg_tensor(a, "old_logp", "M", "1", ARG_IN | ARG_NULL);
     const r1_tensor *ref_logp = arg_tensor(a, "ref_logp", "M", "1", ARG_IN | ARG_NULL);
-    arg_enter(a, "spec", 6);
-    spec.form = arg_choice(a, "form", forms) == 0 ? R1_LOSS_NLL : R1_LOSS_CLIP;
-    spec.scale = arg_float(a, "scale");
-    spec.eps_low = arg_float(a, "eps_low");
-    spec.eps_high = arg_float(a, "eps_high");
-    spec.beta = arg_float(a, "beta");
-    spec.entropy_coef = arg_float(a, "entropy_coef");
+    arg_enter(a, "spec", 9);
+    arg_loss(a, &spec);
     arg_leave(a);
-    int clip = spec.form == R1_LOSS_CLIP;
-    arg_require(a, !clip || adv, "form 'clip' needs 'adv'");
-    arg_require(a, !clip || spec.beta == 0.0f || ref_logp, "beta needs 'ref_logp'");
-    arg_require(a, !clip || spec.entropy_coef == 0.0f || entropy, "entropy_coef needs 'entropy'");
+    int policy = spec.form != R1_LOSS_NLL;
+    arg_require(a, !policy || adv, "forms 'clip' and 'cispo' need 'adv'");
+    arg_require(a, !policy || spec.beta == 0.0f || ref_logp, "beta needs 'ref_logp'");
+    arg_require(a, !policy || spec.entropy_coef == 0.0f || entropy, "entropy_coef needs 'entropy'");
     if (call_begin(c)) {
         c->ops->token_loss(c->dev, loss, dlogp, dentropy, kl, clipped, logp, entropy, weight, adv,
                            old_logp, ref_logp, &spec, &c->st);
