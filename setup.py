@@ -2,7 +2,7 @@
 
 One extension from csrc/: the files of csrc/cpu/ (all but isa.c, which chooses) are compiled once
 per instruction-set tier, each tier into a folder of its own, the rest once. A tier whose flags the
-compiler refuses is left out, and isa.c is told so (R1_NO_AVX2, R1_NO_AVX512).
+compiler refuses is left out, and isa.c is told so (R1_NO_AVX2, R1_NO_AVX512, ...).
 
     pip install .                            a normal build
     python setup.py build_ext --inplace      rebuild only what changed, into the source tree
@@ -32,6 +32,7 @@ TIERS = {"baseline": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     TIERS["avx2"] = ["-mavx2", "-mfma"]
     TIERS["avx512"] = [*TIERS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+    TIERS["avx512bf16"] = [*TIERS["avx512"], "-mavx512bf16"]
 SANITIZE = os.environ.get("R1GRPO_SANITIZE", "")
 if SANITIZE:
     FLAGS += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer",

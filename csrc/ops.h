@@ -44,12 +44,26 @@ typedef struct {
 } r1_seqs;
 
 /* One layer's KV cache. Block b, KV head h: K is (D, 64) at k + (b Hkv + h) D 64, keys side by side
- * so that one query meets 64 keys at a time; V is (64, Dv) at v + (b Hkv + h) 64 Dv. */
+ * so that one query meets 64 keys at a time; V is (64, Dv) at v + (b Hkv + h) 64 Dv. In bf16 K is
+ * (ceil(D / 2), 64) of pairs: rows 2i in the upper, 2i + 1 in the lower half of 32 bits. */
 typedef struct {
     void *k, *v;
     r1_dtype dtype;
     size_t blocks, Hkv, D, Dv;
 } r1_kv;
+
+/* Bytes of one block of one KV head: of K, of V. */
+static inline size_t
+r1_kv_k_bytes(const r1_kv *kv)
+{
+    return R1_KV_BLOCK * 4 * (kv->dtype == R1_BF16 ? (kv->D + 1) / 2 : kv->D);
+}
+
+static inline size_t
+r1_kv_v_bytes(const r1_kv *kv)
+{
+    return R1_KV_BLOCK * kv->Dv * (kv->dtype == R1_BF16 ? 2 : 4);
+}
 
 /* DeepSeekMoE routing, DeepSeek-V3 eq. 12-16 and its Gate. */
 typedef struct {
@@ -117,7 +131,8 @@ typedef struct {
 
     /* ---- weights ----
      * E matrices of (O, I), row-major as in Hugging Face files. The master is a float32 tensor of
-     * (E O, I) in device memory; whoever changes it calls weight_pack before the next matmul. */
+     * (E O, I) in device memory; whoever changes it calls weight_pack before the next matmul. dtype:
+     * what products and the embedding see, float32 or bf16 (rounded to the nearest, ties to even). */
     r1_code (*weight_open)(r1_dev *dev, r1_weight **w, size_t E, size_t O, size_t I, r1_dtype dtype,
                            r1_status *st);
     void (*weight_close)(r1_dev *dev, r1_weight *w);
@@ -128,7 +143,9 @@ typedef struct {
      * One element = one chain of fused multiply-adds in ascending index order that starts from the
      * value in memory (accumulate), from bias, or from 0: blocking and row count cannot change a bit.
      * offsets (E + 1, int32; NULL when E is 1): rows offsets[e] .. offsets[e + 1] of x, y, dy use
-     * matrix e. Rows beyond offsets[E] are left alone. */
+     * matrix e. Rows beyond offsets[E] are left alone.
+     * A bf16 weight multiplies rounded with rounded: W, x and dy to bf16 (nearest even) where they
+     * meet, products exact, the chain float32; its operands and results below 2^-126 count as 0. */
     /* y (N, O) [+]= x (N, I) W^T + bias (1, O);  accumulate and bias exclude each other */
     r1_code (*matmul_nt)(r1_dev *dev, const r1_tensor *y, const r1_tensor *x, const r1_weight *w,
                          const r1_tensor *bias, const int32_t *offsets, int accumulate,
@@ -136,9 +153,9 @@ typedef struct {
     /* dx (N, I) [+]= dy (N, O) W */
     r1_code (*matmul_nn)(r1_dev *dev, const r1_tensor *dx, const r1_tensor *dy, const r1_weight *w,
                          const int32_t *offsets, int accumulate, r1_status *st);
-    /* dW (E O, I) += dy^T (O, N) x (N, I), the sum over rows in ascending order */
+    /* dW (E O, I) += dy^T (O, N) x (N, I), the sum over rows in ascending order; dtype: the weight's */
     r1_code (*matmul_tn)(r1_dev *dev, const r1_tensor *dw, const r1_tensor *dy, const r1_tensor *x,
-                         size_t E, const int32_t *offsets, r1_status *st);
+                         size_t E, const int32_t *offsets, r1_dtype dtype, r1_status *st);
     /* dbias (1, O) += sum_n dy[n] */
     r1_code (*bias_bwd)(r1_dev *dev, const r1_tensor *dbias, const r1_tensor *dy, r1_status *st);
 
@@ -152,6 +169,9 @@ typedef struct {
     /* dx = 0, then dx[idx[m]] = dy[m]; the idx are distinct */
     r1_code (*scatter_rows)(r1_dev *dev, const r1_tensor *dx, const r1_tensor *dy,
                             const int32_t *idx, r1_status *st);
+
+    /* x = x rounded to bf16, nearest even; in place */
+    r1_code (*round_bf16)(r1_dev *dev, const r1_tensor *x, r1_status *st);
 
     /* ---- embedding: y[n] = W[ids[n]]; id -1 gives a zero row and no gradient ---- */
     r1_code (*embed_fwd)(r1_dev *dev, const r1_tensor *y, const r1_weight *w, const int32_t *ids,
@@ -193,7 +213,7 @@ typedef struct {
     /* ---- attention, causal, grouped queries (H a multiple of Hkv; query head h reads KV head
      * h / (H / Hkv)). window 0: none; else a query at position t sees keys
      * max(0, t - window + 1) .. t, and the cost falls with the window ---- */
-    /* Writes k (N, Hkv D) and v (N, Hkv Dv) into their blocks. */
+    /* Writes k (N, Hkv D) and v (N, Hkv Dv) into their blocks, rounded to their dtype. */
     r1_code (*kv_write)(r1_dev *dev, const r1_kv *kv, const r1_tensor *k, const r1_tensor *v,
                         const r1_seqs *seqs, r1_status *st);
     /* Block pairs[2i + 1] becomes a copy of block pairs[2i]; pairs (n, 2). */
@@ -202,7 +222,9 @@ typedef struct {
     /* o (N, H Dv) = softmax(scale q k^T) v;  lse (N, H) = log-sum-exp of the scaled scores.
      * Keys in blocks of 64 at absolute positions inside chunks of 512; every chunk has its own
      * (m, l, acc), chunks merge in ascending order by one formula, so prefill, decode and training
-     * agree bit for bit. A masked key is excluded, never multiplied. */
+     * agree bit for bit. A masked key is excluded, never multiplied. bf16 keys and values are
+     * widened, everything else is float32: attention_bwd is its gradient where q, k and v are
+     * already rounded. */
     r1_code (*attention_fwd)(r1_dev *dev, const r1_tensor *o, const r1_tensor *lse,
                              const r1_tensor *q, const r1_kv *kv, const r1_seqs *seqs, size_t H,
                              size_t window, float scale, r1_status *st);
@@ -325,7 +347,7 @@ typedef struct {
                      const r1_tensor *g, const r1_adamw_spec *spec, r1_status *st);
 } r1_ops;
 
-/* The CPU's table for a tier ("auto", "avx512", "avx2", "baseline"); NULL when this processor or
+/* The CPU's table for a tier ("auto", "avx512bf16", "avx512", "avx2", "baseline"); NULL when this processor or
  * this build lacks it. */
 const r1_ops *r1_cpu_ops(const char *tier);
 

@@ -31,6 +31,7 @@ __all__ = ["Loss", "Model"]
 
 _MICRO_TOKENS = 4096  # packed rows of a micro-batch: about 0.3 GB of activations of a tiny model
 _SLOTS = 128  # sequences decoded at a time
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclass
@@ -67,7 +68,11 @@ class Model:
     """A transformer with its weights, gradients and optimiser state, in the C core.
 
     config: ModelConfig or a dict of its fields; seed: of the random weights (normal with
-    `initializer_range`, norms 1, biases 0); device "cpu"; dtype "float32"."""
+    `initializer_range`, norms 1, biases 0); device "cpu".
+
+    dtype: "float32", or "bfloat16": products then see weights and their other operand rounded to
+    bf16, and the KV cache holds bf16; sums, norms, softmax, losses, gradients, moments and the
+    weights that an update moves stay float32 (docs/numerics.md)."""
 
     def __init__(self, config: ModelConfig | dict[str, Any], seed: int | None = 0,
                  device: str = "cpu", dtype: str = "float32"):
@@ -75,11 +80,12 @@ class Model:
             config = ModelConfig.from_dict(config)
         if seed is not None:
             seed = as_count(seed, "seed", 0)
-        if dtype != "float32":
-            raise ValueError(f"dtype '{dtype}' is not available yet; there is 'float32'")
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype is {dtype!r}, must be one of {', '.join(DTYPES)}")
         self.config = config
         self.device_name = device
-        self._core = _core.Model(get_device(device), *config.core())
+        self.dtype = dtype
+        self._core = _core.Model(get_device(device), *config.core(), dtype)
         self._params = self._core.params()
         if seed is not None:
             for i, array in init_weights(self._params, config, seed):
@@ -119,7 +125,7 @@ class Model:
 
     def clone(self) -> Model:
         """An independent copy of the weights, without gradients or optimiser state."""
-        other = Model(self.config, seed=None, device=self.device_name)
+        other = Model(self.config, seed=None, device=self.device_name, dtype=self.dtype)
         other.copy_weights_from(self)
         return other
 
@@ -338,7 +344,7 @@ class Model:
     def add_score_head(self, seed: int = 0) -> Model:
         """A copy of this model with a scalar head (zeros would rank nothing: it is drawn from seed)."""
         config = ModelConfig.from_dict({**self.config.to_dict(), "score_head": True})
-        other = Model(config, seed=seed, device=self.device_name)
+        other = Model(config, seed=seed, device=self.device_name, dtype=self.dtype)
         own = other.state_dict()
         other.load_state_dict({**own, **self.state_dict()})
         return other

@@ -40,6 +40,18 @@ def ints(*values: int) -> NDArray[np.int32]:
     return np.array(values, np.int32)
 
 
+def bf16(a: np.ndarray) -> F32:
+    """The nearest bf16 numbers, ties to even; a NaN stays one."""
+    x = np.ascontiguousarray(a, np.float32).view(np.uint32)
+    rounded = np.where(np.isnan(a), x | 0x400000, x + 0x7FFF + (x >> 16 & 1))
+    return (rounded & np.uint32(0xFFFF0000)).astype(np.uint32).view(np.float32)
+
+
+def seen(a: np.ndarray, dtype: str) -> F32:
+    """What a product in this dtype sees of a."""
+    return bf16(a) if dtype == "bfloat16" else a
+
+
 def check(actual: np.ndarray, expected: np.ndarray, kind: str) -> None:
     """actual, float32, is the oracle's value to TOLERANCE[kind]."""
     got, want = np.asarray(actual, np.float64), np.asarray(expected, np.float64)

@@ -7,13 +7,18 @@ import pytest
 
 import reference_ops as ref
 from autodiff import Tensor, gradients
-from op_testing import (assert_same_bits, check, check_threads, ints, nan, normal, pack_starts,
+from op_testing import (assert_same_bits, check, check_threads, ints, nan, normal, pack_starts, seen,
                         whole_seqs)
 from r1grpo import _core
 
 LENGTHS = (0, 1, 3, 31, 33, 64, 0, 65, 129)
 WINDOWS = (2, 5, 64, 100)  # with 1 the gradient of q and k is 0, up to rounding
 SHAPES = [(1, 1, 4, 4), (4, 4, 48, 32), (6, 2, 31, 33), (4, 1, 256, 256)]  # H, Hkv, D, Dv
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def dtype(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 def draw(rng, lengths, H, Hkv, D, Dv):
@@ -33,10 +38,11 @@ def tables(rng, lengths, spare=3):
     return table, len(order)
 
 
-def forward(device, q, k, v, lengths, H, Hkv, D, Dv, scale, table, blocks, window=0):
+def forward(device, q, k, v, lengths, H, Hkv, D, Dv, scale, table, blocks, window=0,
+            dtype="float32"):
     """All positions at once, as training does."""
     N = sum(lengths)
-    kv = _core.Kv(device, max(blocks, 1), Hkv, D, Dv)
+    kv = _core.Kv(device, max(blocks, 1), Hkv, D, Dv, dtype)
     seqs = pack_starts(lengths), np.zeros(len(lengths), np.int32), table
     o, lse = nan(N, H * Dv), nan(N, H)
     _core.kv_write(device, kv, k, v, seqs)
@@ -67,12 +73,12 @@ def oracle_lse(q, k, lengths, H, Hkv, D, scale, window=0):
 
 @pytest.mark.parametrize(("H", "Hkv", "D", "Dv", "window"), [
     *((*shape, 0) for shape in SHAPES), *((2, 1, 20, 33, window) for window in WINDOWS)])
-def test_values_and_gradients(device, rng, H, Hkv, D, Dv, window):
+def test_values_and_gradients(device, rng, dtype, H, Hkv, D, Dv, window):
     lengths = (3, 65) if D > 200 else (1, 200, 31) if window else LENGTHS
     N, scale = sum(lengths), D ** -0.5
-    q, k, v = draw(rng, lengths, H, Hkv, D, Dv)
+    q, k, v = (seen(a, dtype) for a in draw(rng, lengths, H, Hkv, D, Dv))
     table, blocks = tables(rng, lengths)
-    o, lse = forward(device, q, k, v, lengths, H, Hkv, D, Dv, scale, table, blocks, window)
+    o, lse = forward(device, q, k, v, lengths, H, Hkv, D, Dv, scale, table, blocks, window, dtype)
     inputs, want = oracle(q, k, v, lengths, H, Hkv, D, Dv, scale, window)
     check(o, want.data.reshape(N, H * Dv), "row")
     check(lse, oracle_lse(q, k, lengths, H, Hkv, D, scale, window), "row")
@@ -116,14 +122,14 @@ def test_a_window_of_the_whole_sequence_is_none(device, rng):
 
 
 @pytest.mark.parametrize("window", [1, 9, 64, 500])
-def test_keys_before_the_window_are_never_read(device, rng, window):
+def test_keys_before_the_window_are_never_read(device, rng, dtype, window):
     """A cache in which nobody wrote them: its memory is NaN."""
     T, D = 700, 8
     q, k, v = draw(rng, (T,), 2, 1, D, D)
     table, blocks = tables(rng, (T,))
-    o, lse = forward(device, q, k, v, (T,), 2, 1, D, D, 1.0, table, blocks, window)
+    o, lse = forward(device, q, k, v, (T,), 2, 1, D, D, 1.0, table, blocks, window, dtype)
     for rows in (slice(T - 1, T), slice(T - 11, T)):  # one query; a group of them
-        kv = _core.Kv(device, blocks, 1, D, D)
+        kv = _core.Kv(device, blocks, 1, D, D, dtype)
         first = rows.start - window + 1
         _core.kv_write(device, kv, k[first:], v[first:], (ints(0, T - first), ints(first), table))
         n = T - rows.start
@@ -135,14 +141,14 @@ def test_keys_before_the_window_are_never_read(device, rng, window):
 
 @pytest.mark.parametrize("window", [0, 1, 5, 30, 64, 100])
 @pytest.mark.parametrize("steps", [[1] * 140, [70, 1, 1, 68], [64, 64, 12]])
-def test_prefill_and_decode_give_the_bits_of_training(device, rng, steps, window):
-    H, Hkv, D, Dv = 4, 2, 24, 16
+def test_prefill_and_decode_give_the_bits_of_training(device, rng, dtype, steps, window):
+    H, Hkv, D, Dv = 4, 2, 23, 17
     T = 140
     lengths = (T, T)
     q, k, v = draw(rng, lengths, H, Hkv, D, Dv)
     table, blocks = tables(rng, lengths)
-    whole = forward(device, q, k, v, lengths, H, Hkv, D, Dv, 0.2, table, blocks, window)
-    kv = _core.Kv(device, blocks, Hkv, D, Dv)  # its memory starts as NaN
+    whole = forward(device, q, k, v, lengths, H, Hkv, D, Dv, 0.2, table, blocks, window, dtype)
+    kv = _core.Kv(device, blocks, Hkv, D, Dv, dtype)  # its memory starts as NaN
     o, lse = nan(2 * T, H * Dv), nan(2 * T, H)
     at = 0
     for n in steps:
@@ -157,12 +163,12 @@ def test_prefill_and_decode_give_the_bits_of_training(device, rng, steps, window
 
 
 @pytest.mark.parametrize("window", [0, 3, 130, 515])
-def test_long_decode_gives_the_bits_of_training(device, rng, window):
+def test_long_decode_gives_the_bits_of_training(device, rng, dtype, window):
     T, D = 1100, 8
     q, k, v = draw(rng, (T,), 2, 1, D, D)
     table, blocks = tables(rng, (T,))
-    o, lse = forward(device, q, k, v, (T,), 2, 1, D, D, 1.0, table, blocks, window)
-    kv = _core.Kv(device, blocks, 1, D, D)
+    o, lse = forward(device, q, k, v, (T,), 2, 1, D, D, 1.0, table, blocks, window, dtype)
+    kv = _core.Kv(device, blocks, 1, D, D, dtype)
     _core.kv_write(device, kv, k, v, (ints(0, T), ints(0), table))
     for t in (0, 1, 130, 511, 512, 513, 517, 640, 1023, 1024, 1026, 1099):
         one = nan(1, 2 * D), nan(1, 2)
@@ -171,11 +177,11 @@ def test_long_decode_gives_the_bits_of_training(device, rng, window):
         assert_same_bits(one, (o[t:t + 1], lse[t:t + 1]))
 
 
-def test_a_shared_block_and_its_copy(device, rng):
+def test_a_shared_block_and_its_copy(device, rng, dtype):
     """Two sequences share a prompt of 70: its full block is shared, its partial one copied."""
     H, D = 2, 16
     q, k, v = draw(rng, (70,), H, H, D, D)
-    kv = _core.Kv(device, 4, H, D, D)
+    kv = _core.Kv(device, 4, H, D, D, dtype)
     _core.kv_write(device, kv, k, v, (ints(0, 70), ints(0), ints(2, 0)[None]))
     _core.kv_copy(device, kv, ints(0, 3)[None])
     tq, tk, tv = draw(rng, (1, 1), H, H, D, D)
@@ -185,7 +191,8 @@ def test_a_shared_block_and_its_copy(device, rng):
     _core.attention_fwd(device, o, lse, tq, kv, seqs, H, 0, 0.25)
     for b in range(2):
         alone = [np.concatenate([x, y[b:b + 1]]) for x, y in ((q, tq), (k, tk), (v, tv))]
-        o1, lse1 = forward(device, *alone, (71,), H, H, D, D, 0.25, ints(0, 1)[None], 2)
+        o1, lse1 = forward(device, *alone, (71,), H, H, D, D, 0.25, ints(0, 1)[None], 2, 0,
+                           dtype)
         assert_same_bits((o[b], lse[b]), (o1[70], lse1[70]))
 
 

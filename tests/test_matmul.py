@@ -1,17 +1,23 @@
-"""matmul_nt, matmul_nn, matmul_tn and bias_bwd: values, groups of experts, order of sums."""
+"""matmul_nt, matmul_nn, matmul_tn and bias_bwd in both dtypes: values, groups of experts, order of
+sums. What only bf16 has: test_bf16.py."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from op_testing import assert_same_bits, check, check_threads, ints, nan, normal
+from op_testing import assert_same_bits, check, check_threads, ints, nan, normal, seen
 from r1grpo import _core
 
 SHAPES = [(0, 5, 7), (1, 1, 1), (1, 128, 33), (3, 31, 129), (31, 33, 32), (33, 127, 3),
           (127, 3, 31), (129, 300, 65), (13, 600, 40)]
 # rows of each of five experts: one without rows, one row, ordinary; then one expert with all
 GROUPS = [(7, 0, 1, 40, 12), (0, 0, 60, 0, 0), (0, 0, 0, 0, 0)]
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def dtype(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 def starts(rows: tuple[int, ...]) -> np.ndarray:
@@ -33,11 +39,11 @@ def chain(start: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("N", "I", "O"), SHAPES)
-def test_products(device, rng, N, I, O):
+def test_products(device, rng, dtype, N, I, O):
     x, w, dy = normal(rng, N, I), normal(rng, O, I), normal(rng, N, O)
     bias, old_y, old_dx, old_dw = (normal(rng, *s) for s in ((O,), (N, O), (N, I), (O, I)))
-    x64, w64, dy64 = (a.astype(np.float64) for a in (x, w, dy))
-    weight = _core.Weight(device, w, 1)
+    x64, w64, dy64 = (seen(a, dtype).astype(np.float64) for a in (x, w, dy))
+    weight = _core.Weight(device, w, 1, dtype)
 
     y = nan(N, O)
     _core.matmul_nt(device, y, x, weight, None, None, False)
@@ -57,32 +63,33 @@ def test_products(device, rng, N, I, O):
     check(dx, old_dx + dy64 @ w64, "sum")
 
     dw = old_dw.copy()
-    _core.matmul_tn(device, dw, dy, x, 1, None)
+    _core.matmul_tn(device, dw, dy, x, 1, None, dtype)
     check(dw, old_dw + dy64.T @ x64, "sum")
     dbias = bias.copy()
     _core.bias_bwd(device, dbias, dy)
-    check(dbias, bias + dy64.sum(axis=0), "sum")
+    check(dbias, bias + dy.astype(np.float64).sum(axis=0), "sum")
 
 
 @pytest.mark.parametrize("rows", GROUPS)
 @pytest.mark.parametrize("accumulate", [False, True])
-def test_experts(device, rng, rows, accumulate):
+def test_experts(device, rng, dtype, rows, accumulate):
     E, I, O, spare = len(rows), 37, 45, 3  # spare rows belong to no expert
     offsets = starts(rows)
     N = int(offsets[-1]) + spare
     x, dy, w = normal(rng, N, I), normal(rng, N, O), normal(rng, E, O, I)
-    weight = _core.Weight(device, w.reshape(E * O, I), E)
+    weight = _core.Weight(device, w.reshape(E * O, I), E, dtype)
+    sx, sdy, sw = (seen(a, dtype).astype(np.float64) for a in (x, dy, w))
     y, dx, dw = normal(rng, N, O), normal(rng, N, I), normal(rng, E * O, I)
     want_y, want_dx, want_dw = (a.astype(np.float64) for a in (y, dx, dw))
     for e in range(E):
         part = slice(offsets[e], offsets[e + 1])
-        want_y[part] = want_y[part] * accumulate + x[part].astype(np.float64) @ w[e].T
-        want_dx[part] = want_dx[part] * accumulate + dy[part].astype(np.float64) @ w[e]
-        want_dw[e * O:(e + 1) * O] += dy[part].T.astype(np.float64) @ x[part]
+        want_y[part] = want_y[part] * accumulate + sx[part] @ sw[e].T
+        want_dx[part] = want_dx[part] * accumulate + sdy[part] @ sw[e]
+        want_dw[e * O:(e + 1) * O] += sdy[part].T @ sx[part]
     before_y, before_dx = y[N - spare:].copy(), dx[N - spare:].copy()
     _core.matmul_nt(device, y, x, weight, None, offsets, accumulate)
     _core.matmul_nn(device, dx, dy, weight, offsets, accumulate)
-    _core.matmul_tn(device, dw, dy, x, E, offsets)
+    _core.matmul_tn(device, dw, dy, x, E, offsets, dtype)
     check(y, want_y, "sum")
     check(dx, want_dx, "sum")
     check(dw, want_dw, "sum")
@@ -90,9 +97,9 @@ def test_experts(device, rng, rows, accumulate):
 
 
 @pytest.mark.parametrize(("N", "I", "O"), [(5, 600, 33), (600, 31, 40), (14, 65, 600)])
-def test_an_element_is_one_ascending_chain_from_memory(device, rng, N, I, O):
+def test_an_element_is_one_ascending_chain_from_memory(device, rng, dtype, N, I, O):
     x, w, dy = coarse(rng, N, I), coarse(rng, O, I), coarse(rng, N, O)
-    weight = _core.Weight(device, w, 1)
+    weight = _core.Weight(device, w, 1, dtype)
     y, bias = coarse(rng, N, O), coarse(rng, O)
     want = chain(y, x, w.T)
     _core.matmul_nt(device, y, x, weight, None, None, True)
@@ -104,7 +111,7 @@ def test_an_element_is_one_ascending_chain_from_memory(device, rng, N, I, O):
     assert_same_bits([dx], [chain(np.zeros((N, I)), dy, w)])
     dw = coarse(rng, O, I)
     want = chain(dw, dy.T, x)
-    _core.matmul_tn(device, dw, dy, x, 1, None)
+    _core.matmul_tn(device, dw, dy, x, 1, None, dtype)
     assert_same_bits([dw], [want])
     dbias = bias.copy()
     _core.bias_bwd(device, dbias, dy)
@@ -112,26 +119,26 @@ def test_an_element_is_one_ascending_chain_from_memory(device, rng, N, I, O):
     assert_same_bits([dbias], [want])
 
 
-def test_bits_do_not_depend_on_threads(devices, rng):
+def test_bits_do_not_depend_on_threads(devices, rng, dtype):
     N, I, O = 150, 130, 97
     x, dy, w = normal(rng, N, I), normal(rng, N, O), normal(rng, 2 * O, I)
     offsets, dw0 = ints(0, 61, 150), normal(rng, 2 * O, I)
 
     def run(device):
-        weight = _core.Weight(device, w, 2)
+        weight = _core.Weight(device, w, 2, dtype)
         y, dx, dw, dbias = nan(N, O), nan(N, I), dw0.copy(), dw0[0, :O].copy()
         _core.matmul_nt(device, y, x, weight, None, offsets, False)
         _core.matmul_nn(device, dx, dy, weight, offsets, False)
-        _core.matmul_tn(device, dw, dy, x, 2, offsets)
+        _core.matmul_tn(device, dw, dy, x, 2, offsets, dtype)
         _core.bias_bwd(device, dbias, dy)
         return y, dx, dw, dbias
     check_threads(devices, run)
 
 
-def test_a_row_alone_is_the_row_among_many(device, rng):
+def test_a_row_alone_is_the_row_among_many(device, rng, dtype):
     N, I, O = 67, 129, 70
     x, dy = normal(rng, N, I), normal(rng, N, O)
-    weight = _core.Weight(device, normal(rng, O, I), 1)
+    weight = _core.Weight(device, normal(rng, O, I), 1, dtype)
     y, dx = nan(N, O), nan(N, I)
     _core.matmul_nt(device, y, x, weight, None, None, False)
     _core.matmul_nn(device, dx, dy, weight, None, False)
@@ -143,30 +150,30 @@ def test_a_row_alone_is_the_row_among_many(device, rng):
 
 
 @pytest.mark.parametrize("cut", [1, 40, 128])
-def test_two_calls_sum_to_one(device, rng, cut):
+def test_two_calls_sum_to_one(device, rng, dtype, cut):
     N, I, O = 129, 70, 33
     x, dy, dw0 = normal(rng, N, I), normal(rng, N, O), normal(rng, O, I)
     one, two = [dw0.copy(), dw0[:, 0].copy()], [dw0.copy(), dw0[:, 0].copy()]
     for grads, parts in ((one, [slice(0, N)]), (two, [slice(0, cut), slice(cut, N)])):
         for part in parts:
-            _core.matmul_tn(device, grads[0], dy[part], x[part], 1, None)
+            _core.matmul_tn(device, grads[0], dy[part], x[part], 1, None, dtype)
             _core.bias_bwd(device, grads[1], dy[part])
     assert_same_bits(one, two)
 
 
-def test_slices_of_columns(device, rng):
+def test_slices_of_columns(device, rng, dtype):
     N, I, O = 20, 33, 47
     x, dy, y, dx = (normal(rng, N, 100)[:, 9:9 + c] for c in (I, O, O, I))
     around = [a.base.copy() for a in (y, dx)]
-    weight = _core.Weight(device, normal(rng, O, I), 1)
+    weight = _core.Weight(device, normal(rng, O, I), 1, dtype)
     plain = nan(N, O), nan(N, I), np.zeros((O, I), np.float32)
     _core.matmul_nt(device, plain[0], x.copy(), weight, None, None, False)
     _core.matmul_nn(device, plain[1], dy.copy(), weight, None, False)
-    _core.matmul_tn(device, plain[2], dy.copy(), x.copy(), 1, None)
+    _core.matmul_tn(device, plain[2], dy.copy(), x.copy(), 1, None, dtype)
     dw = np.zeros((O, I), np.float32)
     _core.matmul_nt(device, y, x, weight, None, None, False)
     _core.matmul_nn(device, dx, dy, weight, None, False)
-    _core.matmul_tn(device, dw, dy, x, 1, None)
+    _core.matmul_tn(device, dw, dy, x, 1, None, dtype)
     assert_same_bits((y, dx, dw), plain)
     for a, before in zip((y, dx), around):  # nothing outside the slice was written
         before[:, 9:9 + a.shape[1]] = a

@@ -202,17 +202,18 @@ def test_what_cannot_be_raises_before_anything_is_allocated(
 def test_the_core_checks_again() -> None:
     """A config that was changed after its checks meets the core's."""
     device = _core.Device(1)
-    good, *arrays = ModelConfig.tiny_dense().core()
+    good, *arrays = *ModelConfig.tiny_dense().core(), "float32"
     for key, bad in (("V", -1), ("H", 2**70), ("C", "x"), ("L", None), ("eps", "x"),
                      ("windowed", 3), ("windowed", bytes(5000)), ("moe", bytes(5000))):
         with pytest.raises(ValueError, match=f"config '{key}'"):
             _core.Model(device, {**good, key: bad}, *arrays)
-    inv_freq, factor = arrays
+    inv_freq, factor, dtype = arrays
     for bad, message in (
             (({**good, "moe": b"\1"}, *arrays), "a layer is a mixture, but n_routed_experts is 0"),
-            ((good, inv_freq[1:], factor), "11 inverse frequencies for a rotary width of 24"),
-            ((good, inv_freq * np.nan, factor), "inverse frequency 0 is -?nan"),
-            ((good, inv_freq, 0.0), "the attention factor is 0")):
+            ((good, inv_freq[1:], factor, dtype), "11 inverse frequencies for a rotary width of 24"),
+            ((good, inv_freq * np.nan, factor, dtype), "inverse frequency 0 is -?nan"),
+            ((good, inv_freq, 0.0, dtype), "the attention factor is 0"),
+            ((good, inv_freq, factor, "float16"), "'dtype': must be one of 'float32', 'bfloat16'")):
         with pytest.raises(ValueError, match=message):
             _core.Model(device, *bad)
     with pytest.raises(KeyError, match="lacks 'V'"):

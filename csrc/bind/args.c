@@ -74,6 +74,12 @@ args_done(r1_args *a)
     return !a->failed;
 }
 
+int
+args_more(const r1_args *a)
+{
+    return a->next < a->count;
+}
+
 /* ---- dimensions ----------------------------------------------------------------------------- */
 
 size_t
@@ -380,6 +386,13 @@ arg_choice(r1_args *a, const char *name, const char *const *choices)
     }
     fail(a, PyExc_ValueError, name, "must be one of %s", known);
     return 0;
+}
+
+r1_dtype
+arg_dtype(r1_args *a, const char *name)
+{
+    static const char *const names[] = {"float32", "bfloat16", NULL};
+    return arg_choice(a, name, names) == 1 ? R1_BF16 : R1_F32;
 }
 
 /* ---- tuples --------------------------------------------------------------------------------- */

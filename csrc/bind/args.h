@@ -72,6 +72,9 @@ double arg_double(r1_args *a, const char *name);
 int arg_flag(r1_args *a, const char *name); /* a bool */
 /* Index of a str among choices (NULL-terminated). */
 int arg_choice(r1_args *a, const char *name, const char *const *choices);
+r1_dtype arg_dtype(r1_args *a, const char *name); /* "float32" or "bfloat16" */
+/* Is there another argument? */
+int args_more(const r1_args *a);
 
 /* A tuple of exactly count items, read by the same functions until arg_leave. */
 void arg_enter(r1_args *a, const char *name, Py_ssize_t count);

@@ -10,7 +10,7 @@
 #include <string.h>
 
 enum { MAX_THREADS = 1024 };
-static const char *const tier_names[] = {"baseline", "avx2", "avx512", NULL};
+static const char *const tier_names[] = {"baseline", "avx2", "avx512", "avx512bf16", NULL};
 
 typedef struct {
     PyObject_HEAD
@@ -125,7 +125,7 @@ device_repr(PyObject *object)
 
 static PyGetSetDef device_getset[] = {
     {"threads", device_threads, NULL, "Number of threads, the caller's included.", NULL},
-    {"tier", device_tier, NULL, "Instruction-set tier: 'baseline', 'avx2' or 'avx512'.", NULL},
+    {"tier", device_tier, NULL, "Instruction-set tier: one of tiers().", NULL},
     {"name", device_name, NULL, "Backend and tier: 'cpu/avx512'.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

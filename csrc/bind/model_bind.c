@@ -178,6 +178,7 @@ model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     rope.inv_freq = arg_f64(a, "inv_freq", "pairs", "1", ARG_IN);
     rope.pairs = arg_dim(a, "pairs");
     rope.factor = arg_double(a, "rope_factor");
+    r1_dtype dtype = arg_dtype(a, "dtype");
     ModelObject *self = !a->failed ? (ModelObject *)type->tp_alloc(type, 0) : NULL;
     if (self == NULL) {
         return call_close(&c);
@@ -185,7 +186,7 @@ model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     atomic_flag_clear(&self->busy);
     self->device = Py_NewRef(c.device);
     if (call_begin(&c)) {
-        r1_model_open(&self->model, &config, &rope, c.ops, c.dev, &c.st);
+        r1_model_open(&self->model, &config, dtype, &rope, c.ops, c.dev, &c.st);
     }
     PyObject *none = call_close(&c);
     if (none == NULL) {

@@ -32,7 +32,7 @@ kv_copy(r1_call *c)
 }
 
 /* The cache's own memory, blocks of (Hkv, D, 64) and (Hkv, 64, Dv). Not an op: the layout is a
- * promise of ops.h, and tests look at it. */
+ * promise of ops.h, and tests look at it. Of a bf16 cache it is the bytes: two numbers in a float. */
 static void
 kv_read(r1_call *c)
 {
@@ -40,14 +40,13 @@ kv_read(r1_call *c)
     float *k = arg_f32(a, "k", "blocks*Hkv*D", "64", ARG_OUT);
     float *v = arg_f32(a, "v", "blocks*Hkv*64", "Dv", ARG_OUT);
     const r1_kv *kv = arg_kv(c, "kv");
-    size_t heads = kv ? kv->blocks * kv->Hkv : 0;
+    size_t k_bytes = kv ? kv->blocks * kv->Hkv * r1_kv_k_bytes(kv) : 0;
+    size_t v_bytes = kv ? kv->blocks * kv->Hkv * r1_kv_v_bytes(kv) : 0;
     arg_bind(a, "64", R1_KV_BLOCK);
-    arg_bind(a, "blocks*Hkv*D", heads * arg_dim(a, "D"));
-    arg_bind(a, "blocks*Hkv*64", heads * R1_KV_BLOCK);
-    size_t slots = heads * R1_KV_BLOCK;
-    if (call_begin(c) &&
-        c->ops->mem_download(c->dev, k, kv->k, slots * kv->D * sizeof *k, &c->st) == R1_OK) {
-        c->ops->mem_download(c->dev, v, kv->v, slots * kv->Dv * sizeof *v, &c->st);
+    arg_bind(a, "blocks*Hkv*D", k_bytes / (R1_KV_BLOCK * sizeof *k));
+    arg_bind(a, "blocks*Hkv*64", kv ? v_bytes / (kv->Dv * sizeof *v) : 0);
+    if (call_begin(c) && c->ops->mem_download(c->dev, k, kv->k, k_bytes, &c->st) == R1_OK) {
+        c->ops->mem_download(c->dev, v, kv->v, v_bytes, &c->st);
     }
 }
 

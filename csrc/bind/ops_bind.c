@@ -57,8 +57,9 @@ matmul_tn(r1_call *c)
     arg_require(a, E > 0, "E is 0");
     arg_bind(a, "E*O", E * arg_dim(a, "O"));
     const int32_t *offsets = arg_offsets(c);
+    r1_dtype dtype = arg_dtype(a, "dtype");
     if (call_begin(c)) {
-        c->ops->matmul_tn(c->dev, dw, dy, x, E, offsets, &c->st);
+        c->ops->matmul_tn(c->dev, dw, dy, x, E, offsets, dtype, &c->st);
     }
 }
 
@@ -108,6 +109,15 @@ scatter_rows(r1_call *c)
     arg_range(a, "idx", idx, arg_dim(a, "M"), 0, (int64_t)arg_dim(a, "N"));
     if (call_begin(c)) {
         c->ops->scatter_rows(c->dev, dx, dy, idx, &c->st);
+    }
+}
+
+static void
+round_bf16(r1_call *c)
+{
+    const r1_tensor *x = arg_tensor(&c->args, "x", "N", "C", ARG_OUT);
+    if (call_begin(c)) {
+        c->ops->round_bf16(c->dev, x, &c->st);
     }
 }
 
@@ -304,11 +314,12 @@ static r1_op ops[] = {
     R1_OP(fill_zero, "x"),
     R1_OP(matmul_nt, "y, x, w, bias, offsets, accumulate"),
     R1_OP(matmul_nn, "dx, dy, w, offsets, accumulate"),
-    R1_OP(matmul_tn, "dw, dy, x, E, offsets"),
+    R1_OP(matmul_tn, "dw, dy, x, E, offsets, dtype"),
     R1_OP(bias_bwd, "dbias, dy"),
     R1_OP(add, "y, a, b"),
     R1_OP(gather_rows, "y, x, idx"),
     R1_OP(scatter_rows, "dx, dy, idx"),
+    R1_OP(round_bf16, "x"),
     R1_OP(embed_fwd, "y, w, ids"),
     R1_OP(embed_bwd, "dw, dy, ids"),
     R1_OP(rmsnorm_fwd, "y, sum, r, x, residual, w, eps"),

@@ -35,8 +35,9 @@ object_new(PyTypeObject *type, PyObject *device)
 /* ---- Weight --------------------------------------------------------------------------------- */
 
 PyDoc_STRVAR(weight_doc,
-             "Weight(device, matrix, experts, /)\n--\n\n"
-             "experts matrices (O, I), stacked: matrix (experts O, I) float32. Copied and packed.");
+             "Weight(device, matrix, experts, dtype='float32', /)\n--\n\n"
+             "experts matrices (O, I), stacked: matrix (experts O, I) float32. Copied and packed;\n"
+             "dtype is what products see: 'float32' or 'bfloat16'.");
 
 static PyObject *
 weight_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
@@ -46,6 +47,7 @@ weight_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     arg_require(&c.args, kwargs == NULL || PyDict_GET_SIZE(kwargs) == 0, "takes no keywords");
     const float *matrix = arg_f32(&c.args, "matrix", "E*O", "I", ARG_IN);
     size_t E = arg_size(&c.args, "experts");
+    r1_dtype dtype = args_more(&c.args) ? arg_dtype(&c.args, "dtype") : R1_F32;
     size_t rows = arg_dim(&c.args, "E*O"), I = arg_dim(&c.args, "I");
     arg_require(&c.args, E > 0 && rows % E == 0, "%zu rows do not make %zu experts", rows, E);
     arg_require(&c.args, rows > 0 && I > 0, "matrix is empty");
@@ -57,7 +59,7 @@ weight_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->O = rows / E;
     self->I = I;
     if (call_begin(&c) &&
-        c.ops->weight_open(c.dev, &self->weight, E, self->O, I, R1_F32, &c.st) == R1_OK) {
+        c.ops->weight_open(c.dev, &self->weight, E, self->O, I, dtype, &c.st) == R1_OK) {
         r1_tensor master = c.ops->weight_master(self->weight);
         if (c.ops->mem_upload(c.dev, master.data, matrix, rows * I * sizeof *matrix, &c.st) ==
             R1_OK) {
@@ -135,16 +137,16 @@ arg_weight(r1_call *c, const char *name, const char *E, const char *O, const cha
 
 /* ---- Kv ------------------------------------------------------------------------------------- */
 
-PyDoc_STRVAR(kv_doc, "Kv(device, blocks, Hkv, D, Dv, /)\n--\n\n"
+PyDoc_STRVAR(kv_doc, "Kv(device, blocks, Hkv, D, Dv, dtype='float32', /)\n--\n\n"
                      "One layer's KV cache, all NaN: blocks of 64 keys (D) and values (Dv).");
 
-/* Fills count floats of device memory with NaN. */
+/* Fills bytes of device memory with NaN of any width. */
 static r1_code
-poison(r1_call *c, void *p, size_t count)
+poison(r1_call *c, void *p, size_t bytes)
 {
     unsigned char nan[4096];
     memset(nan, 0xff, sizeof nan);
-    for (size_t done = 0, bytes = count * sizeof(float); done < bytes; done += sizeof nan) {
+    for (size_t done = 0; done < bytes; done += sizeof nan) {
         size_t n = bytes - done < sizeof nan ? bytes - done : sizeof nan;
         R1_TRY(c->ops->mem_upload(c->dev, (char *)p + done, nan, n, &c->st));
     }
@@ -157,11 +159,12 @@ kv_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     r1_call c;
     call_open(&c, "Kv", ((PyTupleObject *)args)->ob_item, PyTuple_GET_SIZE(args));
     arg_require(&c.args, kwargs == NULL || PyDict_GET_SIZE(kwargs) == 0, "takes no keywords");
-    r1_kv kv = {.dtype = R1_F32};
+    r1_kv kv = {0};
     kv.blocks = arg_size(&c.args, "blocks");
     kv.Hkv = arg_size(&c.args, "Hkv");
     kv.D = arg_size(&c.args, "D");
     kv.Dv = arg_size(&c.args, "Dv");
+    kv.dtype = args_more(&c.args) ? arg_dtype(&c.args, "dtype") : R1_F32;
     arg_require(&c.args, kv.blocks > 0 && kv.blocks <= 1 << 20, "blocks is %zu", kv.blocks);
     arg_require(&c.args, kv.Hkv > 0 && kv.Hkv <= 1024, "Hkv is %zu", kv.Hkv);
     arg_require(&c.args, kv.D > 0 && kv.D <= R1_MAX_HEAD_DIM && kv.Dv > 0 &&
@@ -172,14 +175,15 @@ kv_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         return call_close(&c);
     }
     self->kv = kv;
-    size_t slots = kv.blocks * kv.Hkv * R1_KV_BLOCK;
+    size_t k_bytes = kv.blocks * kv.Hkv * r1_kv_k_bytes(&kv);
+    size_t v_bytes = kv.blocks * kv.Hkv * r1_kv_v_bytes(&kv);
     if (call_begin(&c)) {
-        self->kv.k = c.ops->mem_alloc(c.dev, slots * kv.D * sizeof(float));
-        self->kv.v = c.ops->mem_alloc(c.dev, slots * kv.Dv * sizeof(float));
+        self->kv.k = c.ops->mem_alloc(c.dev, k_bytes);
+        self->kv.v = c.ops->mem_alloc(c.dev, v_bytes);
         if (self->kv.k == NULL || self->kv.v == NULL) {
             R1_FAIL(&c.st, R1_ENOMEM, "Kv: no memory for %zu blocks", kv.blocks);
-        } else if (poison(&c, self->kv.k, slots * kv.D) == R1_OK) {
-            poison(&c, self->kv.v, slots * kv.Dv);
+        } else if (poison(&c, self->kv.k, k_bytes) == R1_OK) {
+            poison(&c, self->kv.v, v_bytes);
         }
     }
     PyObject *done = call_close(&c);

@@ -16,7 +16,8 @@
  *     M' = max(M, m), L = L exp(M - M') + l exp(m - M'), likewise the vectors.
  * A key outside the window or beyond pos[n] is never read into a sum. Blocks before the window of a
  * group's first row are not visited; one that only its other rows skip leaves them at (-inf, 0, 0),
- * bit for bit where they would be without it.
+ * bit for bit where they would be without it. bf16 keys and values are widened to float32 as they
+ * are read; nothing else changes.
  *
  * Rows are worked on in groups of consecutive positions of one sequence, so that a key is loaded
  * once for all; no row's bits depend on its group. Knows nothing about which rows are prompt.
@@ -35,16 +36,16 @@ typedef struct {
     float scale;
 } fwd_job;
 
-static float *
+static void *
 block_k(const r1_kv *kv, size_t block, size_t g)
 {
-    return (float *)kv->k + (block * kv->Hkv + g) * kv->D * KEYS;
+    return (char *)kv->k + (block * kv->Hkv + g) * r1_kv_k_bytes(kv);
 }
 
-static float *
+static void *
 block_v(const r1_kv *kv, size_t block, size_t g)
 {
-    return (float *)kv->v + (block * kv->Hkv + g) * KEYS * kv->Dv;
+    return (char *)kv->v + (block * kv->Hkv + g) * r1_kv_v_bytes(kv);
 }
 
 /* ---- one group of rows, one head ---- */
@@ -106,13 +107,14 @@ block_softmax(chunk_state *st, float (*s)[KEYS], size_t rows, float scale, ptrdi
 /* acc = acc shrink + p v on `vecs` vectors of columns from column c0 */
 TILE_INLINE void
 block_columns(chunk_state *st, float (*p)[KEYS], size_t rows, size_t vecs, vf shrink,
-              const float *v, size_t Dv, size_t c0, size_t cols, ptrdiff_t from, ptrdiff_t until)
+              const void *v, int bf16, size_t Dv, size_t c0, size_t cols, ptrdiff_t from,
+              ptrdiff_t until)
 {
     for (size_t quarter = 0; quarter < 4; quarter++) {
         size_t j = quarter * QUARTER;
         vf c[TILE_ROWS][2] = {{{0}}};
-        tile_band(c, rows, vecs, (tile_ab){p[0] + j, KEYS, 1, v + j * Dv + c0, Dv, cols}, QUARTER,
-                  from - (ptrdiff_t)j, until - (ptrdiff_t)j);
+        tile_ab x = {p[0] + j, KEYS, 1, element(v, j * Dv + c0, bf16), Dv, cols, bf16};
+        tile_band(c, rows, vecs, x, QUARTER, from - (ptrdiff_t)j, until - (ptrdiff_t)j);
 #pragma GCC unroll 8
         for (size_t r = 0; r < rows; r++) {
             for (size_t i = 0; i < vecs; i++) {
@@ -126,18 +128,18 @@ block_columns(chunk_state *st, float (*p)[KEYS], size_t rows, size_t vecs, vf sh
 }
 
 TILE_INLINE void
-block_values(chunk_state *st, float (*p)[KEYS], size_t rows, vf shrink, const float *v, size_t Dv,
-             ptrdiff_t from, ptrdiff_t until)
+block_values(chunk_state *st, float (*p)[KEYS], size_t rows, vf shrink, const void *v, int bf16,
+             size_t Dv, ptrdiff_t from, ptrdiff_t until)
 {
     size_t c0 = 0;
     for (; c0 + 2 * W <= Dv; c0 += 2 * W) {
-        block_columns(st, p, rows, 2, shrink, v, Dv, c0, W, from, until);
+        block_columns(st, p, rows, 2, shrink, v, bf16, Dv, c0, W, from, until);
     }
     for (; c0 + W <= Dv; c0 += W) {
-        block_columns(st, p, rows, 1, shrink, v, Dv, c0, W, from, until);
+        block_columns(st, p, rows, 1, shrink, v, bf16, Dv, c0, W, from, until);
     }
     if (c0 < Dv) {
-        block_columns(st, p, rows, 1, shrink, v, Dv, c0, Dv - c0, from, until);
+        block_columns(st, p, rows, 1, shrink, v, bf16, Dv, c0, Dv - c0, from, until);
     }
 }
 
@@ -162,7 +164,7 @@ chunk_merge(vf *M, vf *L, float (*total)[R1_MAX_HEAD_DIM], const chunk_state *st
 /* Rows n .. n + count - 1 of head h: consecutive positions of one sequence, inside one key block.
  * Rows beyond count hold the last row's q; what they give is thrown away. */
 TILE_INLINE void
-group_fwd(const fwd_job *job, size_t rows, size_t count, size_t n, size_t h)
+group_fwd(const fwd_job *job, size_t rows, size_t count, size_t n, size_t h, int bf16)
 {
     const r1_kv *kv = job->kv;
     const r1_seqs *seqs = job->seqs;
@@ -195,9 +197,13 @@ group_fwd(const fwd_job *job, size_t rows, size_t count, size_t n, size_t h)
             ptrdiff_t from = until - job->window;
             size_t lanes = keys - base < KEYS ? keys - base : KEYS;
             lanes = (lanes + 2 * W - 1) / (2 * W) * (2 * W);
-            tile_scores(s, rows, q[0], R1_MAX_HEAD_DIM, block_k(kv, block, g), D, lanes);
+            if (bf16) {
+                tile_scores_bf16(s, rows, q[0], R1_MAX_HEAD_DIM, block_k(kv, block, g), D, lanes);
+            } else {
+                tile_scores(s, rows, q[0], R1_MAX_HEAD_DIM, block_k(kv, block, g), D, lanes);
+            }
             vf shrink = block_softmax(&st, s, rows, job->scale, from, until, lanes);
-            block_values(&st, s, rows, shrink, block_v(kv, block, g), Dv, from, until);
+            block_values(&st, s, rows, shrink, block_v(kv, block, g), bf16, Dv, from, until);
         }
         float sums[W] = {0};
         for (size_t r = 0; r < rows; r++) {
@@ -212,6 +218,23 @@ group_fwd(const fwd_job *job, size_t rows, size_t count, size_t n, size_t h)
             vf_store_left(o + c, vf_load(total[r] + c) / vf_set1(L[r]), Dv - c);
         }
         row_f32(job->lse, n + r)[h] = lse[r];
+    }
+}
+
+/* The constants of each form */
+static void
+group_any(const fwd_job *job, size_t count, size_t n, size_t h)
+{
+    if (job->kv->dtype == R1_BF16) {
+        if (count == 1) {
+            group_fwd(job, 1, 1, n, h, 1);
+        } else {
+            group_fwd(job, TILE_ROWS, count, n, h, 1);
+        }
+    } else if (count == 1) {
+        group_fwd(job, 1, 1, n, h, 0);
+    } else {
+        group_fwd(job, TILE_ROWS, count, n, h, 0);
     }
 }
 
@@ -232,10 +255,8 @@ attention_fwd_task(void *ctx, size_t task, size_t worker)
         count = count < left ? count : left;
         if (t % TILE_ROWS != 0 && n != (size_t)seqs->q_start[b]) {
             /* inside a group that began before this task */
-        } else if (count == 1) {
-            group_fwd(job, 1, 1, n, h);
         } else {
-            group_fwd(job, TILE_ROWS, count, n, h);
+            group_any(job, count, n, h);
         }
         n += count;
     }
@@ -262,6 +283,19 @@ typedef struct {
     const int32_t *pairs;
 } kv_job;
 
+/* One key and its value, rounded. */
+static void
+write_bf16(uint32_t *pairs, uint16_t *values, const float *k, const float *v, const r1_kv *kv,
+           size_t slot)
+{
+    for (size_t d = 0; d < kv->D; d += 2) {
+        pairs[d / 2 * KEYS + slot] = bf16_pair(k[d], d + 1 < kv->D ? k[d + 1] : 0.0f);
+    }
+    for (size_t d = 0; d < kv->Dv; d++) {
+        values[slot * kv->Dv + d] = (uint16_t)(bf16_bits(v[d]) >> 16);
+    }
+}
+
 static void
 kv_write_task(void *ctx, size_t task, size_t worker)
 {
@@ -276,12 +310,16 @@ kv_write_task(void *ctx, size_t task, size_t worker)
         size_t block = (size_t)seqs->blocks[at];
         for (size_t g = 0; g < kv->Hkv; g++) {
             const float *k = row_f32(job->k, n) + g * kv->D;
-            float *kb = block_k(kv, block, g) + slot;
-            for (size_t d = 0; d < kv->D; d++) {
-                kb[d * KEYS] = k[d];
+            const float *v = row_f32(job->v, n) + g * kv->Dv;
+            void *kb = block_k(kv, block, g), *vb = block_v(kv, block, g);
+            if (kv->dtype == R1_BF16) {
+                write_bf16(kb, vb, k, v, kv, slot);
+                continue;
             }
-            memcpy(block_v(kv, block, g) + slot * kv->Dv,
-                   row_f32(job->v, n) + g * kv->Dv, kv->Dv * sizeof(float));
+            for (size_t d = 0; d < kv->D; d++) {
+                ((float *)kb)[d * KEYS + slot] = k[d];
+            }
+            memcpy((float *)vb + slot * kv->Dv, v, kv->Dv * sizeof(float));
         }
     }
 }
@@ -303,10 +341,8 @@ kv_copy_task(void *ctx, size_t task, size_t worker)
     const kv_job *job = ctx;
     const r1_kv *kv = job->kv;
     size_t from = (size_t)job->pairs[2 * task], to = (size_t)job->pairs[2 * task + 1];
-    memcpy(block_k(kv, to, 0), block_k(kv, from, 0),
-           kv->Hkv * kv->D * KEYS * sizeof(float));
-    memcpy(block_v(kv, to, 0), block_v(kv, from, 0),
-           kv->Hkv * kv->Dv * KEYS * sizeof(float));
+    memcpy(block_k(kv, to, 0), block_k(kv, from, 0), kv->Hkv * r1_kv_k_bytes(kv));
+    memcpy(block_v(kv, to, 0), block_v(kv, from, 0), kv->Hkv * r1_kv_v_bytes(kv));
 }
 
 r1_code

@@ -120,15 +120,15 @@ product(float *c, size_t ldc, size_t count, const float *a, size_t lda, size_t k
 {
     size_t c0 = 0;
     for (; c0 + 2 * W <= cols; c0 += 2 * W) {
-        tile_ab x = {a, lda, ka, b + c0, ldb, W};
+        tile_ab x = {a, lda, ka, b + c0, ldb, W, 0};
         product_columns(c + c0, ldc, count, 2, x, n, from, until);
     }
     for (; c0 + W <= cols; c0 += W) {
-        tile_ab x = {a, lda, ka, b + c0, ldb, W};
+        tile_ab x = {a, lda, ka, b + c0, ldb, W, 0};
         product_columns(c + c0, ldc, count, 1, x, n, from, until);
     }
     if (c0 < cols) {
-        tile_ab x = {a, lda, ka, b + c0, ldb, cols - c0};
+        tile_ab x = {a, lda, ka, b + c0, ldb, cols - c0, 0};
         product_columns(c + c0, ldc, count, 1, x, n, from, until);
     }
 }

@@ -12,6 +12,7 @@
 #ifndef R1_ATTENTION_TILE_H
 #define R1_ATTENTION_TILE_H
 
+#include "bf16.h"
 #include "cpu.h"
 #include "simd.h"
 
@@ -25,18 +26,34 @@ enum {
 typedef struct {
     const float *a;
     size_t lda, ka;
-    const float *b;
+    const void *b; /* float, or bf16 */
     size_t ldb, cols; /* cols < W: the vector is loaded by mask */
+    int bf16;
 } tile_ab;
+
+/* Element `at` of x, of either kind */
+TILE_INLINE const void *
+element(const void *x, size_t at, int bf16)
+{
+    return bf16 ? (const void *)((const uint16_t *)x + at) : (const void *)((const float *)x + at);
+}
+
+/* Columns [at, at + W) of row k of b, of which `cols` are there */
+TILE_INLINE vf
+tile_row(tile_ab x, ptrdiff_t k, size_t at, size_t cols)
+{
+    const void *b = element(x.b, (size_t)k * x.ldb + at, x.bf16);
+    return x.bf16 ? vf_load_bf16_left(b, cols) : vf_load_left(b, cols);
+}
 
 /* k in [first, end) for every row */
 TILE_INLINE void
 tile_all(vf (*c)[2], size_t rows, size_t vecs, tile_ab x, ptrdiff_t first, ptrdiff_t end)
 {
     for (ptrdiff_t k = first; k < end; k++) {
-        const float *b = x.b + (size_t)k * x.ldb, *a = x.a + (size_t)k * x.ka;
-        vf b0 = vf_load_left(b, x.cols);
-        vf b1 = vecs == 2 ? vf_load(b + W) : b0;
+        const float *a = x.a + (size_t)k * x.ka;
+        vf b0 = tile_row(x, k, 0, x.cols);
+        vf b1 = vecs == 2 ? tile_row(x, k, W, W) : b0;
 #pragma GCC unroll 8
         for (size_t r = 0; r < rows; r++) {
             vf ar = vf_set1(a[r * x.lda]);
@@ -54,9 +71,9 @@ tile_edge(vf (*c)[2], size_t rows, size_t vecs, tile_ab x, ptrdiff_t first, ptrd
           ptrdiff_t from, ptrdiff_t until)
 {
     for (ptrdiff_t k = first; k < end; k++) {
-        const float *b = x.b + (size_t)k * x.ldb, *a = x.a + (size_t)k * x.ka;
-        vf b0 = vf_load_left(b, x.cols);
-        vf b1 = vecs == 2 ? vf_load(b + W) : b0;
+        const float *a = x.a + (size_t)k * x.ka;
+        vf b0 = tile_row(x, k, 0, x.cols);
+        vf b1 = vecs == 2 ? tile_row(x, k, W, W) : b0;
 #pragma GCC unroll 8
         for (size_t r = 0; r < rows; r++) {
             if ((size_t)(k - from - (ptrdiff_t)r) < (size_t)(until - from)) {
@@ -107,7 +124,32 @@ tile_scores(float (*s)[KEYS], size_t rows, const float *q, size_t ldq, const flo
 {
     for (size_t j = 0; j < lanes; j += 2 * W) {
         vf c[TILE_ROWS][2] = {{{0}}};
-        tile_all(c, rows, 2, (tile_ab){q, ldq, 1, kt + j, KEYS, W}, 0, (ptrdiff_t)D);
+        tile_all(c, rows, 2, (tile_ab){q, ldq, 1, kt + j, KEYS, W, 0}, 0, (ptrdiff_t)D);
+#pragma GCC unroll 8
+        for (size_t r = 0; r < rows; r++) {
+            vf_store(s[r] + j, c[r][0]);
+            vf_store(s[r] + j + W, c[r][1]);
+        }
+    }
+}
+
+/* The same from pairs, kt (ceil(D / 2), 64): each is two steps, but for the last of an odd D. */
+TILE_INLINE void
+tile_scores_bf16(float (*s)[KEYS], size_t rows, const float *q, size_t ldq, const uint32_t *kt,
+                 size_t D, size_t lanes)
+{
+    for (size_t j = 0; j < lanes; j += 2 * W) {
+        vf c[TILE_ROWS][2] = {{{0}}};
+        for (size_t d = 0; d < D; d++) {
+            const uint32_t *b = kt + d / 2 * KEYS + j;
+            vf b0 = vf_half(b, d % 2), b1 = vf_half(b + W, d % 2);
+#pragma GCC unroll 8
+            for (size_t r = 0; r < rows; r++) {
+                vf qr = vf_set1(q[r * ldq + d]);
+                c[r][0] = vf_fma(qr, b0, c[r][0]);
+                c[r][1] = vf_fma(qr, b1, c[r][1]);
+            }
+        }
 #pragma GCC unroll 8
         for (size_t r = 0; r < rows; r++) {
             vf_store(s[r] + j, c[r][0]);

@@ -1,7 +1,7 @@
 /* cpu.h - what the files of the CPU backend share: the device, the weight, and the names of a tier.
  *
  * setup.py compiles every file of this folder but isa.c once per tier with -DR1_TIER=avx512 (avx2,
- * baseline) and that tier's instruction flags. TIER(rmsnorm_fwd) is rmsnorm_fwd_avx512 there.
+ * baseline, avx512bf16) and that tier's instruction flags. TIER(rmsnorm_fwd) is rmsnorm_fwd_avx512 there.
  */
 #ifndef R1_CPU_H
 #define R1_CPU_H
@@ -19,13 +19,14 @@ struct r1_dev {
 };
 
 /* master (E O, I) row-major; panels: for each expert and each panel of R1_PANEL output columns the
- * (I, R1_PANEL) transpose, the last panel padded with zeros: what matmul_nt streams. */
+ * (I, R1_PANEL) transpose, the last panel padded with zeros: what matmul_nt streams. In bf16 a row
+ * of a panel is a row of pairs (bf16.h), inputs 2i and 2i + 1. */
 enum { R1_PANEL = 32 };
 struct r1_weight {
     size_t E, O, I;
     r1_dtype dtype;
     float *master; /* (E O, I) */
-    float *panels; /* (E, ceil(O / 32), I, 32) */
+    float *panels; /* (E, ceil(O / 32), I or ceil(I / 2) pairs, 32) */
 };
 
 /* Every op of the table that is one function here. */
@@ -33,7 +34,7 @@ struct r1_weight {
     X(dev_open) X(dev_close) X(dev_threads) X(mem_alloc) X(mem_free) X(mem_upload)                \
     X(mem_download) X(fill_zero) X(weight_open) X(weight_close) X(weight_master) X(weight_pack)   \
     X(matmul_nt) X(matmul_nn) X(matmul_tn) X(bias_bwd) X(add) X(gather_rows) X(scatter_rows)      \
-    X(embed_fwd) X(embed_bwd) X(rmsnorm_fwd) X(rmsnorm_bwd) X(rope) X(mla_expand_fwd)             \
+    X(round_bf16) X(embed_fwd) X(embed_bwd) X(rmsnorm_fwd) X(rmsnorm_bwd) X(rope) X(mla_expand_fwd)             \
     X(mla_expand_bwd) X(kv_write) X(kv_copy) X(attention_fwd) X(attention_bwd) X(swiglu_fwd)      \
     X(swiglu_bwd) X(router_fwd) X(router_bwd) X(router_load) X(balance_loss)                      \
     X(router_bias_update) X(dispatch_plan) X(combine_fwd) X(combine_bwd) X(dispatch_bwd)          \

@@ -3,11 +3,12 @@
  *   y[n] = W[ids[n]];   dW[ids[n]] += dy[n], n ascending
  *
  * W (V, C) is a weight's master, ids (N), y (N, C). Id -1 (no token) gives a row of zeros and
- * no gradient. Forward copies. Backward is one chain per element over rows in ascending order,
+ * no gradient. Forward copies, or rounds where the weight is bf16. Backward is one chain per element over rows in ascending order,
  * starting from memory: two rows with the same id meet in the same element, so the work is
  * split over columns only. */
 #include <string.h>
 
+#include "bf16.h"
 #include "cpu.h"
 #include "simd.h"
 #include "split.h"
@@ -16,6 +17,7 @@ typedef struct {
     const r1_tensor *to, *from; /* y and W, or dW and dy */
     const int32_t *ids;
     size_t step; /* rows, or in backward columns, a task */
+    int bf16;
 } embed_job;
 
 static void
@@ -32,6 +34,9 @@ look_up(void *ctx, size_t task, size_t worker)
             memset(row_f32(job->to, n), 0, bytes);
         } else {
             memcpy(row_f32(job->to, n), row_f32(job->from, (size_t)id), bytes);
+            for (size_t c = 0; job->bf16 && c < job->to->cols; c++) {
+                row_f32(job->to, n)[c] = bf16_round(row_f32(job->to, n)[c]);
+            }
         }
     }
 }
@@ -61,7 +66,7 @@ TIER(embed_fwd)(r1_dev *dev, const r1_tensor *y, const r1_weight *w, const int32
     (void)st;
     assert(w->E == 1 && y->cols == w->I);
     r1_tensor table = r1_f32(w->master, w->O, w->I);
-    embed_job job = {y, &table, ids, split_rows(y->cols)};
+    embed_job job = {y, &table, ids, split_rows(y->cols), w->dtype == R1_BF16};
     r1_pool_run(dev->pool, split_count(y->rows, job.step), look_up, &job);
     return R1_OK;
 }
@@ -72,7 +77,7 @@ TIER(embed_bwd)(r1_dev *dev, const r1_tensor *dw, const r1_tensor *dy, const int
 {
     (void)st;
     assert(dw->cols == dy->cols);
-    embed_job job = {dw, dy, ids, split_columns(dy->cols, r1_pool_threads(dev->pool))};
+    embed_job job = {dw, dy, ids, split_columns(dy->cols, r1_pool_threads(dev->pool)), 0};
     r1_pool_run(dev->pool, split_count(dy->cols, job.step), add_up, &job);
     return R1_OK;
 }

@@ -1,8 +1,9 @@
 /* isa.c - which instruction-set tier this processor runs. Compiled once, for any processor.
  *
  * The tiers are the same files compiled with other flags (cpu.h); bits are promised within a tier.
- * R1_NO_AVX512 and R1_NO_AVX2: the compiler could not build that tier. Knows nothing about what the
- * tables hold. */
+ * R1_NO_AVX512BF16, R1_NO_AVX512 and R1_NO_AVX2: the compiler could not build that tier. Knows
+ * nothing about what the tables hold. */
+#include <fenv.h>
 #include <string.h>
 
 #include "../ops.h"
@@ -19,6 +20,25 @@ has_avx512(void)
            __builtin_cpu_supports("fma");
 }
 #endif
+#if defined(__x86_64__) && !defined(R1_NO_AVX512) && !defined(R1_NO_AVX512BF16)
+#define HAVE_AVX512BF16
+extern const r1_ops r1_ops_avx512bf16;
+extern int bf16_check_avx512bf16(void); /* bf16_check.c */
+
+static int
+has_avx512bf16(void)
+{
+    fenv_t caller;
+    if (!has_avx512() || !__builtin_cpu_supports("avx512bf16")) {
+        return 0;
+    }
+    fegetenv(&caller);
+    fesetenv(FE_DFL_ENV);
+    int right = bf16_check_avx512bf16();
+    fesetenv(&caller);
+    return right;
+}
+#endif
 #if defined(__x86_64__) && !defined(R1_NO_AVX2)
 extern const r1_ops r1_ops_avx2;
 
@@ -33,6 +53,11 @@ const r1_ops *
 r1_cpu_ops(const char *tier)
 {
     int any = strcmp(tier, "auto") == 0;
+#if defined(HAVE_AVX512BF16)
+    if ((any || strcmp(tier, "avx512bf16") == 0) && has_avx512bf16()) {
+        return &r1_ops_avx512bf16;
+    }
+#endif
 #if defined(__x86_64__) && !defined(R1_NO_AVX512)
     if ((any || strcmp(tier, "avx512") == 0) && has_avx512()) {
         return &r1_ops_avx512;

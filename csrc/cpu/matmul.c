@@ -14,7 +14,13 @@
  * All three are one loop nest over c = a b: blocks of the sum, panels of 32 columns of b, tiles of
  * rows. nt finds b packed in panels (weight.c); nn and tn copy theirs, one block of a panel at a
  * time, to the stack, and tn its block of a too: rows of dy that lie far apart would each cost a
- * cache line and a page. The tile is matmul_kernel.h. */
+ * cache line and a page. The tile is matmul_kernel.h.
+ *
+ * In bf16 both operands are rounded where they meet: W in its panels, x and dy on their way to the
+ * stack, W in nn as forward rounded it; a sum over rows of odd length is padded by a product of
+ * 0. The chain is the same, of fused multiply-adds on every tier, but that what is below 2^-126
+ * counts as 0 (bf16.h); c, start and bias stay float32. */
+#include "bf16.h"
 #include "cpu.h"
 #include "matmul_kernel.h"
 #include "simd.h"
@@ -47,6 +53,7 @@ typedef struct {
     const float *b;
     size_t ldb, b_panel, b_n, b_e; /* b_panel: from panel to panel */
     int packed;                    /* b lies in padded panels */
+    int bf16;
     size_t task_rows, task_panels; /* at most, of c, for one task */
 } product;
 
@@ -86,6 +93,67 @@ copy_block(float *to, size_t ld, const float *from, size_t from_ld, size_t K, si
     }
 }
 
+/* to (ceil(K / 2), columns; row stride ld) = pairs of rows of from; an odd last row meets `pad`, and
+ * what lies beyond the columns is 0. */
+static void
+pair_rows(u32_u *to, size_t ld, const float *from, size_t from_ld, size_t K, size_t columns,
+          float pad)
+{
+    for (size_t k = 0; k < K; k += 2, to += ld, from += 2 * from_ld) {
+        if (k + 1 < K) {
+            for (size_t j = 0; j < columns; j++) {
+                to[j] = bf16_pair(from[j], from[from_ld + j]);
+            }
+        } else {
+            for (size_t j = 0; j < columns; j++) {
+                to[j] = bf16_pair(from[j], pad);
+            }
+        }
+        memset(to + columns, 0, (ld - columns) * sizeof *to);
+    }
+}
+
+#if BF16_PAIRS
+/* to (ceil(K / 2)) = pairs of neighbours; an odd last one meets `pad`. */
+static void
+pair_neighbours(u32_u *to, const float *from, size_t K, float pad)
+{
+    for (size_t k = 0; k < K / 2; k++) {
+        to[k] = bf16_pair(from[2 * k], from[2 * k + 1]);
+    }
+    if (K % 2 == 1) {
+        to[K / 2] = bf16_pair(from[K - 1], pad);
+    }
+}
+#endif
+
+/* The block (rows, K) of a that starts at `from`, rounded to bf16, as the tile wants it. The copy's
+ * row r is at r SUM_BLOCK; in tn, where the sum runs over rows, its step k at k MAX_TASK_ROWS. */
+static void
+copy_rounded(float *to, const product *p, const float *from, size_t rows, size_t K)
+{
+    int over_rows = p->K == EXPERT_ROWS;
+#if BF16_PAIRS
+    if (over_rows) {
+        pair_rows((u32_u *)to, MAX_TASK_ROWS, from, p->a_k, K, rows, -0.0f);
+    }
+    for (size_t r = 0; !over_rows && r < rows; r++) {
+        pair_neighbours((u32_u *)to + r * SUM_BLOCK, from + r * p->a_row, K, -0.0f);
+    }
+#else
+    size_t lines = over_rows ? K : rows, length = over_rows ? rows : K;
+    size_t ld = over_rows ? MAX_TASK_ROWS : SUM_BLOCK, from_ld = over_rows ? p->a_k : p->a_row;
+    for (size_t i = 0; i < lines; i++) {
+        for (size_t j = 0; j < length; j++) {
+            to[i * ld + j] = bf16_round(from[i * from_ld + j]);
+        }
+    }
+    for (size_t r = 0; K % 2 == 1 && r < rows; r++) {
+        to[over_rows ? K * ld + r : r * ld + K] = -0.0f;
+    }
+#endif
+}
+
 /* One tile of rows across a panel. The last columns go through a full-width copy of the tile. */
 static void
 run_tile(tile_args t, size_t rows, size_t columns)
@@ -113,7 +181,7 @@ run_tile(tile_args t, size_t rows, size_t columns)
 }
 
 /* Rows r0 .. r1 and panels p0 .. p1 of expert e's c, one block of the sum after another. */
-static void
+static __attribute__((noinline)) void
 run_block(const product *p, size_t e, size_t r0, size_t r1, size_t p0, size_t p1)
 {
     float a_copy[SUM_BLOCK * MAX_TASK_ROWS] __attribute__((aligned(64)));
@@ -124,19 +192,30 @@ run_block(const product *p, size_t e, size_t r0, size_t r1, size_t p0, size_t p1
     float *c = p->c + n0 * p->c_n + e * p->c_e + r0 * p->ldc;
     size_t k = 0;
     do { /* once even if the sum is empty: c = start */
-        tile_args t = {.a_row = p->a_row, .a_k = p->a_k, .ldb = R1_PANEL, .ldc = p->ldc};
-        t.K = split_end(K, k, SUM_BLOCK) - k;
+        tile_args t = {.a_row = p->a_row, .a_k = p->a_k, .ldb = R1_PANEL, .ldc = p->ldc,
+                       .bf16 = p->bf16};
+        size_t steps = split_end(K, k, SUM_BLOCK) - k;
+        t.K = p->bf16 ? (steps + 1) / 2 : steps;
         const float *a = p->a + n0 * p->a_n + r0 * p->a_row + k * p->a_k;
-        if (p->K == EXPERT_ROWS) {
-            copy_block(a_copy, MAX_TASK_ROWS, a, p->a_k, t.K, rows);
+        if (p->bf16 || p->K == EXPERT_ROWS) {
+            if (p->bf16) {
+                copy_rounded(a_copy, p, a, rows, steps);
+            } else {
+                copy_block(a_copy, MAX_TASK_ROWS, a, p->a_k, steps, rows);
+            }
             a = a_copy;
-            t.a_k = MAX_TASK_ROWS;
+            t.a_row = p->K == EXPERT_ROWS ? 1 : SUM_BLOCK;
+            t.a_k = p->K == EXPERT_ROWS ? MAX_TASK_ROWS : 1;
         }
         for (size_t panel = p0; panel < p1; panel++) {
             size_t j = panel * R1_PANEL, columns = split_end(p->columns, j, R1_PANEL) - j;
-            t.b = b + panel * p->b_panel + k * p->ldb;
+            t.b = b + panel * p->b_panel + (p->packed && p->bf16 ? k / 2 : k) * p->ldb;
             if (!p->packed) {
-                copy_block(b_copy, R1_PANEL, t.b, p->ldb, t.K, columns);
+                if (p->bf16) {
+                    pair_rows((u32_u *)b_copy, R1_PANEL, t.b, p->ldb, steps, columns, 0.0f);
+                } else {
+                    copy_block(b_copy, R1_PANEL, t.b, p->ldb, steps, columns);
+                }
                 t.b = b_copy;
             }
             for (size_t i = 0; i < tiles; i++) { /* even shares of the rows */
@@ -152,7 +231,7 @@ run_block(const product *p, size_t e, size_t r0, size_t r1, size_t p0, size_t p1
                 run_tile(t, (i + 1) * rows / tiles - r, columns);
             }
         }
-        k += t.K;
+        k += steps;
     } while (k < K);
 }
 
@@ -170,8 +249,12 @@ run_task(void *ctx, size_t task, size_t worker)
     size_t panels = split_count(p->columns, R1_PANEL);
     size_t panel_blocks = split_count(panels, p->task_panels);
     size_t i = task / panel_blocks, j = task % panel_blocks;
+    uint32_t mode = p->bf16 ? bf16_enter() : 0;
     run_block(p, e, i * rows / row_blocks, (i + 1) * rows / row_blocks, j * panels / panel_blocks,
               (j + 1) * panels / panel_blocks);
+    if (p->bf16) {
+        bf16_leave(mode);
+    }
 }
 
 static size_t
@@ -217,15 +300,16 @@ TIER(matmul_nt)(r1_dev *dev, const r1_tensor *y, const r1_tensor *x, const r1_we
     (void)st;
     assert(y->rows == x->rows && y->cols == w->O && x->cols == w->I);
     assert(!(accumulate && bias != NULL) && (offsets != NULL || w->E == 1));
-    size_t panels = split_count(w->O, R1_PANEL);
+    int bf16 = w->dtype == R1_BF16;
+    size_t panel = (bf16 ? split_count(w->I, 2) : w->I) * R1_PANEL;
     product p = {
         .offsets = offsets, .E = w->E, .N = x->rows, .columns = w->O, .M = EXPERT_ROWS, .K = w->I,
         .c = y->data, .ldc = y->ld, .c_n = y->ld,
         .start = accumulate ? NULL : bias != NULL ? bias->data : ZEROS,
         .start_panel = bias != NULL ? R1_PANEL : 0,
         .a = x->data, .a_row = x->ld, .a_k = 1, .a_n = x->ld,
-        .b = w->panels, .ldb = R1_PANEL, .b_panel = w->I * R1_PANEL,
-        .b_e = panels * w->I * R1_PANEL, .packed = 1,
+        .b = w->panels, .ldb = R1_PANEL, .b_panel = panel,
+        .b_e = split_count(w->O, R1_PANEL) * panel, .packed = 1, .bf16 = bf16,
     };
     run_product(dev, &p);
     return R1_OK;
@@ -244,6 +328,7 @@ TIER(matmul_nn)(r1_dev *dev, const r1_tensor *dx, const r1_tensor *dy, const r1_
         .start = accumulate ? NULL : ZEROS,
         .a = dy->data, .a_row = dy->ld, .a_k = 1, .a_n = dy->ld,
         .b = w->master, .ldb = w->I, .b_panel = R1_PANEL, .b_e = w->O * w->I,
+        .bf16 = w->dtype == R1_BF16,
     };
     run_product(dev, &p);
     return R1_OK;
@@ -251,7 +336,7 @@ TIER(matmul_nn)(r1_dev *dev, const r1_tensor *dx, const r1_tensor *dy, const r1_
 
 r1_code
 TIER(matmul_tn)(r1_dev *dev, const r1_tensor *dw, const r1_tensor *dy, const r1_tensor *x,
-                size_t E, const int32_t *offsets, r1_status *st)
+                size_t E, const int32_t *offsets, r1_dtype dtype, r1_status *st)
 {
     (void)st;
     assert(dw->rows == E * dy->cols && dw->cols == x->cols && dy->rows == x->rows);
@@ -261,7 +346,7 @@ TIER(matmul_tn)(r1_dev *dev, const r1_tensor *dw, const r1_tensor *dy, const r1_
         .K = EXPERT_ROWS,
         .c = dw->data, .ldc = dw->ld, .c_e = dy->cols * dw->ld,
         .a = dy->data, .a_row = 1, .a_k = dy->ld, .a_n = dy->ld,
-        .b = x->data, .ldb = x->ld, .b_panel = R1_PANEL, .b_n = x->ld,
+        .b = x->data, .ldb = x->ld, .b_panel = R1_PANEL, .b_n = x->ld, .bf16 = dtype == R1_BF16,
     };
     run_product(dev, &p);
     return R1_OK;

@@ -1,14 +1,16 @@
-/* rows.c - rows that are cleared, added, gathered and scattered.
+/* rows.c - rows that are cleared, added, rounded, gathered and scattered.
  *
  *   fill_zero     x = 0
  *   add           y = a + b
+ *   round_bf16    x = the nearest bf16 number (bf16.h)
  *   gather_rows   y[m] = x[idx[m]]
  *   scatter_rows  dx = 0, then dx[idx[m]] = dy[m];  the gradient of gather: the idx are distinct
  *
- * Copies and one addition: nothing to round but add. Every tensor has a row stride of its own, so a
+ * Copies and one addition: else nothing rounds. Every tensor has a row stride of its own, so a
  * slice of columns is as good as a matrix. In parallel over rows. */
 #include <string.h>
 
+#include "bf16.h"
 #include "cpu.h"
 #include "simd.h"
 #include "split.h"
@@ -54,6 +56,20 @@ add_rows(void *ctx, size_t task, size_t worker)
 }
 
 static void
+round_rows(void *ctx, size_t task, size_t worker)
+{
+    (void)worker;
+    const rows_job *job = ctx;
+    size_t n0 = task * job->step, n1 = split_end(job->y->rows, n0, job->step);
+    for (size_t n = n0; n < n1; n++) {
+        float *y = row_f32(job->y, n);
+        for (size_t c = 0; c < job->y->cols; c++) {
+            y[c] = bf16_round(y[c]);
+        }
+    }
+}
+
+static void
 take_rows(void *ctx, size_t task, size_t worker)
 {
     (void)worker;
@@ -91,6 +107,14 @@ TIER(add)(r1_dev *dev, const r1_tensor *y, const r1_tensor *a, const r1_tensor *
     (void)st;
     assert(y->rows == a->rows && y->rows == b->rows && y->cols == a->cols && y->cols == b->cols);
     run_rows(dev, &(rows_job){.y = y, .a = a, .b = b}, y->rows, y->cols, add_rows);
+    return R1_OK;
+}
+
+r1_code
+TIER(round_bf16)(r1_dev *dev, const r1_tensor *x, r1_status *st)
+{
+    (void)st;
+    run_rows(dev, &(rows_job){.y = x}, x->rows, x->cols, round_rows);
     return R1_OK;
 }
 

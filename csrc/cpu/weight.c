@@ -2,8 +2,10 @@
  *
  *   panels[e][p][i][j] = master[e][32 p + j][i],  j < 32;  0 beyond the last output column
  *
- * matmul_nn and the embedding read the master itself, whose rows already lie the right way. Knows
- * nothing about what a weight means. */
+ * In bf16 panels[e][p][i][j] is the pair of inputs 2i and 2i + 1 (bf16.h), rounded; an odd last input
+ * has a 0 beside it. matmul_nn and the embedding read the master, whose rows already lie the right
+ * way, and round it to the same numbers. Knows nothing about what a weight means. */
+#include "bf16.h"
 #include "cpu.h"
 
 static size_t
@@ -12,15 +14,20 @@ count_panels(size_t O)
     return (O + R1_PANEL - 1) / R1_PANEL;
 }
 
+/* Rows of a panel: inputs, or pairs of them. */
+static size_t
+panel_rows(r1_dtype dtype, size_t I)
+{
+    return dtype == R1_BF16 ? (I + 1) / 2 : I;
+}
+
 r1_code
 TIER(weight_open)(r1_dev *dev, r1_weight **out, size_t E, size_t O, size_t I, r1_dtype dtype,
                   r1_status *st)
 {
     (void)dev;
     *out = NULL;
-    if (dtype != R1_F32) {
-        return R1_FAIL(st, R1_EINVAL, "weight: the CPU backend knows float32 only");
-    }
+    assert(dtype == R1_F32 || dtype == R1_BF16);
     size_t width; /* of a packed row over all experts */
     if (__builtin_mul_overflow(E, count_panels(O) * R1_PANEL * sizeof(float), &width)) {
         return R1_FAIL(st, R1_ENOMEM, "weight of %zu x %zu x %zu is too large", E, O, I);
@@ -29,7 +36,8 @@ TIER(weight_open)(r1_dev *dev, r1_weight **out, size_t E, size_t O, size_t I, r1
     if (w == NULL) {
         return R1_FAIL(st, R1_ENOMEM, "no memory for a weight");
     }
-    *w = (r1_weight){E, O, I, dtype, r1_alloc(E * O * sizeof(float), I), r1_alloc(width, I)};
+    *w = (r1_weight){E, O, I, dtype, r1_alloc(E * O * sizeof(float), I),
+                     r1_alloc(width, panel_rows(dtype, I))};
     if (w->master == NULL || w->panels == NULL) {
         TIER(weight_close)(dev, w);
         return R1_FAIL(st, R1_ENOMEM, "no memory for a weight of %zu x %zu x %zu", E, O, I);
@@ -55,6 +63,21 @@ TIER(weight_master)(const r1_weight *w)
     return r1_f32(w->master, w->E * w->O, w->I);
 }
 
+/* One panel in bf16, from `used` rows of the master. */
+static void
+pack_pairs(u32_u *to, const float *from, size_t I, size_t used)
+{
+    for (size_t i = 0; i < I; i += 2, to += R1_PANEL) {
+        for (size_t j = 0; j < used; j++) {
+            const float *x = from + j * I + i;
+            to[j] = bf16_pair(x[0], i + 1 < I ? x[1] : 0.0f);
+        }
+        for (size_t j = used; j < R1_PANEL; j++) {
+            to[j] = 0;
+        }
+    }
+}
+
 /* Task t is panel t of all E x ceil(O / 32). */
 static void
 pack_panel(void *ctx, size_t task, size_t worker)
@@ -64,7 +87,11 @@ pack_panel(void *ctx, size_t task, size_t worker)
     size_t panels = count_panels(w->O), e = task / panels, o = task % panels * R1_PANEL;
     size_t used = w->O - o < R1_PANEL ? w->O - o : R1_PANEL;
     const float *from = w->master + (e * w->O + o) * w->I;
-    float *to = w->panels + task * w->I * R1_PANEL;
+    float *to = w->panels + task * panel_rows(w->dtype, w->I) * R1_PANEL;
+    if (w->dtype == R1_BF16) {
+        pack_pairs((u32_u *)to, from, w->I, used);
+        return;
+    }
     for (size_t i = 0; i < w->I; i++) {
         for (size_t j = 0; j < used; j++) {
             to[i * R1_PANEL + j] = from[j * w->I + i];

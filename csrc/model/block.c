@@ -6,9 +6,9 @@
  *
  * Attention is GQA (Ainslie et al. 2023), its queries and keys normed head by head with qk_norm
  * (Qwen3), or MLA in expanded form (DeepSeek-V3 eq. 1-11); FFN is SwiGLU or DeepSeekMoE (eq. 12-16):
- * shared experts + sum_k w_k expert_k. Sampling and training run this one forward. Kept for backward:
- * r1_acts. Gradients of s1 and f' are one tensor, t->ds, since the next layer only ever uses their
- * sum.
+ * shared experts + sum_k w_k expert_k. Sampling and training run this one forward. In bf16, q, k and
+ * v are rounded before they meet, and backward passes the rounding by. Kept for backward: r1_acts.
+ * Gradients of s1 and f' are one tensor, t->ds, since the next layer only ever uses their sum.
  */
 #include <math.h>
 
@@ -166,6 +166,11 @@ attention_half_fwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_te
         R1_TRY(mla_project_fwd(m, l, a, t, seqs, st));
     } else {
         R1_TRY(gqa_project_fwd(m, l, a, seqs, st));
+    }
+    if (m->dtype == R1_BF16) { /* backward must see what the cache holds; q is treated alike */
+        R1_TRY(m->ops->round_bf16(m->dev, &a->q, st));
+        R1_TRY(m->ops->round_bf16(m->dev, &a->k, st));
+        R1_TRY(m->ops->round_bf16(m->dev, &a->v, st));
     }
     R1_TRY(m->ops->kv_write(m->dev, kv, &a->k, &a->v, seqs, st));
     R1_TRY(m->ops->attention_fwd(m->dev, &a->o, &a->lse, &a->q, kv, seqs, c->H, l->window,

@@ -59,7 +59,7 @@ device_open(r1_decode *d, r1_status *st)
     r1_decode_spec *s = &d->spec;
     r1_model *m = d->m;
     size_t per_slot = d->max_blocks + 1, longest = 1; /* own and its prompt's; one is in both */
-    size_t fit = KV_BYTES / (per_slot * kvpool_block_bytes(&m->config));
+    size_t fit = KV_BYTES / (per_slot * kvpool_block_bytes(m));
     s->slots = s->slots < s->P * s->G ? s->slots : s->P * s->G;
     s->slots = s->slots < fit ? s->slots : fit;
     s->slots = s->slots > 0 ? s->slots : 1;

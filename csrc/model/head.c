@@ -42,7 +42,7 @@ chunk_bwd(r1_model *m, r1_workspace *ws, const r1_head_job *job, const r1_tensor
     R1_TRY(ops->matmul_nn(m->dev, &dh, logits, job->head.weight->weight, NULL, 0, st));
     if (!job->freeze) {
         R1_TRY(ops->matmul_tn(m->dev, &job->head.weight->grad[job->head.use], logits, h, 1, NULL,
-                              st));
+                              job->head.weight->dtype, st));
     }
     return R1_OK;
 }

@@ -4,16 +4,18 @@
 
 #include "kvpool.h"
 
-static size_t
-layer_floats(const r1_config *c)
+static r1_kv
+layer_kv(const r1_model *m, size_t blocks)
 {
-    return config_hkv(c) * (config_dqk(c) + config_dv(c)) * R1_KV_BLOCK;
+    const r1_config *c = &m->config;
+    return (r1_kv){NULL, NULL, m->dtype, blocks, config_hkv(c), config_dqk(c), config_dv(c)};
 }
 
 size_t
-kvpool_block_bytes(const r1_config *c)
+kvpool_block_bytes(const r1_model *m)
 {
-    return c->L * layer_floats(c) * sizeof(float);
+    r1_kv kv = layer_kv(m, 1);
+    return m->config.L * kv.Hkv * (r1_kv_k_bytes(&kv) + r1_kv_v_bytes(&kv));
 }
 
 r1_code
@@ -23,18 +25,19 @@ kvpool_open(r1_kvpool *pool, r1_model *m, size_t blocks, r1_status *st)
     *pool = (r1_kvpool){.n_free = blocks};
     pool->layers = r1_alloc(c->L, sizeof *pool->layers);
     pool->free = r1_alloc(blocks, sizeof *pool->free);
-    pool->memory = m->ops->mem_alloc(m->dev, blocks * kvpool_block_bytes(c));
+    pool->memory = m->ops->mem_alloc(m->dev, blocks * kvpool_block_bytes(m));
     if (pool->layers == NULL || pool->free == NULL || pool->memory == NULL) {
         kvpool_close(pool, m);
         return R1_FAIL(st, R1_ENOMEM, "out of memory: %zu bytes of KV blocks",
-                       blocks * kvpool_block_bytes(c));
+                       blocks * kvpool_block_bytes(m));
     }
-    float *at = pool->memory;
-    size_t k = blocks * config_hkv(c) * config_dqk(c) * R1_KV_BLOCK;
+    char *at = pool->memory;
     for (size_t i = 0; i < c->L; i++) {
-        pool->layers[i] = (r1_kv){at, at + k, R1_F32, blocks, config_hkv(c), config_dqk(c),
-                                  config_dv(c)};
-        at += blocks * layer_floats(c);
+        r1_kv kv = layer_kv(m, blocks);
+        kv.k = at;
+        kv.v = at + blocks * kv.Hkv * r1_kv_k_bytes(&kv);
+        at = (char *)kv.v + blocks * kv.Hkv * r1_kv_v_bytes(&kv);
+        pool->layers[i] = kv;
     }
     for (size_t i = 0; i < blocks; i++) {
         pool->free[i] = (int32_t)(blocks - 1 - i);

@@ -17,7 +17,7 @@ typedef struct {
 } r1_kvpool;
 
 /* Bytes of one block over all layers. */
-size_t kvpool_block_bytes(const r1_config *c);
+size_t kvpool_block_bytes(const r1_model *m);
 r1_code kvpool_open(r1_kvpool *pool, r1_model *m, size_t blocks, r1_status *st);
 void kvpool_close(r1_kvpool *pool, r1_model *m);
 /* n blocks into out: the pool is sized so that there always are enough (decode_open.c). */

@@ -27,6 +27,7 @@ param_add(r1_model *m, size_t E, size_t O, size_t I, size_t uses, const char *fo
     p->O = O;
     p->I = I;
     p->uses = uses;
+    p->dtype = O == 0 ? R1_F32 : m->dtype;
     p->trained = 1;
     return p;
 }
@@ -96,6 +97,7 @@ ffn_add(r1_model *m, r1_layer *l, size_t i)
         return;
     }
     l->router = linear_add(m, i, 1, c->E, c->C, "mlp.gate");
+    l->router.weight->dtype = R1_F32; /* a rounded score would send rows to other experts */
     if (c->router_bias) {
         l->router_bias =
             param_add(m, 1, 0, c->E, 1, "model.layers.%zu.mlp.gate.e_score_correction_bias", i);
@@ -147,6 +149,7 @@ params_add(r1_model *m)
     }
     if (c->score) {
         m->score = (r1_linear){param_add(m, 1, 1, c->C, 1, "score.weight"), NULL, 0};
+        m->score.weight->dtype = R1_F32;
     }
 }
 
@@ -204,7 +207,7 @@ layout_model(r1_model *m, r1_status *st)
     for (size_t i = 0; i < m->n_params; i++) {
         r1_param *p = &m->params[i];
         if (p->O > 0) {
-            R1_TRY(m->ops->weight_open(m->dev, &p->weight, p->E, p->O, p->I, R1_F32, st));
+            R1_TRY(m->ops->weight_open(m->dev, &p->weight, p->E, p->O, p->I, p->dtype, st));
             p->value = m->ops->weight_master(p->weight);
         }
     }

@@ -20,7 +20,8 @@ linear_bwd(r1_model *m, const r1_tensor *dx, const r1_tensor *dy, const r1_tenso
 {
     const r1_ops *ops = m->ops;
     r1_param *w = l->weight;
-    R1_TRY(ops->matmul_tn(m->dev, &w->grad[l->use], dy, x, w->E, offsets, st));
+    R1_TRY(ops->matmul_tn(m->dev, &w->grad[l->use], dy, x, w->E, offsets, w->dtype,
+                          st));
     if (l->bias != NULL) {
         R1_TRY(ops->bias_bwd(m->dev, &l->bias->grad[0], dy, st));
     }

@@ -51,8 +51,8 @@ rope_check(const r1_rope *rope, const r1_config *c, r1_status *st)
 }
 
 r1_code
-r1_model_open(r1_model **out, const r1_config *c, const r1_rope *rope, const r1_ops *ops,
-              r1_dev *dev, r1_status *st)
+r1_model_open(r1_model **out, const r1_config *c, r1_dtype dtype, const r1_rope *rope,
+              const r1_ops *ops, r1_dev *dev, r1_status *st)
 {
     *out = NULL;
     R1_TRY(r1_config_check(c, st));
@@ -62,6 +62,7 @@ r1_model_open(r1_model **out, const r1_config *c, const r1_rope *rope, const r1_
         return R1_FAIL(st, R1_ENOMEM, "out of memory for a model");
     }
     m->config = *c;
+    m->dtype = dtype;
     m->ops = ops;
     m->dev = dev;
     r1_code code = layout_model(m, st);

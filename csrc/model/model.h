@@ -106,6 +106,7 @@ enum { R1_MAX_USES = 4 };
 typedef struct {
     char name[96];    /* Hugging Face name; '*' stands for the expert's number */
     size_t E, O, I;
+    r1_dtype dtype;    /* of what products see; values, gradients and moments are float32 */
     r1_weight *weight; /* NULL: a vector */
     r1_tensor value;   /* (E O, I): the weight's master, or the vector */
     int trained;       /* 0: the router's selection bias */
@@ -189,6 +190,7 @@ typedef struct {
 
 typedef struct {
     r1_config config;
+    r1_dtype dtype;                       /* of weights and KV cache: float32 or bf16 */
     const r1_ops *ops;
     r1_dev *dev;
     size_t n_params;
@@ -208,8 +210,8 @@ typedef struct {
     void *poll_ctx;
 } r1_model;
 
-r1_code r1_model_open(r1_model **m, const r1_config *c, const r1_rope *rope, const r1_ops *ops,
-                      r1_dev *dev, r1_status *st);
+r1_code r1_model_open(r1_model **m, const r1_config *c, r1_dtype dtype, const r1_rope *rope,
+                      const r1_ops *ops, r1_dev *dev, r1_status *st);
 void r1_model_close(r1_model *m);
 /* Copies a whole parameter out (what: value, gradient, Adam's m and v) or, but for gradients, in. */
 enum { R1_VALUE, R1_GRAD, R1_MOMENT1, R1_MOMENT2 };

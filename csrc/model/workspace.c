@@ -160,9 +160,9 @@ workspace_place(r1_workspace *ws, r1_arena *ar, const r1_model *m)
     ws->draft = r1_arena_push(ar, n, sizeof(int32_t));
     ws->ints = r1_arena_push(ar, 8 * n + 3 * ws->seqs + 1 + ws->table, sizeof(int32_t));
     size_t D = config_dqk(c), Dv = config_dv(c);
-    ws->kv = (r1_kv){.dtype = R1_F32, .blocks = ws->blocks, .Hkv = Hkv, .D = D, .Dv = Dv};
-    ws->kv.k = r1_arena_push(ar, ws->blocks * Hkv * D * R1_KV_BLOCK, sizeof(float));
-    ws->kv.v = r1_arena_push(ar, ws->blocks * Hkv * Dv * R1_KV_BLOCK, sizeof(float));
+    ws->kv = (r1_kv){.dtype = m->dtype, .blocks = ws->blocks, .Hkv = Hkv, .D = D, .Dv = Dv};
+    ws->kv.k = r1_arena_push(ar, ws->blocks * Hkv, r1_kv_k_bytes(&ws->kv));
+    ws->kv.v = r1_arena_push(ar, ws->blocks * Hkv, r1_kv_v_bytes(&ws->kv));
 }
 
 void
