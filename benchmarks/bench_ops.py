@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_ops [--json FILE] [--threads N]
 
-Products and attention are measured in GFLOP/s against multiply-adds in registers, everything else
+Products and attention are measured in GFLOP/s against float32 multiply-adds in registers, everything else
 in GB/s against y = a + b on as much memory (machine.py), where an op's bytes are its inputs read
 once and its outputs written once: an op that computes an exp per element stays below by nature.
 Times, rates and `share` are medians of 15 measurements; `best` is the share of the fastest one, which
@@ -19,6 +19,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +64,12 @@ class Bench:
 
     # ---- multiply-adds ----
 
-    def matmul(self, kind: str, n: int, O: int, I: int) -> Case:  # noqa: E741
+    def matmul(self, kind: str, n: int, O: int, I: int,  # noqa: E741
+               dtype: str = "float32") -> Case:
         x, dy, w = self.normal(n, I), self.normal(n, O), self.normal(O, I)
-        weight = _core.Weight(self.device, w, 1)
+        weight = _core.Weight(self.device, w, 1, dtype)
         arguments = {"nt": (dy, x, weight, None, None, False), "nn": (x, dy, weight, None, False),
-                     "tn": (w, dy, x, 1, None)}[kind]
+                     "tn": (w, dy, x, 1, None, dtype)}[kind]
         return self.op(f"matmul_{kind}", *arguments), 2.0 * n * O * I, f"N {n}, O {O}, I {I}"
 
     def experts(self, n: int) -> Case:
@@ -133,7 +135,7 @@ class Bench:
                 return self.moved(name, a, b, c)
             case "bias_bwd":
                 return self.moved(name, w, a, shape=f"{n}x{C}")
-            case "fill_zero":
+            case "fill_zero" | "round_bf16":
                 return self.moved(name, a)
             case "gather_rows" | "scatter_rows":
                 return self.moved(name, a, b, order)
@@ -266,7 +268,8 @@ class Bench:
         yield "attention_bwd, window", lambda T: self.attention(True, T, 64), (128, 1024)
 
     def byte_cases(self) -> Iterator[tuple[str, Callable[[int], Case], tuple[int, int]]]:
-        for name in ("fill_zero", "add", "bias_bwd", "gather_rows", "scatter_rows", "embed_fwd",
+        for name in ("fill_zero", "add", "bias_bwd", "gather_rows", "scatter_rows", "round_bf16",
+                     "embed_fwd",
                      "embed_bwd", "rmsnorm_fwd", "rmsnorm_bwd", "rope", "swiglu_fwd", "swiglu_bwd"):
             yield name, lambda n, name=name: self.rows(name, n), (512, 4096)
         yield "mla_expand_fwd", lambda n: self.mla(False, n), (512, 4096)
@@ -304,11 +307,10 @@ def measure(device: _core.Device) -> dict[str, Any]:
                               None if previous is None else least / work / previous))
         return least / work
 
-    for label, (O, I) in MATRICES.items():  # noqa: E741
-        for kind in ("nt", "nn", "tn"):
-            cost = None
-            for n in ROWS:
-                cost = add(f"matmul_{kind}, {label}", "GFLOP/s", bench.matmul(kind, n, O, I), cost)
+    for label, dtype, kind in product(MATRICES, ("float32", "bfloat16"), ("nt", "nn", "tn")):
+        cost, name = None, f"matmul_{kind}, {label}" + (", bf16" if dtype == "bfloat16" else "")
+        for n in ROWS:
+            cost = add(name, "GFLOP/s", bench.matmul(kind, n, *MATRICES[label], dtype), cost)
     for unit, cases in (("GFLOP/s", bench.flop_cases()), ("GB/s", bench.byte_cases())):
         for name, make, sizes in cases:
             cost = None

@@ -34,6 +34,7 @@ FLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-Wno-psabi", "-Wno-unknown-pra
          "-shared"]
 TIER_FLAGS = {"baseline": [], "avx2": ["-mavx2", "-mfma"],
               "avx512": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]}
+TIER_FLAGS["avx512bf16"] = TIER_FLAGS["avx512"]
 
 
 def compiler() -> list[str]:

@@ -228,7 +228,7 @@ def test_thread_counts(n: Any, error: type[Exception]) -> None:
 @pytest.mark.parametrize("options, error, match", [
     (dict(device="cuda"), ValueError, "device 'cuda' is not available"),
     (dict(device="tpu"), ValueError, "device 'tpu'"),
-    (dict(dtype="bfloat16"), ValueError, "bfloat16"),
+    (dict(dtype="float16"), ValueError, "'float16', must be one of float32, bfloat16"),
     (dict(seed=-1), ValueError, "seed"), (dict(seed=2**64), ValueError, "seed"),
     (dict(seed=0.5), TypeError, "seed")])
 def test_models(options: dict, error: type[Exception], match: str) -> None:

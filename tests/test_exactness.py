@@ -17,6 +17,7 @@ from models import V, batch, configs, make
 from r1grpo import Model, set_num_threads
 
 NAMES = sorted(configs())
+DTYPES = ("float32", "bfloat16")
 SAMPLINGS = [{"temperature": 0.6}, {"temperature": 0.0}, {"top_k": 7}, {"top_p": 0.7},
              {"min_p": 0.1}, {"temperature": 1.2, "top_k": 12, "top_p": 0.9, "min_p": 0.05}]
 
@@ -40,18 +41,20 @@ def prompts(seed: int = 0, lengths: tuple[int, ...] = (1, 5, 63, 64, 100)) -> li
 # ---- E1: the sampler's log-prob is the training forward's ----------------------------------------
 
 
-@pytest.mark.parametrize("name, sampling", [
-    *((name, {}) for name in NAMES), *((name, how) for name in ("moe", "dense") for how in SAMPLINGS)])
-def test_rollout_equals_training(name: str, sampling: dict) -> None:
-    model = make(name)
+@pytest.mark.parametrize("name, dtype, sampling", [
+    *((name, dtype, {}) for name in NAMES for dtype in DTYPES),
+    *((name, "float32", how) for name in ("moe", "dense") for how in SAMPLINGS)])
+def test_rollout_equals_training(name: str, dtype: str, sampling: dict) -> None:
+    model = make(name, dtype=dtype)
     rows = prompts()
     out = model.generate(rows, 3, max_new_tokens=50, seed=1, **sampling)
     assert bits(model.logprobs(rows, out.completion_ids, **sampling)) == bits(out.logprobs)
     assert sum(map(len, out.completion_ids)) > 100
 
 
-def test_first_ratio_is_one_and_one_bit_is_seen() -> None:
-    model = make("moe")
+@pytest.mark.parametrize("dtype, bit", [("float32", 12), ("bfloat16", 16)])
+def test_first_ratio_is_one_and_one_bit_is_seen(dtype: str, bit: int) -> None:
+    model = make("moe", dtype=dtype)
     rows = prompts()
     out = model.generate(rows, 4, max_new_tokens=40, seed=2)
     options = dict(advantages=np.resize([1.0, -1.0], len(out)), weights=[1.0] * len(out),
@@ -63,13 +66,14 @@ def test_first_ratio_is_one_and_one_bit_is_seen() -> None:
 
     state = model.state_dict()
     weight = state["model.layers.1.self_attn.o_proj.weight"]
-    weight.reshape(-1).view(np.uint32)[3] ^= 1 << 12
+    weight.reshape(-1).view(np.uint32)[3] ^= 1 << bit
     model.load_state_dict(state)
     assert model.policy_gradient(rows, out.completion_ids, **options).stats["logp_gap_max"] > 0.0
 
 
-def test_sampling_does_not_depend_on_company_slots_threads_or_sharing() -> None:
-    model = make("moe")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sampling_does_not_depend_on_company_slots_threads_or_sharing(dtype: str) -> None:
+    model = make("moe", dtype=dtype)
     rows = prompts()
     ids = [11, 12, 13, 14, 15]
     whole = model.generate(rows, 3, max_new_tokens=30, seed=3, sample_ids=ids)
@@ -178,10 +182,12 @@ def gradient(model: Model, kind: str, micro: int | None, recompute: bool = False
     return bits([*model.grad_dict().values(), np.float64(float(loss)), *loss.logprobs])
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("kind", ["sft", "policy"])
-def test_gradient_does_not_depend_on_micro_batches_or_threads(name: str, kind: str) -> None:
-    model = make(name)
+@pytest.mark.parametrize("name, kind, dtype", [
+    *((name, kind, "float32") for name in NAMES for kind in ("sft", "policy")),
+    *((name, "sft", "bfloat16") for name in NAMES)])
+def test_gradient_does_not_depend_on_micro_batches_or_threads(name: str, kind: str,
+                                                              dtype: str) -> None:
+    model = make(name, dtype=dtype)
     whole = gradient(model, kind, None)
     for micro in (1, 100, 150):
         assert gradient(model, kind, micro) == whole, f"micro_batch_tokens={micro}"
@@ -227,11 +233,12 @@ def test_a_step_split_over_calls_is_the_whole_step() -> None:
     assert bits(model.grad_dict().values()) == whole
 
 
-def test_training_twice_gives_the_same_bits() -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_training_twice_gives_the_same_bits(dtype: str) -> None:
     results = []
     for threads in (1, 3):  # and kept or recomputed: an expert's load is counted once either way
         set_num_threads(threads)
-        model = make("moe")
+        model = make("moe", dtype=dtype)
         rows, completions = batch(seed=10)
         for _ in range(3):
             model.zero_grad()
