@@ -26,7 +26,7 @@ import re
 import secrets
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,16 +90,29 @@ def _require_space(path: Path, size: int) -> None:
                               "missing", path, errno.ENOSPC, missing)
 
 
-def write_all(descriptor: int, data: bytes) -> None:
+@dataclass(frozen=True)
+class Stream:
+    """The content of a file that is made while it is written: `size` bytes, in pieces."""
+
+    size: int
+    pieces: Callable[[], Iterator[bytes | memoryview]]
+
+    def __len__(self) -> int:
+        return self.size
+
+
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view):]
 
 
-def _write_synced(path: Path, data: bytes) -> None:
+def _write_synced(path: Path, data: bytes | Stream) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
-        write_all(descriptor, data)
+        for piece in data.pieces() if isinstance(data, Stream) else (data,):
+            write_all(descriptor, piece)
+        assert os.fstat(descriptor).st_size == len(data)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -132,14 +145,15 @@ def write_atomic(path: str | Path, data: bytes) -> None:
             raise
 
 
-def write_folder(target: str | Path, files: Mapping[str, bytes]) -> None:
-    """Write a folder of files. A new folder appears whole or not at all; in one that exists, each
-    file is replaced atomically and what else lies there is left alone."""
+def write_folder(target: str | Path, files: Mapping[str, bytes | Stream],
+                 stale: Iterable[str] = ()) -> None:
+    """Write a folder of files: whole or not at all.
+
+    In a folder that exists, these files take the place of those of their names, those of `stale`
+    leave, and what else lies there is left alone. The last of `files` is the first to go and the last
+    to come: a kill between leaves a folder without it, never a mixture that looks whole, and the old
+    files in a `.tmp-` folder beside it."""
     target = Path(target)
-    if target.is_dir():
-        for name, data in files.items():
-            write_atomic(target / name, data)
-        return
     size, temp = sum(map(len, files.values())), _temp_path(target.parent, target.name)
     with naming_errors(target, size):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -149,10 +163,35 @@ def write_folder(target: str | Path, files: Mapping[str, bytes]) -> None:
             for name, data in files.items():
                 _write_synced(temp / name, data)
             _sync_directory(temp)
-            os.rename(temp, target)
+            if target.is_dir():
+                _exchange(temp, target, list(files), stale)
+            else:
+                os.rename(temp, target)
             _sync_directory(target.parent)
         finally:
             shutil.rmtree(temp, ignore_errors=True)
+
+
+def _exchange(temp: Path, target: Path, names: list[str], stale: Iterable[str]) -> None:
+    """The files `names` of temp go into target, those in their way and the stale ones out of it; back
+    if a rename fails."""
+    old = _temp_path(target.parent, f"{target.name}-old")
+    os.mkdir(old)
+    moves = [(target / name, old / name) for name in dict.fromkeys([*names[::-1], *stale])
+             if (target / name).exists()]
+    moves += [(temp / name, target / name) for name in names]
+    done = []
+    try:
+        for source, goal in moves:
+            os.replace(source, goal)
+            done.append((source, goal))
+        _sync_directory(target)
+    except BaseException:
+        for source, goal in reversed(done):
+            os.replace(goal, source)
+        os.rmdir(old)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def remove_stray_temps(directory: str | Path) -> list[str]:

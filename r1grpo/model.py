@@ -8,7 +8,6 @@ nothing about text, rewards or trainers.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -23,8 +22,11 @@ from .advantage import sequence_old_logprobs
 from .batch import PackedBatch, as_count, as_number, pack, per_token, split_rows
 from .checkpoint import write_folder
 from .device import get_device
+from .hub import find_folder
+from .load_folder import ModelFolder, is_whole
 from .model_config import ModelConfig
 from .sampling import Filters, Rollout, Session
+from .save_folder import model_files, stale_files
 from .weights import from_hf, init_weights, to_hf
 
 __all__ = ["Loss", "Model"]
@@ -85,6 +87,7 @@ class Model:
         self.config = config
         self.device_name = device
         self.dtype = dtype
+        self._carried: dict[str, bytes] = {}  # the folder's other files: see load_folder.py
         self._core = _core.Model(get_device(device), *config.core(), dtype)
         self._params = self._core.params()
         if seed is not None:
@@ -115,8 +118,7 @@ class Model:
         anything is written."""
         if not isinstance(state, Mapping):
             raise TypeError(f"a state dict maps names to arrays, not {type(state).__name__}")
-        arrays = from_hf(state, self._params, self.config)
-        for i, array in enumerate(arrays):
+        for i, array in enumerate(from_hf(state, self._params, self.config)):
             self._write(i, "value", array)
 
     def grad_dict(self) -> dict[str, np.ndarray]:
@@ -127,6 +129,7 @@ class Model:
         """An independent copy of the weights, without gradients or optimiser state."""
         other = Model(self.config, seed=None, device=self.device_name, dtype=self.dtype)
         other.copy_weights_from(self)
+        other._carried = self._carried
         return other
 
     def copy_weights_from(self, other: Model) -> None:
@@ -152,35 +155,32 @@ class Model:
 
     # ---- files -------------------------------------------------------------------------------
 
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Writes config.json and model.safetensors; whole or not at all."""
-        from safetensors.numpy import save
-        write_folder(Path(folder), {
-            "config.json": json.dumps(self.config.to_dict(), indent=2).encode() + b"\n",
-            "model.safetensors": save(self.state_dict(), metadata={"format": "pt"}),
-        })
+    def save_pretrained(self, folder: str | os.PathLike, max_shard_size: int | str = "5GB",
+                        dtype: str | None = None) -> None:
+        """Writes a Hugging Face folder, whole or not at all: what transformers, vLLM and llama.cpp's
+        converter load. dtype: "float32", "bfloat16" or "float16"; None: the model's own. The tokenizer's
+        files and generation_config.json are those of the folder that the model was loaded from."""
+        folder = Path(folder)
+        write_folder(folder, model_files(self.config, self._params, lambda i: self._read(i, "value"),
+                                         dtype or self.dtype, max_shard_size, self._carried),
+                     stale_files(folder))
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike, device: str = "cpu",
-                        dtype: str = "float32") -> Model:
-        """Loads what `save_pretrained` wrote."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-        folder = Path(folder)
-        for name in ("config.json", "model.safetensors"):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder} has no {name}")
-        try:
-            config = ModelConfig.from_dict(json.loads((folder / "config.json").read_bytes()))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise ValueError(f"{folder / 'config.json'}: {error}") from None
-        try:
-            state = load_file(folder / "model.safetensors")
-        except (SafetensorError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{folder / 'model.safetensors'} is no safetensors file of arrays that "
-                             f"NumPy knows: {error}") from None
-        model = cls(config, seed=None, device=device, dtype=dtype)
-        model.load_state_dict(state)
+    def from_pretrained(cls, folder: str | os.PathLike, device: str = "cpu", dtype: str = "float32",
+                        revision: str | None = None, trust_remote_code: bool = False) -> Model:
+        """Loads a Hugging Face folder of safetensors: what `save_pretrained` wrote or others published.
+
+        folder: a path, or an id of the hub ("org/name", with `revision`; needs huggingface_hub). Weights
+        in float32, float16, bfloat16 or DeepSeek's FP8; shards; experts one by one or fused. A file that
+        does not fit raises ValueError or FileNotFoundError before a weight is read."""
+        if trust_remote_code:
+            raise ValueError("trust_remote_code=True is refused: code of a model folder is never run; its "
+                             "architecture must be one of those that this engine knows")
+        with ModelFolder(find_folder(folder, revision, is_whole)) as source:
+            model = cls(source.config, seed=None, device=device, dtype=dtype)
+            for i, array in enumerate(source.arrays()):
+                model._write(i, "value", array)
+        model._carried = source.files
         return model
 
     # ---- sampling ----------------------------------------------------------------------------
@@ -347,6 +347,7 @@ class Model:
         other = Model(config, seed=seed, device=self.device_name, dtype=self.dtype)
         own = other.state_dict()
         other.load_state_dict({**own, **self.state_dict()})
+        other._carried = self._carried
         return other
 
     def score(self, ids: Sequence) -> np.ndarray:

@@ -10,17 +10,19 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "r1grpo"
 
-PLAIN = {"charts", "checkpoint", "config", "contamination", "data", "families", "json_rows",
-         "layouts", "model_config", "monitor", "packing", "refusals", "report_style", "rewards",
-         "rope", "rows", "rundir", "tasks", "tokenizer", "toml", "trackers", "verifiers"}
-FACE = {"_core", "advantage", "batch", "device", "model", "rollout", "sampling", "weights"}
+PLAIN = {"charts", "checkpoint", "config", "contamination", "data", "families", "hub",
+         "json_rows", "layouts", "model_config", "monitor", "number_formats", "packing", "refusals",
+         "report_style", "rewards", "rope", "rows", "rundir", "safetensors_file", "tasks",
+         "tokenizer", "toml", "trackers", "verifiers"}
+FACE = {"_core", "advantage", "batch", "device", "load_folder", "model", "rollout", "sampling",
+        "save_folder", "weights"}
 TRAINERS = {"distill", "evaluate", "grpo", "rejection", "reward_model", "scoring", "sft", "trainer"}
 STORY = {"cli", "doctor", "measure", "pipeline", "recipe", "report", "run", "sources", "stages",
          "work"}
 MAY_SEE = {"plain": PLAIN, "face": PLAIN - {"rewards", "tasks", "verifiers", "tokenizer"} | FACE,
            "trainers": PLAIN | FACE - {"_core"} | TRAINERS,
            "story": PLAIN | FACE - {"_core"} | TRAINERS | STORY}
-LIBRARIES = {"numpy", "pyarrow", "safetensors", "tqdm", "IPython"}
+LIBRARIES = {"huggingface_hub", "numpy", "pyarrow", "safetensors", "tqdm", "IPython"}
 
 
 def layer_of(module: str) -> str:

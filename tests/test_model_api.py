@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -468,9 +469,14 @@ def test_save_and_load_keep_every_bit(name: str, tmp_path) -> None:
     model = make(name)
     model.config.extra["my_note"] = {"kept": [1, 2]}
     model.save_pretrained(tmp_path / "a")
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["config.json", "model.safetensors"]
+    files = {"config.json", "generation_config.json", "model.safetensors"}
+    if model.config.num_nextn_predict_layers:
+        files.add("mtp.safetensors")
+    assert {p.name for p in (tmp_path / "a").iterdir()} == files
     again = Model.from_pretrained(tmp_path / "a", device="cpu", dtype="float32")
-    assert again.config == model.config and again.config.extra["my_note"] == {"kept": [1, 2]}
+    assert replace(again.config, extra=model.config.extra) == model.config
+    assert again.config.extra.keys() - model.config.extra == {"architectures", "dtype"}
+    assert again.config.extra["my_note"] == {"kept": [1, 2]}
     assert json.loads((tmp_path / "a/config.json").read_text())["my_note"] == {"kept": [1, 2]}
     state = model.state_dict()
     assert list(again.state_dict()) == list(state)

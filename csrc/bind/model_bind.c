@@ -215,12 +215,11 @@ model_dealloc(PyObject *object)
 /* ---- parameters ------------------------------------------------------------------------------ */
 
 static PyObject *
-model_params(PyObject *object, PyObject *Py_UNUSED(ignored))
+params_list(const r1_param *params, size_t n)
 {
-    r1_model *m = ((ModelObject *)object)->model;
-    PyObject *list = PyList_New((Py_ssize_t)m->n_params);
-    for (size_t i = 0; list != NULL && i < m->n_params; i++) {
-        const r1_param *p = &m->params[i];
+    PyObject *list = PyList_New((Py_ssize_t)n);
+    for (size_t i = 0; list != NULL && i < n; i++) {
+        const r1_param *p = &params[i];
         PyObject *row = Py_BuildValue("snnnO", p->name, (Py_ssize_t)p->E, (Py_ssize_t)p->O,
                                       (Py_ssize_t)p->I, p->trained ? Py_True : Py_False);
         if (row == NULL) {
@@ -229,6 +228,31 @@ model_params(PyObject *object, PyObject *Py_UNUSED(ignored))
         }
         PyList_SET_ITEM(list, (Py_ssize_t)i, row);
     }
+    return list;
+}
+
+static PyObject *
+model_params(PyObject *object, PyObject *Py_UNUSED(ignored))
+{
+    const r1_model *m = ((ModelObject *)object)->model;
+    return params_list(m->params, m->n_params);
+}
+
+static PyObject *
+model_layout(PyObject *Py_UNUSED(type), PyObject *dict)
+{
+    r1_config config = {0};
+    r1_status st = {0};
+    r1_param *params;
+    size_t n;
+    if (config_read(dict, &config) < 0) {
+        return NULL;
+    }
+    if (r1_model_params(&params, &n, &config, &st) != R1_OK) {
+        return status_raise(&st);
+    }
+    PyObject *list = params_list(params, n);
+    r1_free(params);
     return list;
 }
 
@@ -469,6 +493,8 @@ model_set_step(PyObject *object, PyObject *value, void *Py_UNUSED(closure))
 static PyMethodDef model_methods[] = {
     {"params", model_params, METH_NOARGS,
      "params()\n--\n\nList of (name, E, O, I, trained); O = 0: a vector of I."},
+    {"layout", model_layout, METH_O | METH_STATIC,
+     "layout(config, /)\n--\n\nWhat params() of a model of this config gives, without its memory."},
     METHOD("read", model_read, "device, index, what, array, /",
            "Copies a parameter's 'value', 'grad', 'm' or 'v' into a float32 array (n)."),
     METHOD("write", model_write, "device, index, what, array, /", "The reverse of read."),

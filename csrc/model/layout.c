@@ -179,17 +179,24 @@ params_place(r1_model *m, r1_arena *vectors, r1_arena *grads)
 }
 
 r1_code
-layout_model(r1_model *m, r1_status *st)
+layout_params(r1_model *m, r1_status *st)
 {
-    const r1_config *c = &m->config;
-    size_t layers = c->L + c->mtp;
+    size_t layers = m->config.L + m->config.mtp;
     m->layers = r1_alloc(layers, sizeof *m->layers);
     m->params = r1_alloc(layers * 24 + 8, sizeof *m->params);
     if (m->layers == NULL || m->params == NULL) {
         return R1_FAIL(st, R1_ENOMEM, "out of memory for the list of parameters");
     }
     params_add(m);
+    return R1_OK;
+}
 
+r1_code
+layout_model(r1_model *m, r1_status *st)
+{
+    const r1_config *c = &m->config;
+    size_t layers = c->L + c->mtp;
+    R1_TRY(layout_params(m, st));
     r1_arena vectors = {0}, grads = {0};
     params_place(m, &vectors, &grads);
     vectors.size = vectors.used;

@@ -77,6 +77,23 @@ r1_model_open(r1_model **out, const r1_config *c, r1_dtype dtype, const r1_rope 
     return R1_OK;
 }
 
+r1_code
+r1_model_params(r1_param **params, size_t *n, const r1_config *c, r1_status *st)
+{
+    r1_model m = {.config = *c};
+    *params = NULL;
+    R1_TRY(r1_config_check(c, st));
+    r1_code code = layout_params(&m, st);
+    r1_free(m.layers);
+    if (code != R1_OK) {
+        r1_free(m.params);
+        return code;
+    }
+    *params = m.params;
+    *n = m.n_params;
+    return R1_OK;
+}
+
 void
 r1_model_close(r1_model *m)
 {

@@ -213,6 +213,9 @@ typedef struct {
 r1_code r1_model_open(r1_model **m, const r1_config *c, r1_dtype dtype, const r1_rope *rope,
                       const r1_ops *ops, r1_dev *dev, r1_status *st);
 void r1_model_close(r1_model *m);
+/* The parameters that a model of this configuration would have: names and shapes, nothing behind
+ * them. The caller frees *params with r1_free. */
+r1_code r1_model_params(r1_param **params, size_t *n, const r1_config *c, r1_status *st);
 /* Copies a whole parameter out (what: value, gradient, Adam's m and v) or, but for gradients, in. */
 enum { R1_VALUE, R1_GRAD, R1_MOMENT1, R1_MOMENT2 };
 r1_code r1_param_read(r1_model *m, size_t i, int what, float *out, r1_status *st);
@@ -316,6 +319,7 @@ r1_code linear_fwd(r1_model *m, const r1_tensor *y, const r1_tensor *x, const r1
 r1_code linear_bwd(r1_model *m, const r1_tensor *dx, const r1_tensor *dy, const r1_tensor *x,
                    const r1_linear *l, const int32_t *offsets, int accumulate, r1_status *st);
 
+r1_code layout_params(r1_model *m, r1_status *st); /* the list alone, without their memory */
 r1_code layout_model(r1_model *m, r1_status *st);
 /* Makes ws hold at least these and keep just this; contents are lost when it changes. */
 r1_code workspace_reserve(r1_model *m, r1_workspace *ws, size_t rows, size_t seqs, size_t blocks,

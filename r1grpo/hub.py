@@ -1,0 +1,58 @@
+"""hub.py - the folder of a model: a path as it is, or a Hugging Face hub id, its cache first.
+
+    find_folder("models/mine")                          a folder of this machine
+    find_folder("Qwen/Qwen2.5-0.5B", revision="main")   the cache; what it lacks is downloaded
+
+Only what loading needs is fetched: configuration, safetensors, tokenizer; never code, never pickle.
+Needs the optional package huggingface_hub (`pip install 'r1grpo[hub]'`), which brings its own
+settings (HF_HOME, HF_HUB_OFFLINE, HF_TOKEN). Knows nothing of what is in the files.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+__all__ = ["find_folder"]
+
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]
+_UNWANTED = ["*/*", "consolidated*"]  # other formats of the same weights
+
+
+def find_folder(name: str | os.PathLike[str], revision: str | None,
+                is_whole: Callable[[Path], bool]) -> Path:
+    """The local folder of a model; is_whole: does a cached one have all its files?
+
+    A folder that exists is meant even if a hub id would read the same. revision: branch, tag or
+    commit of a hub id."""
+    path = Path(name)
+    if path.exists() or not isinstance(name, str) or not _ID.fullmatch(name):
+        if revision is not None:
+            raise ValueError(f"revision {revision!r} is for ids of the hub; {name} is a path")
+        return path
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+    except ImportError:
+        raise FileNotFoundError(
+            f"{name} is no folder here; if it is meant as an id of the Hugging Face hub: "
+            "pip install 'r1grpo[hub]'") from None
+
+    def fetch(offline: bool) -> Path:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_WANTED,
+                                      ignore_patterns=_UNWANTED, local_files_only=offline))
+
+    try:
+        cached = fetch(offline=True)
+        if is_whole(cached):
+            return cached
+    except LocalEntryNotFoundError:
+        pass
+    try:
+        return fetch(offline=False)
+    except Exception as error:  # its own kinds, and those of the network below it
+        raise FileNotFoundError(f"{name} (revision {revision or 'main'}) is no folder here, not whole "
+                                f"in the cache, and not to be had from the hub: {error}") from error
