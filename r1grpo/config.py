@@ -7,8 +7,9 @@ made, so a run cannot start with options that cannot be.
 Batch sizes, once and for all. One process, one model; a step is one update of the weights.
 
     completions an update   per_device_train_batch_size
-    updates a rollout       steps_per_generation            (one inner epoch)
-    completions a rollout   generation_batch_size  = the product of the two
+    mini-batches a rollout  steps_per_generation
+    updates a rollout       steps_per_generation * num_iterations    (the paper: one inner epoch)
+    completions a rollout   generation_batch_size = per_device_train_batch_size * steps_per_generation
     prompts a rollout       generation_batch_size / num_generations
 
 Memory is bounded by micro_batch_tokens and gradient_checkpointing, which cannot change a bit of the
@@ -35,13 +36,12 @@ T = TypeVar("T")
 
 _MICRO = "set micro_batch_tokens, which bounds memory and cannot change the result"
 _ENGINE = "sampling and training are one engine here, leave it out"
+_ONE = "one process, one device; leave it out"
+_DTYPE = "weights are float32 or bfloat16, there is no quantised training; give dtype to Model(...)"
 _UNSUPPORTED: dict[str, str] = {
     "gradient_accumulation_steps": _MICRO,
     "auto_find_batch_size": _MICRO,
     "generation_batch_size": "it is per_device_train_batch_size * steps_per_generation, set those",
-    "num_iterations": "a rollout is used for one inner epoch, as in the paper; leave it out",
-    "delta": "not implemented; set epsilon and epsilon_high",
-    "importance_sampling_level": "ratios are per token; leave it out",
     "multi_objective_aggregation": "rewards are summed, then normalised; leave it out",
     "repetition_penalty": "not implemented; use a repetition reward",
     "generation_kwargs": "set temperature, top_k, top_p, min_p, stop_strings",
@@ -51,9 +51,8 @@ _UNSUPPORTED: dict[str, str] = {
     "entropy_coef_min": "not implemented; set entropy_coef",
     "entropy_coef_max": "not implemented; set entropy_coef",
     "entropy_coef_delta": "not implemented; set entropy_coef",
-    "entropy_coef_target": "not implemented; set entropy_coef",
+    "entropy_target": "not implemented; set entropy_coef",
     "off_policy_mask_threshold": "not implemented; leave it out",
-    "use_bias_correction_kl": "not implemented; the KL estimator is k3",
     "router_aux_loss_coef": "set balance_coef",
     "disable_dropout": "there is no dropout; leave it out",
     "use_vllm": _ENGINE,
@@ -64,6 +63,15 @@ _UNSUPPORTED: dict[str, str] = {
     "ds3_gather_for_generation": _ENGINE,
     "bf16": "give dtype to Model(...)",
     "fp16": "give dtype to Model(...)",
+    "tf32": "give dtype to Model(...)",
+    "load_in_4bit": _DTYPE, "load_in_8bit": _DTYPE, "quantization_config": _DTYPE,
+    "cast_lm_head_to_fp32": "logits are float32 whatever the dtype; leave it out",
+    "model_init_kwargs": "load the model with Model.from_pretrained(...) and pass it",
+    "trust_remote_code": "code of a model folder is never run; leave it out",
+    "optim": "the optimiser is AdamW; leave it out",
+    "per_device_eval_batch_size": "set num_generations_eval",
+    "push_to_hub": "call trainer.save_model(folder) and upload the folder",
+    "hub_model_id": "call trainer.save_model(folder) and upload the folder",
     "warmup_ratio": "set warmup_steps",
     "packing": "sequences are always packed without padding; leave it out",
     "pad_to_multiple_of": "sequences are packed without padding; leave it out",
@@ -80,13 +88,23 @@ _UNSUPPORTED: dict[str, str] = {
     "clip_ratio_low": "set epsilon", "clip_ratio_high": "set epsilon_high",
     "eps_clip": "set epsilon", "eps_clip_high": "set epsilon_high",
     "clip_lower": "set epsilon", "clip_higher": "set epsilon_high",
+    "clip_ratio_c": "set delta", "eps_clip_c": "set delta", "dual_clip": "set delta",
     "kl_loss_coef": "set beta", "kl_coef": "set beta", "loss_agg_mode": "set loss_type",
+    "kl_loss_type": "set kl_estimator; low_var_kl is 'k3'", "ppo_epochs": "set num_iterations",
     "group_size": "set num_generations", "filter_groups": "set filter_zero_std_samples",
 }
 _UNSUPPORTED_PREFIX = {"vllm_": _ENGINE, "sapo_": "loss_type 'sapo' is not implemented",
                        "vespo_": "loss_type 'vespo' is not implemented",
-                       "fsdp": "one process, one device; leave it out",
-                       "deepspeed": "one process, one device; leave it out"}
+                       "fsdp": _ONE, "deepspeed": _ONE, "ddp_": _ONE, "accelerator_config": _ONE}
+# TRL's options at the values that ask for what is done here anyway: taken, and forgotten
+_AS_IT_IS: dict[str, Any] = {
+    "use_vllm": False, "use_liger_kernel": False, "use_transformers_continuous_batching": False,
+    "gradient_accumulation_steps": 1, "auto_find_batch_size": False, "logging_steps": 1,
+    "remove_unused_columns": False, "log_completions": False, "repetition_penalty": 1.0,
+    "top_entropy_quantile": 1.0, "use_adaptive_entropy": False, "optim": "adamw_torch",
+    "multi_objective_aggregation": "sum_then_normalize", "bf16": False, "fp16": False,
+    "push_to_hub": False, "trust_remote_code": False, "eval_strategy": "no",
+}
 
 
 @dataclass_transform()
@@ -98,8 +116,10 @@ def run_config(cls: type[T]) -> type[T]:
 
     @functools.wraps(plain)
     def __init__(self: Any, *args: Any, **values: Any) -> None:
-        for name in values:
-            if name not in names:
+        for name in [name for name in values if name not in names]:
+            value = values.pop(name)
+            if name not in _AS_IT_IS or (type(value), value) != (type(_AS_IT_IS[name]),
+                                                                 _AS_IT_IS[name]):
                 raise ConfigError(f"{cls.__name__}: {_refusal(name, names)}")
         plain(self, *args, **values)
 
@@ -123,6 +143,25 @@ def _require(config: Any, checks: dict[str, bool]) -> None:
         if not holds:
             name = text.split()[0]
             raise ConfigError(f"{type(config).__name__}: {text}, it is {getattr(config, name)!r}")
+
+
+def _schedule(value: Any) -> Any:
+    """max_completion_length as a number or a tuple of (first step, length) pairs."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    problem = ConfigError(
+        f"GRPOConfig: max_completion_length must be at least 1, or pairs (first step, length) in "
+        f"ascending order from step 0, it is {value!r}")
+    if not isinstance(value, (list, tuple)):
+        raise problem
+    pairs = tuple(tuple(pair) if isinstance(pair, (list, tuple)) else () for pair in value)
+    if not pairs or any(len(pair) != 2 or not all(type(one) is int for one in pair) or pair[1] < 1
+                        for pair in pairs):
+        raise problem
+    steps = [first for first, _ in pairs]
+    if steps[0] != 0 or steps != sorted(set(steps)):
+        raise problem
+    return pairs
 
 
 @dataclass(frozen=True)
@@ -201,8 +240,10 @@ class GRPOConfig(TrainingConfig):
 
     num_generations: int = 8
     steps_per_generation: int = 1
+    num_iterations: int = 1  # times that a rollout's mini-batches are gone through
     max_prompt_length: int | None = None  # longer prompts are refused when the run starts
-    max_completion_length: int = 512
+    # a number, or a schedule of (first step, length): a rollout keeps the limit of its first step
+    max_completion_length: int | tuple[tuple[int, int], ...] = 512
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -211,17 +252,22 @@ class GRPOConfig(TrainingConfig):
     stop_token_ids: tuple[int, ...] | None = None  # None: the model's end of sequence
     beta: float = 0.0
     epsilon: float = 0.2
-    epsilon_high: float | None = None
-    loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = "grpo"
+    epsilon_high: float | None = None  # cispo: the bound of the weight itself
+    delta: float | None = None  # bound of the ratio outside the clip range; None: none
+    # "gspo" is taken for "grpo" with importance_sampling_level "sequence"
+    loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "gspo"] = "grpo"
+    importance_sampling_level: Literal["token", "sequence"] = "token"
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    use_bias_correction_kl: bool = False  # the KL times the ratio (DeepSeek-V3.2); TRL: True
     bnpo_batch_size: int | None = None  # completions in bnpo's local batch; None: the update's
     scale_rewards: Literal["group", "batch", "none"] = "group"
     std_ddof: int = 0  # the papers do not say; ours 0, TRL 1
     reward_weights: tuple[float, ...] | None = None
     mask_truncated_completions: bool = False
-    entropy_coef: float = 0.0
+    entropy_coef: float = 0.0  # weighted as the token's loss is
     mtp_detach: bool = True  # MTP in RL leaves the trunk alone
     sync_ref_model: bool = False
-    ref_model_mixup_alpha: float = 1.0  # a hard copy; TRL's default is a soft 0.6
+    ref_model_mixup_alpha: float = 1.0  # reference = alpha policy + (1 - alpha) reference
     ref_model_sync_steps: int = 400
     filter_zero_std_samples: bool = False  # DAPO's dynamic sampling, eq. 11
     max_num_gen_batches: int = 4  # rollouts it may take to fill a batch; ours
@@ -229,13 +275,19 @@ class GRPOConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.max_completion_length = _schedule(self.max_completion_length)
+        if isinstance(self.scale_rewards, bool):  # TRL's other spelling
+            self.scale_rewards = "group" if self.scale_rewards else "none"
+        if self.loss_type == "gspo":
+            self.loss_type, self.importance_sampling_level = "grpo", "sequence"
+        cispo = self.loss_type == "cispo"
         _require(self, {
             "num_generations must be at least 2, a completion is compared with its group":
                 self.num_generations >= 2,
             "steps_per_generation must be at least 1": self.steps_per_generation >= 1,
             "max_prompt_length must be at least 1 or None":
                 self.max_prompt_length is None or self.max_prompt_length >= 1,
-            "max_completion_length must be at least 1": self.max_completion_length >= 1,
+            "num_iterations must be at least 1": self.num_iterations >= 1,
             "temperature must be above 0, a greedy group has nothing to compare":
                 self.temperature > 0,
             "top_k must be at least 0": self.top_k >= 0,
@@ -245,14 +297,26 @@ class GRPOConfig(TrainingConfig):
             "beta must be at least 0": self.beta >= 0,
             "epsilon must be at least 0": self.epsilon >= 0,
             "epsilon_high must be at least 0": self.epsilon_high is None or self.epsilon_high >= 0,
-            "loss_type must be 'grpo', 'dapo', 'dr_grpo' or 'bnpo'":
-                self.loss_type in ("grpo", "dapo", "dr_grpo", "bnpo"),
+            "loss_type must be 'grpo', 'dapo', 'dr_grpo', 'bnpo', 'cispo' or 'gspo'":
+                self.loss_type in ("grpo", "dapo", "dr_grpo", "bnpo", "cispo"),
+            "epsilon_high must be given for loss_type 'cispo', as the bound of the weight itself "
+            "(5.0 is ScaleRL's)": self.epsilon_high is not None or not cispo,
+            "delta must be above 0 or None": self.delta is None or self.delta > 0,
+            "delta must be None for loss_type 'cispo', which epsilon_high bounds":
+                self.delta is None or not cispo,
+            "importance_sampling_level must be 'token' or 'sequence'":
+                self.importance_sampling_level in ("token", "sequence"),
+            "kl_estimator must be 'k1', 'k2' or 'k3'": self.kl_estimator in ("k1", "k2", "k3"),
+            "use_bias_correction_kl must be False at the sequence level, where it corrects nothing":
+                not self.use_bias_correction_kl or self.importance_sampling_level == "token"
+                or self.beta == 0,
             "bnpo_batch_size must be at least 1 or None":
                 self.bnpo_batch_size is None or self.bnpo_batch_size >= 1,
             "scale_rewards must be 'group', 'batch' or 'none'":
                 self.scale_rewards in ("group", "batch", "none"),
             "std_ddof must be 0 or 1": self.std_ddof in (0, 1),
-            "ref_model_mixup_alpha must be 1.0 (hard copy)": self.ref_model_mixup_alpha == 1.0,
+            "ref_model_mixup_alpha must be above 0 and at most 1 (a hard copy)":
+                0 < self.ref_model_mixup_alpha <= 1,
             "ref_model_sync_steps must be at least 1": self.ref_model_sync_steps >= 1,
             "sync_ref_model needs beta above 0": self.beta > 0 or not self.sync_ref_model,
             "max_num_gen_batches must be at least 1": self.max_num_gen_batches >= 1,
@@ -274,8 +338,18 @@ class GRPOConfig(TrainingConfig):
     def prompts_per_rollout(self) -> int:
         return self.generation_batch_size // self.num_generations
 
-    def sampling(self) -> Sampling:
-        return Sampling(self.max_completion_length, self.temperature, self.top_k, self.top_p,
+    @property
+    def updates_per_rollout(self) -> int:
+        return self.steps_per_generation * self.num_iterations
+
+    def completion_length(self, step: int) -> int:
+        """The limit of a rollout that is sampled at `step`."""
+        if isinstance(self.max_completion_length, int):
+            return self.max_completion_length
+        return [length for first, length in self.max_completion_length if first <= step][-1]
+
+    def sampling(self, step: int = 0) -> Sampling:
+        return Sampling(self.completion_length(step), self.temperature, self.top_k, self.top_p,
                         self.min_p or 0.0, self.stop_token_ids)
 
     def difference(self, other: GRPOConfig) -> dict[str, tuple[Any, Any]]:
@@ -289,10 +363,10 @@ class GRPOConfig(TrainingConfig):
     @classmethod
     def r1_zero(cls, **options: Any) -> GRPOConfig:
         """R1-Zero (Nature, Methods). 32 questions x 16 = 512 an update, 8,192 outputs a rollout in
-        16 updates, reference refreshed every 400, 10,400 steps. Length 32,768, after step 8,200
+        16 updates, reference refreshed every 400, 10,400 steps. Length 32,768, from step 8,200
         65,536. Not published, so ours: epsilon, loss_type, std_ddof, Adam's numbers, max_grad_norm.
         """
-        return cls(**_R1 | options)
+        return cls(**_R1 | {"max_completion_length": ((0, 32768), (8200, 65536))} | options)
 
     @classmethod
     def r1_stage1(cls, **options: Any) -> GRPOConfig:
@@ -333,10 +407,19 @@ class GRPOConfig(TrainingConfig):
         return cls(**{"loss_type": "dr_grpo", "scale_rewards": "none"} | options)
 
     @classmethod
+    def gspo(cls, **options: Any) -> GRPOConfig:
+        """GSPO (arXiv 2507.18071, 5.1): ratios of whole sequences, clip 3e-4 / 4e-4, four mini-batches
+        a rollout, no KL. Batch, length and learning rate: the class defaults (ours)."""
+        return cls(**{"loss_type": "gspo", "epsilon": 3e-4, "epsilon_high": 4e-4,
+                      "steps_per_generation": 4} | options)
+
+    @classmethod
     def trl(cls, **options: Any) -> GRPOConfig:
-        """TRL's defaults: no KL, token mean, sample standard deviation, linear decay."""
+        """TRL's defaults (1.16): no KL, token mean, sample standard deviation, linear decay, three
+        epochs; with beta above 0 a KL times the ratio, and a soft refresh where it is asked for."""
         return cls(**{"loss_type": "dapo", "std_ddof": 1, "lr_scheduler_type": "linear",
-                      "adam_beta2": 0.999} | options)
+                      "adam_beta2": 0.999, "num_train_epochs": 3.0, "ref_model_mixup_alpha": 0.6,
+                      "ref_model_sync_steps": 512, "use_bias_correction_kl": True} | options)
 
 
 _R1: dict[str, Any] = {
@@ -382,10 +465,19 @@ class SFTConfig(TrainingConfig):
                       "num_train_epochs": 2.0, "max_length": 32768} | options)
 
     @classmethod
-    def distill(cls, **options: Any) -> SFTConfig:
-        """Distillation (B.4.3): cosine to a tenth, batch 64, context 32,768, two to three epochs;
-        1e-4 is the learning rate of the smallest student (1.5B)."""
-        return cls.r1(**{"learning_rate": 1e-4, "per_device_train_batch_size": 64} | options)
+    def distill(cls, student: str = "qwen_1_5b", **options: Any) -> SFTConfig:
+        """Distillation (B.4.3, table 6): cosine to a tenth, batch 64, context 32,768, two to three
+        epochs (here 2), and the learning rate of the student: qwen_1_5b, qwen_7b, qwen_14b,
+        qwen_32b, llama_8b or llama_70b."""
+        if student not in _STUDENTS:
+            raise ConfigError(f"SFTConfig.distill: there is no student {student!r}, there are "
+                              f"{', '.join(_STUDENTS)}{suggest(student, _STUDENTS)}")
+        return cls.r1(**{"learning_rate": _STUDENTS[student],
+                         "per_device_train_batch_size": 64} | options)
+
+
+_STUDENTS = {"qwen_1_5b": 1e-4, "qwen_7b": 8e-5, "qwen_14b": 7e-5, "qwen_32b": 6e-5,
+             "llama_8b": 5e-5, "llama_70b": 2e-5}
 
 
 @run_config

@@ -10,11 +10,13 @@ Shao et al. 2024 (DeepSeekMath, arXiv 2402.03300), eq. 3, with eq. 4 for the KL:
     rho_it = pi(o_it) / pi_old(o_it)       k3 = e^d - d - 1,  d = log pi_ref - log pi
     A_i    = (r_i - mean of its group) / std of its group         (DeepSeek-R1, eq. 3)
 
+Other losses (delta, cispo, sequence ratios, k1, k2) stand in csrc/cpu/token_loss.c.
+
 As in DeepSeek-R1 a rollout is split at random into steps_per_generation mini-batches, one update
-each, one inner epoch; a step is one update. log pi_old is what the sampler reported: the engine
+each, num_iterations times over (there: once); a step is one update. log pi_old is what the sampler reported: the engine
 samples and trains with the same kernels, so at the first update of a rollout rho is exactly 1. That
 is measured: max_logprob_gap over gap_tokens must read 0.0. The reference is the policy of at most
-ref_model_sync_steps updates ago, by hard copy.
+ref_model_sync_steps updates ago, by hard copy, or with ref_model_mixup_alpha below 1 a mixture.
 
 Our choices: dynamic sampling draws new prompts only for the groups still missing; if the bound is
 reached, groups without variance fill the batch (they move nothing but the KL term). Draws are a
@@ -34,7 +36,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .advantage import group_advantages, token_weights, zero_variance
+from .advantage import (group_advantages, sequence_old_logprobs, token_weights,
+                        zero_variance)
 from .config import ConfigError, GRPOConfig
 from .monitor import rollout_metrics, token_metrics
 from .rollout import Completions, rollout
@@ -108,7 +111,7 @@ class GRPOTrainer(Trainer):
         if self.args.max_steps is not None:
             return self.args.max_steps
         rollouts = self.args.num_train_epochs * len(self._rows(0)) / self.args.prompts_per_rollout
-        return math.ceil(rollouts) * self.args.steps_per_generation
+        return math.ceil(rollouts) * self.args.updates_per_rollout
 
     # ---- problems -> rollout -> rewards -> advantages ----
 
@@ -157,7 +160,7 @@ class GRPOTrainer(Trainer):
     def _sample(self, rows: Sequence[Row], group_size: int, step: int, sample_ids: range
                 ) -> Completions:
         prompts = [self._prompt(row, "a row") for row in rows]
-        return rollout(self.model, prompts, group_size, self.args.sampling(),
+        return rollout(self.model, prompts, group_size, self.args.sampling(self.step),
                        self.args.stop_strings, self.processing_class, self.args.seed, step,
                        list(sample_ids))
 
@@ -176,30 +179,34 @@ class GRPOTrainer(Trainer):
         args = self.args
         if not self._tried:
             self._try_rewards()
-        if self.batch is None or self.batch.position == args.steps_per_generation:
+        if self.batch is None or self.batch.position == args.updates_per_rollout:
             self.batch = self._explore()
         batch, done = self.batch, self.batch.completions
-        chosen = batch.mini_batches(args.seed, args.steps_per_generation)[batch.position]
+        parts = batch.mini_batches(args.seed, args.steps_per_generation)
+        chosen = parts[batch.position % args.steps_per_generation]
         prompts = [done.prompt_ids[i // done.group_size] for i in chosen]
         ids = [done.completion_ids[i] for i in chosen]
         old = [done.logprobs[i] for i in chosen]
         keep = np.array([not (args.mask_truncated_completions
                               and done.finish_reasons[i] == "length") for i in chosen], np.float32)
         weights = token_weights([len(one) for one in ids], keep, args.loss_type,
-                                args.max_completion_length, args.bnpo_batch_size)
+                                args.completion_length(batch.step), args.bnpo_batch_size)
         filters = args.sampling().filters()
         reference = self.reference.logprobs(prompts, ids, **filters) if self.reference else None
         self.model.zero_grad()
         loss = self.model.policy_gradient(
             prompts, ids, advantages=batch.advantages[chosen], weights=weights, old_logprobs=old,
-            ref_logprobs=reference, epsilon=args.epsilon, epsilon_high=args.epsilon_high,
-            beta=args.beta, total_tokens=1.0, micro_batch_tokens=args.micro_batch_tokens,
+            ref_logprobs=reference, loss="cispo" if args.loss_type == "cispo" else "clip",
+            epsilon=args.epsilon, epsilon_high=args.epsilon_high, delta=args.delta,
+            importance_sampling_level=args.importance_sampling_level, beta=args.beta,
+            kl_estimator=args.kl_estimator, use_bias_correction_kl=args.use_bias_correction_kl,
+            total_tokens=1.0, micro_batch_tokens=args.micro_batch_tokens,
             mtp_coef=args.mtp_coef, mtp_detach=args.mtp_detach, balance_coef=args.balance_coef,
             entropy_coef=args.entropy_coef, recompute=args.gradient_checkpointing, **filters)
         metrics = {"loss": float(loss), "num_tokens": sum(map(len, ids)),
                    "processed_tokens": sum(map(len, prompts)) + sum(map(len, ids)), **batch.metrics,
-                   **token_metrics(loss.logprobs, old, batch.advantages[chosen].tolist(),
-                                   args.epsilon, args.epsilon_high,
+                   **token_metrics(loss.logprobs, self._ratio_old(loss.logprobs, old),
+                                   batch.advantages[chosen].tolist(), *self._clip_range(),
                                    mask=[np.full(len(one), k) for one, k in zip(ids, keep)]),
                    **{name: loss.stats[name] for name in ("entropy", "mtp_accept")
                       if name in loss.stats},
@@ -209,10 +216,25 @@ class GRPOTrainer(Trainer):
         if batch.position == 0:  # 0 tokens where every completion of the update is masked
             metrics["max_logprob_gap"] = loss.stats.get("logp_gap_max", 0.0)
             metrics["gap_tokens"] = loss.stats.get("logp_gap_tokens", 0)
-        else:  # the weights have moved, and the log-probs with them: that is the ratio, no gap
-            for name in ("mean", "max"):
-                metrics.pop(f"sampling/sampling_logp_difference/{name}", None)
+        for name in ("mean", "max"):
+            metrics.pop(f"sampling/sampling_logp_difference/{name}", None)
+            # later the weights have moved, and the log-probs with them: that is the ratio, no gap
+            if batch.position == 0 and f"logp_gap_{name}" in loss.stats:
+                metrics[f"sampling/sampling_logp_difference/{name}"] = loss.stats[f"logp_gap_{name}"]
         return metrics
+
+    def _ratio_old(self, logprobs: Sequence[NDArray[np.float32]],
+                   old: Sequence[NDArray[np.float32]]) -> Sequence[NDArray[np.float32]]:
+        """The log-probs that the loss took its ratios from."""
+        sequence = self.args.importance_sampling_level == "sequence"
+        return sequence_old_logprobs(logprobs, old) if sequence else old
+
+    def _clip_range(self) -> tuple[float, float | None]:
+        """What token_metrics counts by: cispo's weights have an upper bound alone."""
+        args = self.args
+        if args.loss_type == "cispo" and args.epsilon_high is not None:
+            return math.inf, args.epsilon_high - 1.0
+        return args.epsilon, args.epsilon_high
 
     def _commit(self, metrics: dict[str, Any]) -> None:
         assert self.batch is not None
@@ -225,14 +247,14 @@ class GRPOTrainer(Trainer):
         self.batch.position += 1
         if self.reference and self.args.sync_ref_model \
                 and self.step % self.args.ref_model_sync_steps == 0:
-            self.reference.copy_weights_from(self.model)
+            self.reference.copy_weights_from(self.model, self.args.ref_model_mixup_alpha)
 
     # ---- before, beside and after the loop ----
 
     def _try_rewards(self) -> None:
         """Ask the reward functions about two short samples of a row for each reward model that the
         first and the last dataset name, so that a faulty one fails now."""
-        sampling = self.args.sampling()
+        sampling = self.args.sampling(self.step)
         rows: dict[Any, Row] = {}
         for step in (self.step, self.total_steps - 1):
             for row in self._rows(step):

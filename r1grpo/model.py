@@ -132,12 +132,17 @@ class Model:
         other._carried = self._carried
         return other
 
-    def copy_weights_from(self, other: Model) -> None:
-        """Takes the weights of a model of the same shape."""
+    def copy_weights_from(self, other: Model, alpha: float = 1.0) -> None:
+        """Takes the weights of a model of the same shape; with alpha below 1, in float32,
+        alpha * theirs + (1 - alpha) * its own."""
+        theirs = np.float32(as_number(alpha, "alpha", 0.0, 1.0))
         if [p[:4] for p in self._params] != [p[:4] for p in other._params]:
             raise ValueError("copy_weights_from: the models have different parameters")
         for i in range(len(self._params)):
-            self._write(i, "value", other._read(i, "value"))
+            value = other._read(i, "value")
+            if alpha != 1.0:
+                value = theirs * value + np.float32(1.0 - alpha) * self._read(i, "value")
+            self._write(i, "value", value)
 
     def num_parameters(self) -> dict[str, int]:
         """{"total", "active", "mtp"}: parameters of the model, those one token uses (its share of the

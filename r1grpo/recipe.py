@@ -127,7 +127,7 @@ class GeneralRLStage(RLStage):
         if abs(realised - self.general_updates) > 0.02:  # our choice
             raise ConfigError(f"r1: general_updates is {self.general_updates}, but in whole "
                               f"rollouts it is {realised:.3f} ({self.total} updates, "
-                              f"{self.grpo.steps_per_generation} a rollout)")
+                              f"{self.grpo.updates_per_rollout} a rollout)")
 
     @property
     def total(self) -> int:
@@ -138,7 +138,7 @@ class GeneralRLStage(RLStage):
         """Updates before the general prompts, to the nearest rollout."""
         if self.general_updates == 0.0:
             return self.total
-        rollout = self.grpo.steps_per_generation
+        rollout = self.grpo.updates_per_rollout
         return round((1.0 - self.general_updates) * self.total / rollout) * rollout
 
 

@@ -90,7 +90,7 @@ def _reinforce(run: Run, phase: str, model: Model, spec: RLStage, template: str,
     selection = Selection(held_out_rows(run.recipe, "validation", template),
                           held_out_args(run.recipe, "validation", template, run.tokenizer),
                           dict(zip(RULE_FIGURES, weights)), spec.eval_steps, run.tokenizer, first,
-                          then=spec.grpo.steps_per_generation if first else None)
+                          then=spec.grpo.updates_per_rollout if first else None)
     return run.train(phase, trainer, selection), selection
 
 

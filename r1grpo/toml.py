@@ -12,6 +12,7 @@ Knows nothing about what the fields mean.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -60,7 +61,11 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in inner:
             return None
-        return _convert(next(one for one in inner if one is not type(None)), value, place)
+        choices = [one for one in inner if one is not type(None)]
+        for one in choices[:-1]:
+            with contextlib.suppress(ConfigError):
+                return _convert(one, value, place)
+        return _convert(choices[-1], value, place)
     if dataclasses.is_dataclass(hint):
         if isinstance(value, Mapping):
             return from_dict(hint, value, place)  # type: ignore[arg-type]

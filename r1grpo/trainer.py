@@ -267,8 +267,8 @@ class Trainer:
 def _fixed_options(args: TrainingConfig) -> dict[str, Any]:
     """The options that a resumed run must share, as JSON would give them back."""
     free = FREE_OPTIONS | (LENGTH_OPTIONS if args.lr_scheduler_type == "constant" else set())
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(args).items()
-            if k not in free}
+    return json.loads(json.dumps({k: v for k, v in dataclasses.asdict(args).items()
+                                  if k not in free}))
 
 
 def _under(arrays: dict[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:

@@ -94,8 +94,10 @@ class FakeModel:
         other.copy_weights_from(self)
         return other
 
-    def copy_weights_from(self, other):
-        self.load_state_dict(other.state_dict())
+    def copy_weights_from(self, other, alpha=1.0):
+        mine = self.state_dict()
+        self.load_state_dict({k: alpha * v + (1 - alpha) * mine[k]
+                              for k, v in other.state_dict().items()})
 
     # ---- sampling and log-probs ----
 
@@ -163,7 +165,8 @@ class FakeModel:
                         temperature=1.0, total_tokens=None, **options):
         self.calls.append(dict(options, prompt_ids=prompt_ids, completion_ids=completion_ids,
                                advantages=advantages, weights=weights, ref_logprobs=ref_logprobs,
-                               total_tokens=total_tokens, beta=beta, temperature=temperature))
+                               total_tokens=total_tokens, beta=beta, temperature=temperature,
+                               epsilon_high=epsilon_high))
         logp = self.logprobs(prompt_ids, completion_ids, temperature)
         high = 1 + (epsilon if epsilon_high is None else epsilon_high)
         loss, gap, tokens, kl = 0.0, 0.0, 0, 0.0

@@ -139,7 +139,7 @@ def policy_loss(logp: Tensor, old_logp: np.ndarray, advantages: np.ndarray, *, f
 def sequence_old_logp(logp: np.ndarray, old_logp: np.ndarray) -> np.ndarray:
     """(T) of one sequence: log pi - log s, s = exp(mean of log pi - log pi_old): GSPO's ratio (its
     eq. 7) for every token.  log pi is a constant here: GSPO-token, eq. 13-14."""
-    return logp - np.mean(logp - old_logp)
+    return logp - np.sum(logp - old_logp) / max(len(logp), 1)
 
 
 # ---- reward models: the papers print no formula, these are the usual ones (our choice)

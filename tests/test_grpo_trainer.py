@@ -106,10 +106,63 @@ def test_reference_is_refreshed_by_hard_copy():
     assert make(beta=0.0).reference is None
 
 
+def test_reference_is_refreshed_softly():
+    """TRL's ref_model_mixup_alpha: the policy's share."""
+    trainer = make(beta=0.1, sync_ref_model=True, ref_model_sync_steps=2, max_steps=2,
+                   ref_model_mixup_alpha=0.75)
+    before = trainer.reference.table.copy()
+    trainer.train()
+    mixed = 0.75 * trainer.model.table + 0.25 * before
+    np.testing.assert_allclose(trainer.reference.table, mixed, rtol=1e-6)
+    assert not np.array_equal(before, trainer.model.table)
+
+
+def test_the_limit_of_a_rollout_is_that_of_its_first_step():
+    trainer = make(max_completion_length=((0, 3), (3, 5)), stop_token_ids=(), loss_type="dr_grpo",
+                   max_steps=6)
+    lengths = [(trainer.batch.step, {len(one) for one in trainer.batch.completions.completion_ids})
+               for _ in trainer]
+    assert lengths == [(0, {3}), (0, {3}), (2, {3}), (2, {3}), (4, {5}), (4, {5})]
+    assert [call["weights"][0] for call in trainer.model.calls] == \
+        pytest.approx([1 / 24] * 4 + [1 / 40] * 2)  # dr_grpo divides by the limit that held
+
+
+def test_iterations_go_through_the_mini_batches_again():
+    trainer = make(num_iterations=3, max_steps=7)
+    assert trainer.args.updates_per_rollout == 6
+    steps = [trainer.batch.step for _ in trainer]
+    assert steps == [0] * 6 + [6]
+    parts = [[tuple(ids) for ids in call["completion_ids"]] for call in trainer.model.calls]
+    assert parts[0] == parts[2] == parts[4] != parts[1] == parts[3] == parts[5]
+    assert make(max_steps=None, num_iterations=3).total_steps == \
+        3 * make(max_steps=None).total_steps
+
+
+def test_options_of_the_loss_reach_the_model():
+    trainer = make(loss_type="cispo", epsilon_high=1.5, max_steps=2, beta=0.1, kl_estimator="k2",
+                   use_bias_correction_kl=True)
+    trainer.train()
+    call = trainer.model.calls[-1]
+    assert {key: call[key] for key in ("loss", "epsilon_high", "delta", "kl_estimator",
+                                       "importance_sampling_level", "use_bias_correction_kl")} == {
+        "loss": "cispo", "epsilon_high": 1.5, "delta": None, "kl_estimator": "k2",
+        "importance_sampling_level": "token", "use_bias_correction_kl": True}
+    tokens = sum(map(len, call["completion_ids"]))
+    assert call["weights"] == pytest.approx([1 / tokens] * 8)
+    assert trainer.log_history[-1]["clip_ratio/low_mean"] == 0.0
+    trainer = make(loss_type="gspo", delta=4.0, max_steps=1)
+    trainer.train()
+    call = trainer.model.calls[-1]
+    assert (call["loss"], call["importance_sampling_level"], call["delta"]) == \
+        ("clip", "sequence", 4.0)
+    assert trainer.log_history[0]["sampling/importance_sampling_ratio/max"] == 1.0
+
+
 @pytest.mark.parametrize("stop_at", [1, 2, 3, 5])
 def test_resume_ends_in_the_same_bits(stop_at, tmp_path):
     options = dict(beta=0.05, sync_ref_model=True, ref_model_sync_steps=3,
-                   lr_scheduler_type="cosine", filter_zero_std_samples=True)
+                   lr_scheduler_type="cosine", filter_zero_std_samples=True,
+                   ref_model_mixup_alpha=0.5, max_completion_length=((0, 6), (4, 8)))
     whole = make(**options)
     whole.train()
     first = make(output_dir=str(tmp_path), save_steps=stop_at, **options)

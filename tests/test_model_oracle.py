@@ -100,6 +100,50 @@ def test_policy_gradient(name: str, variant: str) -> None:
     assert_margin(reference)
 
 
+@pytest.mark.parametrize("options, theirs", [
+    ({"loss": "cispo", "epsilon_high": 1.1}, {"form": "cispo", "epsilon_high": 1.1}),
+    ({"delta": 1.15}, {"delta": 1.15}),
+    ({"importance_sampling_level": "sequence", "epsilon": 0.01},
+     {"level": "sequence", "epsilon": 0.01}),
+    ({"beta": 0.3, "kl_estimator": "k2"}, {"beta": 0.3, "kl": "k2"}),
+    ({"beta": 0.3, "kl_estimator": "k1", "use_bias_correction_kl": True},
+     {"beta": 0.3, "kl": "k1", "kl_ratio": True})])
+def test_other_policy_losses(options: dict, theirs: dict) -> None:
+    model = make("dense")
+    reference = oracle(model)
+    prompts, completions = batch()
+    rng = np.random.default_rng(6)
+    current = model.logprobs(prompts, completions)
+    old, ref = ([c + 0.15 * rng.standard_normal(len(c)).astype(np.float32) for c in current]
+                for _ in range(2))
+    common = dict(advantages=[1.0, -0.5, 0.7, -1.2, 0.0, 2.0], old_logprobs=old, ref_logprobs=ref,
+                  weights=[np.full(len(c), 1 / (6 * max(1, len(c))), np.float32)
+                           for c in completions], total_tokens=1.0)
+    model.zero_grad()
+    loss = model.policy_gradient(prompts, completions, **common, **options)
+    want = reference.loss_policy(prompts, completions, **common, **theirs)
+    assert float(loss) == pytest.approx(want.loss, rel=2e-4, abs=2e-6)
+    assert_gradients(model, want.gradients, 5e-4)
+
+
+def test_sequence_ratios_are_one_number_a_completion() -> None:
+    model = make("moe")
+    prompts, completions = batch()
+    logp = model.logprobs(prompts, completions)
+
+    def ratios(shift: float) -> dict[str, float]:
+        return model.policy_gradient(
+            prompts, completions, advantages=[1.0] * 6, weights=[1.0] * 6,
+            old_logprobs=[one - np.float32(shift) * np.arange(len(one), dtype=np.float32)
+                          for one in logp],
+            importance_sampling_level="sequence", total_tokens=1.0).stats
+    assert ratios(0.0)["ratio_min"] == ratios(0.0)["ratio_max"] == 1.0  # exactly, where log p is old
+    longest = max(len(one) for one in completions)
+    stats = ratios(0.01)
+    assert stats["ratio_max"] == pytest.approx(np.exp(0.01 * (longest - 1) / 2), rel=1e-5)
+    assert stats["logp_gap_max"] == pytest.approx(0.01 * (longest - 1), rel=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["pairwise", "pointwise"])
 @pytest.mark.parametrize("name", ["moe", "dense"])
 def test_reward_gradient(name: str, kind: str) -> None:
