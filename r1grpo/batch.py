@@ -68,10 +68,12 @@ class PackedBatch:
         return int(self.lengths.sum())
 
 
-def pack(prompt_ids: Sequence, completion_ids: Sequence, vocab_size: int, context: int) -> PackedBatch:
-    """Packs completion i behind prompt i // ratio; raises on what cannot be."""
+def pack(prompt_ids: Sequence, completion_ids: Sequence, vocab_size: int, context: int,
+         live_vocab: int) -> PackedBatch:
+    """Packs completion i behind prompt i // ratio; raises on what cannot be. Completions consist of
+    ids that have a probability, those below live_vocab."""
     prompts = pack_list(prompt_ids, "prompt_ids", vocab_size)
-    completions = pack_list(completion_ids, "completion_ids", vocab_size)
+    completions = pack_list(completion_ids, "completion_ids", live_vocab)
     if not prompts and completions:
         raise ValueError("completion_ids given without prompt_ids")
     ratio, rest = divmod(len(completions), len(prompts)) if prompts else (0, 0)

@@ -94,6 +94,17 @@ class Model:
             for i, array in init_weights(self._params, config, seed):
                 self._write(i, "value", array)
 
+    @property
+    def live_vocab(self) -> int:
+        """Ids from here on have no probability and no gradient in the head: they are never sampled,
+        and no softmax counts them. vocab_size unless set, to the tokenizer's size as a rule: published
+        models pad the rows of their embedding."""
+        return self._core.live_vocab
+
+    @live_vocab.setter
+    def live_vocab(self, size: int) -> None:
+        self._core.live_vocab = as_count(size, "live_vocab", 1)
+
     # ---- weights -----------------------------------------------------------------------------
 
     @property
@@ -128,6 +139,7 @@ class Model:
     def clone(self) -> Model:
         """An independent copy of the weights, without gradients or optimiser state."""
         other = Model(self.config, seed=None, device=self.device_name, dtype=self.dtype)
+        other.live_vocab = self.live_vocab
         other.copy_weights_from(self)
         other._carried = self._carried
         return other
@@ -224,7 +236,7 @@ class Model:
 
     def _pack(self, prompt_ids: Sequence, completion_ids: Sequence) -> PackedBatch:
         return pack(prompt_ids, completion_ids, self.config.vocab_size,
-                    self.config.max_position_embeddings)
+                    self.config.max_position_embeddings, self.live_vocab)
 
     def logprobs(self, prompt_ids: Sequence, completion_ids: Sequence, temperature: float = 1.0,
                  top_k: int | None = 0, top_p: float | None = 1.0,

@@ -82,6 +82,7 @@ class Reference:
 
     def __init__(self, config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> None:
         self.config = dict(config)
+        self.live = config["vocab_size"]  # ids from here on are in no softmax
         self.params = {name: Tensor(array) for name, array in state.items()}
         self.margin = np.inf
 
@@ -287,7 +288,7 @@ class Reference:
 
     def _head(self, hidden: Tensor, detach: bool = False) -> Tensor:
         weight = self.params.get("lm_head.weight", self.params["model.embed_tokens.weight"])
-        return linear(hidden, stop_gradient(weight) if detach else weight)
+        return linear(hidden, stop_gradient(weight) if detach else weight)[:, :self.live]
 
     # ---- small parts
 

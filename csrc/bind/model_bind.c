@@ -482,6 +482,37 @@ model_set_step(PyObject *object, PyObject *value, void *Py_UNUSED(closure))
     return 0;
 }
 
+static PyObject *
+model_get_live(PyObject *object, void *Py_UNUSED(closure))
+{
+    return PyLong_FromSize_t(((ModelObject *)object)->model->live);
+}
+
+static int
+model_set_live(PyObject *object, PyObject *value, void *Py_UNUSED(closure))
+{
+    size_t live = value != NULL ? PyLong_AsSize_t(value) : 0;
+    if (value == NULL || PyErr_Occurred()) {
+        if (!PyErr_Occurred()) {
+            PyErr_SetString(PyExc_AttributeError, "live_vocab cannot be deleted");
+        }
+        return -1;
+    }
+    ModelObject *self = (ModelObject *)object;
+    if (atomic_flag_test_and_set(&self->busy)) {
+        PyErr_SetString(PyExc_RuntimeError, "model is busy: another thread is using it");
+        return -1;
+    }
+    r1_status st = {0};
+    r1_code code = r1_model_set_live(self->model, live, &st);
+    atomic_flag_clear(&self->busy);
+    if (code != R1_OK) {
+        status_raise(&st);
+        return -1;
+    }
+    return 0;
+}
+
 /* ---- the type -------------------------------------------------------------------------------- */
 
 #define METHOD(name, function, arguments, text)                                                   \
@@ -514,6 +545,8 @@ static PyMethodDef model_methods[] = {
 
 static PyGetSetDef model_getset[] = {
     {"step", model_get_step, model_set_step, "Optimiser updates so far.", NULL},
+    {"live_vocab", model_get_live, model_set_live,
+     "Ids below it have a probability; the others are never drawn.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

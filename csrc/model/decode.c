@@ -195,12 +195,13 @@ sample_rows(r1_decode *d, const r1_tensor *h, const size_t *which, size_t n, int
         }
         R1_TRY(ops->mem_upload(m->dev, d->ints, d->host, 3 * k * sizeof(int32_t), st));
         r1_tensor rows = r1_rows(h, n0, k), logits = r1_rows(&d->ws->logits, 0, k);
+        r1_tensor live = model_live(m, &logits);
         r1_tensor lp = r1_rows(&d->ws->vec[0], 0, k), lse = r1_rows(&d->ws->vec[1], 0, k);
         int32_t *drawn = d->ints + 3 * k;
         R1_TRY(ops->matmul_nt(m->dev, &logits, &rows, m->head.weight->weight, NULL, NULL, 0, st));
-        R1_TRY(ops->sample(m->dev, drawn, &logits, d->spec.key, d->ints, d->ints + k,
+        R1_TRY(ops->sample(m->dev, drawn, &live, d->spec.key, d->ints, d->ints + k,
                            d->ints + 2 * k, &d->spec.sampling, d->ws->logp_scratch, st));
-        R1_TRY(ops->logp_fwd(m->dev, &lp, NULL, &lse, &logits, drawn, &d->spec.sampling,
+        R1_TRY(ops->logp_fwd(m->dev, &lp, NULL, &lse, &live, drawn, &d->spec.sampling,
                              d->ws->logp_scratch, st));
         R1_TRY(ops->mem_download(m->dev, ids + n0, drawn, k * sizeof(int32_t), st));
         R1_TRY(ops->mem_download(m->dev, logp + n0, lp.data, k * sizeof(float), st));

@@ -3,6 +3,8 @@
  *   logits = h W^T;  logp, entropy = log-softmax under the sampling options;  loss = token_loss(...)
  *   dlogits in place;  dh = dlogits W;  dW += dlogits^T h
  *
+ * The softmax goes over the live ids (model_live); dlogits of the others are 0.
+ *
  * Only a chunk of logits (workspace.c) ever exists, forward or backward. A row's log-prob
  * comes from the ops that the sampler uses: that is E1.
  */
@@ -35,7 +37,10 @@ chunk_bwd(r1_model *m, r1_workspace *ws, const r1_head_job *job, const r1_tensor
                            with_entropy ? &entropy : NULL, &weight, job->adv ? &adv : NULL,
                            job->old_logp ? &old : NULL, job->ref_logp ? &ref : NULL,
                            &job->loss_spec, st));
-    R1_TRY(ops->logp_bwd(m->dev, logits, &dlogp, with_entropy ? &dentropy : NULL,
+    r1_tensor live = model_live(m, logits);
+    r1_tensor dead = r1_cols(logits, live.cols, logits->cols - live.cols);
+    R1_TRY(ops->fill_zero(m->dev, &dead, st));
+    R1_TRY(ops->logp_bwd(m->dev, &live, &dlogp, with_entropy ? &dentropy : NULL,
                          with_entropy ? &entropy : NULL, &lse, target, &job->sampling,
                          ws->logp_scratch, st));
     r1_tensor dh = r1_rows(&ws->dhm, n0, n);
@@ -78,14 +83,14 @@ head_run(r1_model *m, r1_workspace *ws, const r1_head_job *job, size_t M, r1_sta
         size_t n = M - n0 < ws->logits.rows ? M - n0 : ws->logits.rows;
         r1_tensor h = r1_rows(&ws->hm, n0, n), logits = r1_rows(&ws->logits, 0, n);
         r1_tensor logp = vec_rows(ws, LOGP, n0, n), entropy = vec_rows(ws, ENTROPY, n0, n);
-        r1_tensor lse = vec_rows(ws, LSE, n0, n);
+        r1_tensor lse = vec_rows(ws, LSE, n0, n), live = model_live(m, &logits);
         R1_TRY(model_poll(m, st));
         R1_TRY(ops->matmul_nt(m->dev, &logits, &h, job->head.weight->weight, NULL, NULL, 0, st));
-        R1_TRY(ops->logp_fwd(m->dev, &logp, with_entropy ? &entropy : NULL, &lse, &logits,
+        R1_TRY(ops->logp_fwd(m->dev, &logp, with_entropy ? &entropy : NULL, &lse, &live,
                              job->target + n0, &job->sampling, ws->logp_scratch, st));
         if (job->draft != NULL) {
             r1_sampling greedy = {0};
-            R1_TRY(ops->sample(m->dev, ws->draft + n0, &logits, 0, NULL, NULL, NULL, &greedy,
+            R1_TRY(ops->sample(m->dev, ws->draft + n0, &live, 0, NULL, NULL, NULL, &greedy,
                                ws->logp_scratch, st));
         }
         if (job->grad) {

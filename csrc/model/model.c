@@ -63,6 +63,7 @@ r1_model_open(r1_model **out, const r1_config *c, r1_dtype dtype, const r1_rope 
     }
     m->config = *c;
     m->dtype = dtype;
+    m->live = c->V;
     m->ops = ops;
     m->dev = dev;
     r1_code code = layout_model(m, st);
@@ -116,6 +117,18 @@ r1_model_close(r1_model *m)
     r1_free(m->params);
     r1_free(m->layers);
     r1_free(m);
+}
+
+r1_code
+r1_model_set_live(r1_model *m, size_t live, r1_status *st)
+{
+    if (live < 1 || live > m->config.V) {
+        return R1_FAIL(st, R1_EINVAL, "live_vocab is %zu, must be in 1 .. %zu (vocab_size)", live,
+                       m->config.V);
+    }
+    m->version += live != m->live;
+    m->live = live;
+    return R1_OK;
 }
 
 /* ---- parameters ------------------------------------------------------------------------------ */

@@ -191,6 +191,7 @@ typedef struct {
 typedef struct {
     r1_config config;
     r1_dtype dtype;                       /* of weights and KV cache: float32 or bf16 */
+    size_t live;                          /* see model_live */
     const r1_ops *ops;
     r1_dev *dev;
     size_t n_params;
@@ -229,6 +230,17 @@ model_poll(r1_model *m, r1_status *st)
     }
     return R1_OK;
 }
+
+/* The columns of logits (n, V) that have a probability: the first `live` ids, all unless told. Rows of
+ * the head beyond the tokenizer (a padded vocabulary) are never drawn and count in no softmax, whether
+ * of the sampler or of training. */
+static inline r1_tensor
+model_live(const r1_model *m, const r1_tensor *logits)
+{
+    return r1_cols(logits, 0, m->live);
+}
+/* 1 <= live <= V. Sessions that are open end, as after a change of a weight. */
+r1_code r1_model_set_live(r1_model *m, size_t live, r1_status *st);
 
 /* ---- log-probs and gradients ---------------------------------------------------------------- */
 
