@@ -8,7 +8,7 @@ from r1grpo.evaluate import row_answer, row_vote
 from r1grpo.layouts import LAYOUTS
 from r1grpo.rewards import accuracy_reward, verdicts
 from r1grpo.rows import load_rows
-from r1grpo.verifiers import final_answer, last_box, same_answer
+from r1grpo.verifiers import exact_number, final_answer, last_box, same_answer
 from real_data import data_file
 
 
@@ -27,6 +27,7 @@ def test_final_answer(text, answer):
 
 def test_a_hostile_text_is_read_once():
     assert final_answer(r"\boxed{" * 300_000) is None
+    assert exact_number("9" * 5000) is None is exact_number("1/" + "9" * 5000)
     assert last_box("{" * 10 + r"\boxed{x" + "{}" * 300_000 + "}") is None
 
 

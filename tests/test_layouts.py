@@ -45,6 +45,7 @@ def test_a_row_of_every_layout(name):
         rows = load_rows([theirs], layout=layout)
         assert rows == [ours] and rows.layout == name
         assert ("found by its columns" in rows.note) is (layout is None)
+    assert LAYOUTS[name].apply(theirs) == ours
     assert repr(theirs) == before
 
 
