@@ -258,7 +258,8 @@ class GRPOTrainer(Trainer):
         rows: dict[Any, Row] = {}
         for step in (self.step, self.total_steps - 1):
             for row in self._rows(step):
-                rows.setdefault(row.get("reward_model"), row)
+                name = row.get("reward_model")  # verl's column of this name holds no name
+                rows.setdefault(name if isinstance(name, str) else None, row)
         short = dataclasses.replace(sampling, max_completion_length=min(
             _TRIAL_TOKENS, sampling.max_completion_length))
         tried = list(rows.values())

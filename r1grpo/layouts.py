@@ -81,7 +81,9 @@ def as_messages(rows: Sequence[Row], system: str | None = None, instruction: str
     """Rows whose prompts are messages: a text becomes the user's; the instruction is put behind
     the last message, after an empty line, and the system message first."""
     done = []
-    for row in rows:
+    for number, row in enumerate(rows):
+        if "prompt" not in row:
+            raise ValueError(f"row {number} has no 'prompt'; it has {', '.join(row) or 'none'}")
         prompt = row["prompt"]
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         if instruction is not None:

@@ -436,6 +436,20 @@ def test_completion_rows_are_json():
     assert len(rows[5]["logprobs"]) == len(rows[5]["completion_ids"])
 
 
+def test_rows_of_verl_as_they_are():
+    """Their column reward_model holds an object, ours a name."""
+    judge = {"style": "rule", "ground_truth": "e"}
+    seen = []
+
+    def reward(prompts, completions, completion_ids, reward_model, **columns):
+        seen.append(reward_model)
+        return [float(one["ground_truth"] in text)
+                for one, text in zip(reward_model, completions, strict=True)]
+    make(rewards=reward, rows=[{"prompt": p, "reward_model": judge} for p in "abcd"],
+         max_steps=1).train()
+    assert [len(one) for one in seen] == [2, 16] and seen[0][0] == judge
+
+
 def test_stop_strings_and_saving(tmp_path):
     trainer = make(stop_strings=("Q",), max_completion_length=40, stop_token_ids=())
     next(trainer)

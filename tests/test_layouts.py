@@ -121,6 +121,8 @@ def test_as_messages():
     full = [{"role": "system", "content": "s"}, {"role": "user", "content": "2 + 2?\n\nthink"}]
     assert as_messages(rows, "s", "think") == [{"prompt": full, "answer": "4"}] * 2
     assert rows[1]["prompt"] == USER and len(USER) == 1
+    with pytest.raises(ValueError, match="row 0 has no 'prompt'; it has messages"):
+        as_messages([{"messages": USER}])
 
 
 def test_the_module_lists_every_layout():

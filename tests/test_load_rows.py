@@ -117,6 +117,17 @@ def test_iterables_and_mappings():
     assert row == {"prompt": "a"}
 
 
+def test_hugging_face_datasets():
+    datasets = pytest.importorskip("datasets")
+    rows = [{**row, "note": [{"role": "user", "content": "é"}]} for row in ROWS]
+    train = datasets.Dataset.from_list(rows)
+    assert load_rows(train) == rows == load_rows(train.to_iterable_dataset())
+    both = datasets.DatasetDict({"train": train, "test": train.select([3])})
+    assert load_rows(both, split="test") == [rows[3]]
+    with pytest.raises(ValueError, match="split=None is none of train, test"):
+        load_rows(both)
+
+
 @pytest.mark.parametrize("source, options, wrong, message", [
     ([], {}, ValueError, "there is no row"), (7, {}, TypeError, "not from int"),
     (["text"], {}, TypeError, "row 0 is of type str"),
