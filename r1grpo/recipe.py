@@ -262,7 +262,7 @@ class Recipe:
     # plain sums, so all weights are 1; temperature 0.7 as in the paper
     r1: GeneralRLStage = field(default_factory=lambda: GeneralRLStage(
         eval_steps=16, grpo=_grpo(
-            68, temperature=0.7, learning_rate=1e-4, loss_type="dapo",
+            68, temperature=0.7, learning_rate=5e-5, loss_type="dapo",
             reward_weights=(1.0, 1.0, 1.0, 1.0, 1.0))))
     student_base: SFTConfig = field(default_factory=_pretraining)
     distilled: SFTConfig = field(default_factory=_sft)
