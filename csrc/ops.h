@@ -133,6 +133,9 @@ typedef struct {
      * E matrices of (O, I), row-major as in Hugging Face files. The master is a float32 tensor of
      * (E O, I) in device memory; whoever changes it calls weight_pack before the next matmul. dtype:
      * what products and the embedding see, float32 or bf16 (rounded to the nearest, ties to even). */
+    /* Bytes of E matrices (O, I): the float32 master and the packed copy; SIZE_MAX: too many. */
+    void (*weight_bytes)(size_t *master, size_t *packed, size_t E, size_t O, size_t I,
+                         r1_dtype dtype);
     r1_code (*weight_open)(r1_dev *dev, r1_weight **w, size_t E, size_t O, size_t I, r1_dtype dtype,
                            r1_status *st);
     void (*weight_close)(r1_dev *dev, r1_weight *w);

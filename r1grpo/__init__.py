@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .model import Loss, Model
     from .model_config import ModelConfig
     from .pipeline import run_pipeline
+    from .plan import check_fits, plan_memory, plan_training
     from .recipe import Recipe
     from .rejection import rejection_sample
     from .report import write_report
@@ -40,6 +41,7 @@ _HOME = {
     "GRPOTrainer": "grpo", "Loss": "model", "Model": "model", "ModelConfig": "model_config",
     "run_pipeline": "pipeline", "Recipe": "recipe", "rejection_sample": "rejection",
     "write_report": "report", "ModelReward": "reward_model", "RewardTrainer": "reward_model",
+    "check_fits": "plan", "plan_memory": "plan", "plan_training": "plan",
     "Rollout": "sampling", "SFTTrainer": "sft", "WordTokenizer": "tokenizer",
 }
 

@@ -25,14 +25,15 @@ from .device import get_device
 from .hub import find_folder
 from .load_folder import ModelFolder, is_whole
 from .model_config import ModelConfig
+from .plan import MICRO_TOKENS as _MICRO_TOKENS
+from .plan import SLOTS as _SLOTS
+from .plan import MemoryPlan, plan_memory
 from .sampling import Filters, Rollout, Session
 from .save_folder import model_files, stale_files
 from .weights import from_hf, init_weights, to_hf
 
 __all__ = ["Loss", "Model"]
 
-_MICRO_TOKENS = 4096  # packed rows of a micro-batch: about 0.3 GB of activations of a tiny model
-_SLOTS = 128  # sequences decoded at a time
 DTYPES = ("float32", "bfloat16")
 
 
@@ -169,6 +170,10 @@ class Model:
             total += n
             active += n * c.num_experts_per_tok // E if ".experts.*" in name else n
         return {"total": total, "active": active, "mtp": mtp}
+
+    def plan(self, **options: Any) -> MemoryPlan:
+        """The memory that this model and calls on it take: see `r1grpo.plan.plan_memory`."""
+        return plan_memory(self.config, dtype=self.dtype, device=self.device_name, **options)
 
     # ---- files -------------------------------------------------------------------------------
 

@@ -171,7 +171,7 @@ def test_nothing_leaks():
 
 
 MEMORY = {"dev_open", "dev_close", "dev_threads", "mem_alloc", "mem_free", "mem_upload",
-          "mem_download", "weight_open", "weight_close", "weight_master", "weight_pack",
+          "mem_download", "weight_bytes", "weight_open", "weight_close", "weight_master", "weight_pack",
           "logp_scratch"}  # behind Device, Weight, Kv and the calls that need scratch
 
 

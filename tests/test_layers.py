@@ -14,8 +14,8 @@ PLAIN = {"charts", "checkpoint", "config", "contamination", "data", "families", 
          "json_rows", "layouts", "model_config", "monitor", "number_formats", "packing", "refusals",
          "report_style", "rewards", "rope", "rows", "rundir", "safetensors_file", "tasks",
          "tokenizer", "toml", "trackers", "verifiers"}
-FACE = {"_core", "advantage", "batch", "device", "load_folder", "model", "rollout", "sampling",
-        "save_folder", "weights"}
+FACE = {"_core", "advantage", "batch", "device", "load_folder", "model", "plan", "rollout",
+        "sampling", "save_folder", "weights"}
 TRAINERS = {"distill", "evaluate", "grpo", "rejection", "reward_model", "scoring", "sft", "trainer"}
 STORY = {"cli", "doctor", "measure", "pipeline", "recipe", "report", "run", "sources", "stages",
          "work"}

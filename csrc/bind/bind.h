@@ -9,6 +9,7 @@
  *     ops_*.c     every op of the table, for tests: ops_types.c (Weight, Kv), ops_bind.c (rows),
  *                 ops_attention.c, ops_moe.c, ops_loss.c
  *     model_bind.c    the model          decode_bind.c   a sampling session
+ *     plan_bind.c     bytes of both, before they are made
  */
 #ifndef R1_BIND_H
 #define R1_BIND_H

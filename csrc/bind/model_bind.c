@@ -49,7 +49,7 @@ layers_read(PyObject *value, unsigned char *at)
     }
 }
 
-static int
+int
 config_read(PyObject *dict, r1_config *c)
 {
     if (!PyDict_Check(dict)) {
@@ -570,5 +570,7 @@ static PyType_Spec model_spec = {
 int
 r1_model_bind_add(PyObject *module)
 {
-    return add_type(module, &model_spec) < 0 ? -1 : decode_bind_add(module);
+    return add_type(module, &model_spec) < 0 || decode_bind_add(module) < 0
+               ? -1
+               : plan_bind_add(module);
 }

@@ -24,6 +24,10 @@ ModelObject *model_cast(PyObject *object);
 int model_begin(ModelObject *self, r1_call *c);
 PyObject *model_end(ModelObject *self, r1_call *c);
 
+/* The dict of ModelConfig.core() as the core's configuration: 0, or -1 with an exception. */
+int config_read(PyObject *dict, r1_config *c);
+
 int decode_bind_add(PyObject *module);
+int plan_bind_add(PyObject *module);
 
 #endif

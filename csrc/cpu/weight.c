@@ -21,6 +21,22 @@ panel_rows(r1_dtype dtype, size_t I)
     return dtype == R1_BF16 ? (I + 1) / 2 : I;
 }
 
+/* x count; SIZE_MAX where that is too many, and from there on */
+static size_t
+times(size_t x, size_t count)
+{
+    size_t product;
+    return __builtin_mul_overflow(x, count, &product) ? SIZE_MAX : product;
+}
+
+void
+TIER(weight_bytes)(size_t *master, size_t *packed, size_t E, size_t O, size_t I, r1_dtype dtype)
+{
+    *master = times(times(times(E, O), I), sizeof(float));
+    *packed = times(times(times(E, count_panels(O) * R1_PANEL), panel_rows(dtype, I)),
+                    sizeof(float));
+}
+
 r1_code
 TIER(weight_open)(r1_dev *dev, r1_weight **out, size_t E, size_t O, size_t I, r1_dtype dtype,
                   r1_status *st)
@@ -28,16 +44,13 @@ TIER(weight_open)(r1_dev *dev, r1_weight **out, size_t E, size_t O, size_t I, r1
     (void)dev;
     *out = NULL;
     assert(dtype == R1_F32 || dtype == R1_BF16);
-    size_t width; /* of a packed row over all experts */
-    if (__builtin_mul_overflow(E, count_panels(O) * R1_PANEL * sizeof(float), &width)) {
-        return R1_FAIL(st, R1_ENOMEM, "weight of %zu x %zu x %zu is too large", E, O, I);
-    }
+    size_t master, packed;
+    TIER(weight_bytes)(&master, &packed, E, O, I, dtype);
     r1_weight *w = r1_alloc(1, sizeof *w);
     if (w == NULL) {
         return R1_FAIL(st, R1_ENOMEM, "no memory for a weight");
     }
-    *w = (r1_weight){E, O, I, dtype, r1_alloc(E * O * sizeof(float), I),
-                     r1_alloc(width, panel_rows(dtype, I))};
+    *w = (r1_weight){E, O, I, dtype, r1_alloc(master, 1), r1_alloc(packed, 1)};
     if (w->master == NULL || w->panels == NULL) {
         TIER(weight_close)(dev, w);
         return R1_FAIL(st, R1_ENOMEM, "no memory for a weight of %zu x %zu x %zu", E, O, I);

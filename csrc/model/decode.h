@@ -38,18 +38,32 @@ struct r1_decode {
     r1_tensor hidden;                 /* (P, C) last hidden state of each prompt */
 };
 
+/* How a session is sized: the longest prompt, blocks of a sequence, slots wanted. */
+typedef struct {
+    size_t slots, blocks; /* sequences at a time; KV blocks of all */
+    size_t rows, ints;    /* of the largest batch; integers of one */
+} r1_decode_size;
+r1_decode_size decode_size(const r1_model *m, size_t sequences, size_t tokens, size_t longest,
+                           size_t max_blocks, size_t slots);
+
 static inline size_t
 blocks_of(size_t positions)
 {
     return (positions + R1_KV_BLOCK - 1) / R1_KV_BLOCK;
 }
 
-/* Tokens that a generation of prompt p may have. */
+/* Tokens that a generation of a prompt of this length may have. */
+static inline size_t
+room_of(const r1_config *c, size_t prompt, size_t max_new)
+{
+    size_t left = c->T - prompt;
+    return left < max_new ? left : max_new;
+}
+
 static inline size_t
 room(const r1_decode *d, size_t p)
 {
-    size_t left = d->m->config.T - d->prompts[p].length;
-    return left < d->spec.max_new ? left : d->spec.max_new;
+    return room_of(&d->m->config, d->prompts[p].length, d->spec.max_new);
 }
 
 /* Blocks of the positions that it can write: its last token is never fed back. */

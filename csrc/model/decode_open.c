@@ -52,26 +52,39 @@ host_open(r1_decode *d, r1_status *st)
     return R1_OK;
 }
 
-/* As many slots as asked for, as there are sequences, and as fit a gibibyte of KV; at least one. */
+/* As many slots as asked for, as there are sequences, and as fit a gibibyte of KV; at least one.
+ * tokens: of all prompts; longest: of one; max_blocks: of one sequence. */
+r1_decode_size
+decode_size(const r1_model *m, size_t sequences, size_t tokens, size_t longest, size_t max_blocks,
+            size_t slots)
+{
+    size_t per_slot = max_blocks + 1; /* own and its prompt's; one is in both */
+    size_t fit = KV_BYTES / (per_slot * kvpool_block_bytes(m));
+    slots = slots < sequences ? slots : sequences;
+    slots = slots < fit ? slots : fit;
+    slots = slots > 0 ? slots : 1;
+    size_t rows = longest > PREFILL_ROWS ? longest : PREFILL_ROWS;
+    rows = rows < tokens ? rows : tokens;
+    rows = rows > slots ? rows : slots;
+    /* Every slot holds a sequence, and a prompt of its own at worst; one more prompt may wait. */
+    return (r1_decode_size){slots, (slots + 1) * per_slot, rows,
+                            4 * rows + (3 + max_blocks) * (slots + 1) + 4 * slots + 1};
+}
+
 static r1_code
 device_open(r1_decode *d, r1_status *st)
 {
     r1_decode_spec *s = &d->spec;
     r1_model *m = d->m;
-    size_t per_slot = d->max_blocks + 1, longest = 1; /* own and its prompt's; one is in both */
-    size_t fit = KV_BYTES / (per_slot * kvpool_block_bytes(m));
-    s->slots = s->slots < s->P * s->G ? s->slots : s->P * s->G;
-    s->slots = s->slots < fit ? s->slots : fit;
-    s->slots = s->slots > 0 ? s->slots : 1;
+    size_t longest = 1;
     for (size_t p = 0; p < s->P; p++) {
         longest = d->prompts[p].length > longest ? d->prompts[p].length : longest;
     }
-    size_t rows = longest > PREFILL_ROWS ? longest : PREFILL_ROWS;
-    size_t all = (size_t)s->start[s->P];
-    rows = rows < all ? rows : all;
-    rows = rows > s->slots ? rows : s->slots;
-    d->rows = rows;
-    d->n_ints = 4 * rows + (3 + d->max_blocks) * (s->slots + 1) + 4 * s->slots + 1;
+    r1_decode_size size = decode_size(m, s->P * s->G, (size_t)s->start[s->P], longest,
+                                      d->max_blocks, s->slots);
+    s->slots = size.slots;
+    d->rows = size.rows;
+    d->n_ints = size.ints;
     d->slots = r1_alloc(s->slots, sizeof *d->slots);
     d->host = r1_alloc(d->n_ints, sizeof(int32_t));
     d->ints = m->ops->mem_alloc(m->dev, d->n_ints * sizeof(int32_t));
@@ -86,8 +99,7 @@ device_open(r1_decode *d, r1_status *st)
             return R1_FAIL(st, R1_ENOMEM, "out of memory for %zu slots", s->slots);
         }
     }
-    /* Every slot holds a sequence, and a prompt of its own at worst; one more prompt may wait. */
-    return kvpool_open(&d->pool, m, (s->slots + 1) * per_slot, st);
+    return kvpool_open(&d->pool, m, size.blocks, st);
 }
 
 r1_code

@@ -2,7 +2,9 @@
  *
  * Names are Hugging Face's (DeepSeek-V3, Llama, Mistral, Qwen2, Qwen3), so that the state dict is the
  * file format.
- * One device allocation each for vectors and gradients; Adam's moments come with the first update.
+ * One device allocation each for vectors, gradients and Adam's moments; gradients come with the first
+ * gradient call, moments with the first update, so that a model that only samples has neither. Each is
+ * placed by one function, which run without memory measures (plan.c).
  */
 #include <stdarg.h>
 #include <stdio.h>
@@ -159,23 +161,47 @@ param_rows(const r1_param *p)
     return p->O == 0 ? 1 : p->E * p->O;
 }
 
-/* Vectors and gradients inside their arenas; run once to measure and once to place. */
-static void
-params_place(r1_model *m, r1_arena *vectors, r1_arena *grads)
+void
+vectors_place(r1_model *m, r1_arena *vectors)
 {
     for (size_t i = 0; i < m->n_params; i++) {
         r1_param *p = &m->params[i];
-        size_t rows = param_rows(p);
         if (p->O == 0) {
             p->value = r1_f32(r1_arena_push(vectors, p->I, sizeof(float)), 1, p->I);
-        }
-        for (size_t u = 0; p->trained && u < p->uses; u++) {
-            p->grad[u] = r1_f32(r1_arena_push(grads, rows * p->I, sizeof(float)), rows, p->I);
         }
     }
     size_t Dr = config_rotary(&m->config);
     m->rope = r1_f32(r1_arena_push(vectors, m->config.T * Dr, sizeof(float)), m->config.T, Dr);
     m->loads = r1_arena_push(vectors, (m->config.L + m->config.mtp) * m->config.E, sizeof(int64_t));
+}
+
+void
+grads_place(r1_model *m, r1_arena *grads)
+{
+    for (size_t i = 0; i < m->n_params; i++) {
+        r1_param *p = &m->params[i];
+        size_t rows = param_rows(p);
+        for (size_t u = 0; p->trained && u < p->uses; u++) {
+            p->grad[u] = r1_f32(r1_arena_push(grads, rows * p->I, sizeof(float)), rows, p->I);
+        }
+    }
+}
+
+/* Runs a placing function to measure, allocates, runs it again to place. */
+static r1_code
+place(r1_model *m, void (*fn)(r1_model *, r1_arena *), void **memory, const char *what,
+      r1_status *st)
+{
+    r1_arena a = {0};
+    fn(m, &a);
+    a.size = a.used;
+    a.used = 0;
+    *memory = a.base = m->ops->mem_alloc(m->dev, a.size);
+    if (a.base == NULL) {
+        return R1_FAIL(st, R1_ENOMEM, "out of memory for %zu bytes of %s", a.size, what);
+    }
+    fn(m, &a);
+    return R1_OK;
 }
 
 r1_code
@@ -192,24 +218,11 @@ layout_params(r1_model *m, r1_status *st)
 }
 
 r1_code
-layout_model(r1_model *m, r1_status *st)
+layout_memory(r1_model *m, r1_status *st)
 {
-    const r1_config *c = &m->config;
-    size_t layers = c->L + c->mtp;
-    R1_TRY(layout_params(m, st));
-    r1_arena vectors = {0}, grads = {0};
-    params_place(m, &vectors, &grads);
-    vectors.size = vectors.used;
-    grads.size = grads.used;
-    m->vectors = vectors.base = m->ops->mem_alloc(m->dev, vectors.size);
-    m->grads = grads.base = m->ops->mem_alloc(m->dev, grads.size);
-    if (m->vectors == NULL || m->grads == NULL) {
-        return R1_FAIL(st, R1_ENOMEM, "out of memory for %zu bytes of gradients", grads.size);
-    }
-    vectors.used = grads.used = 0;
-    params_place(m, &vectors, &grads);
-    for (size_t i = 0; i < layers; i++) {
-        m->layers[i].load = m->loads + i * c->E;
+    R1_TRY(place(m, vectors_place, &m->vectors, "norms and biases", st));
+    for (size_t i = 0; i < m->config.L + m->config.mtp; i++) {
+        m->layers[i].load = m->loads + i * m->config.E;
     }
     for (size_t i = 0; i < m->n_params; i++) {
         r1_param *p = &m->params[i];
@@ -221,7 +234,7 @@ layout_model(r1_model *m, r1_status *st)
     return R1_OK;
 }
 
-static void
+void
 moments_place(r1_model *m, r1_arena *a)
 {
     for (size_t i = 0; i < m->n_params; i++) {
@@ -234,21 +247,15 @@ moments_place(r1_model *m, r1_arena *a)
     }
 }
 
-/* The first update allocates Adam's moments, so that a model that only samples has none. */
+r1_code
+r1_model_grads(r1_model *m, r1_status *st)
+{
+    return m->grads != NULL ? R1_OK : place(m, grads_place, &m->grads, "gradients", st);
+}
+
 r1_code
 r1_model_moments(r1_model *m, r1_status *st)
 {
-    if (m->moments != NULL) {
-        return R1_OK;
-    }
-    r1_arena a = {0};
-    moments_place(m, &a);
-    a.size = a.used;
-    m->moments = a.base = m->ops->mem_alloc(m->dev, a.size);
-    if (a.base == NULL) {
-        return R1_FAIL(st, R1_ENOMEM, "out of memory for %zu bytes of optimiser moments", a.size);
-    }
-    a.used = 0;
-    moments_place(m, &a);
-    return R1_OK;
+    return m->moments != NULL ? R1_OK
+                              : place(m, moments_place, &m->moments, "optimiser moments", st);
 }

@@ -45,21 +45,28 @@ blocks_needed(const r1_batch *batch, size_t b0, size_t b1, size_t *most)
     return sum;
 }
 
-r1_code
-micro_reserve(r1_model *m, r1_workspace *ws, const r1_batch *batch, size_t micro_rows, size_t unit,
-              r1_keep keep, r1_status *st)
+r1_micro_size
+micro_size(const r1_batch *batch, size_t micro_rows, size_t unit)
 {
-    size_t rows = 1, seqs = 1, blocks = 1, table = 1;
+    r1_micro_size s = {1, 1, 1, 1};
     for (size_t b0 = 0, b1; b0 < batch->B; b0 = b1) {
         b1 = micro_end(batch, b0, micro_rows, unit);
         size_t n = (size_t)(batch->start[b1] - batch->start[b0]);
         size_t most, sum = blocks_needed(batch, b0, b1, &most);
-        rows = n > rows ? n : rows;
-        seqs = b1 - b0 > seqs ? b1 - b0 : seqs;
-        blocks = sum > blocks ? sum : blocks;
-        table = (b1 - b0) * most > table ? (b1 - b0) * most : table;
+        s.rows = n > s.rows ? n : s.rows;
+        s.seqs = b1 - b0 > s.seqs ? b1 - b0 : s.seqs;
+        s.blocks = sum > s.blocks ? sum : s.blocks;
+        s.table = (b1 - b0) * most > s.table ? (b1 - b0) * most : s.table;
     }
-    return workspace_reserve(m, ws, rows, seqs, blocks, table, keep, st);
+    return s;
+}
+
+r1_code
+micro_reserve(r1_model *m, r1_workspace *ws, const r1_batch *batch, size_t micro_rows, size_t unit,
+              r1_keep keep, r1_status *st)
+{
+    r1_micro_size s = micro_size(batch, micro_rows, unit);
+    return workspace_reserve(m, ws, s.rows, s.seqs, s.blocks, s.table, keep, st);
 }
 
 static int32_t *

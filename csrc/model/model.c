@@ -66,7 +66,10 @@ r1_model_open(r1_model **out, const r1_config *c, r1_dtype dtype, const r1_rope 
     m->live = c->V;
     m->ops = ops;
     m->dev = dev;
-    r1_code code = layout_model(m, st);
+    r1_code code = layout_params(m, st);
+    if (code == R1_OK) {
+        code = layout_memory(m, st);
+    }
     if (code == R1_OK) {
         code = rope_table(m, rope, st);
     }
@@ -140,6 +143,9 @@ param_tensor(r1_model *m, size_t i, int what, r1_tensor *x, r1_status *st)
     if (what == R1_MOMENT1 || what == R1_MOMENT2) {
         R1_TRY(r1_model_moments(m, st));
     }
+    if (what == R1_GRAD) {
+        R1_TRY(r1_model_grads(m, st));
+    }
     *x = what == R1_VALUE ? p->value : what == R1_GRAD ? p->grad[0] : what == R1_MOMENT1 ? p->m : p->v;
     if (x->data == NULL) {
         return R1_FAIL(st, R1_EINVAL, "%s is not trained: it has no gradient and no moments",
@@ -192,7 +198,7 @@ r1_param_write(r1_model *m, size_t i, int what, const float *in, r1_status *st)
 r1_code
 r1_model_zero_grad(r1_model *m, r1_status *st)
 {
-    for (size_t i = 0; i < m->n_params; i++) {
+    for (size_t i = 0; m->grads != NULL && i < m->n_params; i++) {
         for (size_t u = 0; m->params[i].trained && u < m->params[i].uses; u++) {
             R1_TRY(m->ops->fill_zero(m->dev, &m->params[i].grad[u], st));
         }
@@ -312,6 +318,9 @@ r1_model_run(r1_model *m, const r1_batch *batch, const r1_pass *pass, r1_outputs
              r1_status *st)
 {
     r1_workspace *ws = pass->grad ? &m->train : &m->infer;
+    if (pass->grad) {
+        R1_TRY(r1_model_grads(m, st));
+    }
     R1_TRY(micro_reserve(m, ws, batch, pass->micro_rows, 1,
                          keep_of(pass->grad, pass->recompute), st));
     size_t m0 = 0;

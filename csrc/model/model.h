@@ -6,6 +6,7 @@
  *   linear.c  weight + bias                         model.c  open, close, log-probs and gradients
  *   micro.c   sequences -> one packed micro-batch   score.c  the scalar head of reward models
  *   update.c  norm, clip, AdamW, router bias        decode.c sampling (decode_open.c, kvpool.c)
+ *   plan.c    bytes of all this, nothing allocated
  *
  * A model is not locked here: whoever calls owns it. Errors leave the weights as they were, except
  * that an interrupted or failed gradient leaves partial gradients (zero them).
@@ -217,6 +218,9 @@ void r1_model_close(r1_model *m);
 /* The parameters that a model of this configuration would have: names and shapes, nothing behind
  * them. The caller frees *params with r1_free. */
 r1_code r1_model_params(r1_param **params, size_t *n, const r1_config *c, r1_status *st);
+/* Allocate gradients and Adam's moments, zeroed, if absent. */
+r1_code r1_model_grads(r1_model *m, r1_status *st);
+r1_code r1_model_moments(r1_model *m, r1_status *st);
 /* Copies a whole parameter out (what: value, gradient, Adam's m and v) or, but for gradients, in. */
 enum { R1_VALUE, R1_GRAD, R1_MOMENT1, R1_MOMENT2 };
 r1_code r1_param_read(r1_model *m, size_t i, int what, float *out, r1_status *st);
@@ -293,7 +297,31 @@ typedef struct {
 } r1_update_spec;
 r1_code r1_model_update(r1_model *m, const r1_update_spec *spec, double *norm, r1_status *st);
 r1_code r1_model_router_update(r1_model *m, float rate, r1_status *st);
-r1_code r1_model_moments(r1_model *m, r1_status *st); /* allocates Adam's moments if absent */
+
+/* ---- memory plan: plan.c --------------------------------------------------------------------- */
+
+typedef struct {
+    size_t master, packed, vectors; /* parameters: matrices, their packed copies, all the rest */
+    size_t grads, moments, update;  /* update: what an optimiser step takes while it runs */
+} r1_model_bytes;
+typedef struct {
+    size_t acts, head, cache;       /* activations; hidden states to losses; one layer's KV */
+} r1_pass_bytes;
+typedef struct {
+    size_t slots, kv, rest;         /* sequences at a time; KV blocks; lists and results */
+    r1_pass_bytes pass;
+} r1_decode_bytes;
+
+/* What a model of this configuration takes, and a call on it: r1_model_run of B sequences (start,
+ * B + 1), a decode session of P equal prompts. Nothing of it is allocated. */
+r1_code r1_plan_model(const r1_config *c, r1_dtype dtype, const r1_ops *ops, r1_dev *dev,
+                      r1_model_bytes *out, r1_status *st);
+r1_code r1_plan_pass(const r1_config *c, r1_dtype dtype, const r1_ops *ops, r1_dev *dev,
+                     const int32_t *start, size_t B, size_t micro_rows, r1_keep keep,
+                     r1_pass_bytes *out, r1_status *st);
+r1_code r1_plan_decode(const r1_config *c, r1_dtype dtype, const r1_ops *ops, r1_dev *dev,
+                       size_t P, size_t G, size_t prompt, size_t max_new, size_t slots,
+                       r1_decode_bytes *out, r1_status *st);
 
 /* ---- decode ---------------------------------------------------------------------------------- */
 
@@ -331,11 +359,21 @@ r1_code linear_fwd(r1_model *m, const r1_tensor *y, const r1_tensor *x, const r1
 r1_code linear_bwd(r1_model *m, const r1_tensor *dx, const r1_tensor *dy, const r1_tensor *x,
                    const r1_linear *l, const int32_t *offsets, int accumulate, r1_status *st);
 
-r1_code layout_params(r1_model *m, r1_status *st); /* the list alone, without their memory */
-r1_code layout_model(r1_model *m, r1_status *st);
+/* The list of parameters, without their memory; then their memory. */
+r1_code layout_params(r1_model *m, r1_status *st);
+r1_code layout_memory(r1_model *m, r1_status *st);
+/* Place every tensor of their kind in an arena; one without memory measures. */
+void vectors_place(r1_model *m, r1_arena *a);
+void grads_place(r1_model *m, r1_arena *a);
+void moments_place(r1_model *m, r1_arena *a);
+/* Numbers that update adds up at a time: of the largest parameter with several uses. */
+size_t update_scratch(const r1_model *m);
 /* Makes ws hold at least these and keep just this; contents are lost when it changes. */
 r1_code workspace_reserve(r1_model *m, r1_workspace *ws, size_t rows, size_t seqs, size_t blocks,
                           size_t table, r1_keep keep, r1_status *st);
+/* Bytes that workspace_reserve would take, by purpose. */
+r1_code workspace_measure(r1_model *m, size_t rows, size_t seqs, size_t blocks, size_t table,
+                          r1_keep keep, r1_pass_bytes *out, r1_status *st);
 void workspace_release(r1_model *m, r1_workspace *ws);
 
 /* What a pass with these flags keeps. */
@@ -378,7 +416,12 @@ typedef struct {
 } r1_micro;
 /* End of the micro-batch that starts at b0: whole multiples of `unit` sequences, at least one. */
 size_t micro_end(const r1_batch *batch, size_t b0, size_t micro_rows, size_t unit);
-/* Makes the workspace large enough for every micro-batch of the batch. */
+/* What the workspace of every micro-batch of the batch must hold. */
+typedef struct {
+    size_t rows, seqs, blocks, table;
+} r1_micro_size;
+r1_micro_size micro_size(const r1_batch *batch, size_t micro_rows, size_t unit);
+/* Makes the workspace large enough for it. */
 r1_code micro_reserve(r1_model *m, r1_workspace *ws, const r1_batch *batch, size_t micro_rows,
                       size_t unit, r1_keep keep, r1_status *st);
 r1_code micro_open(r1_model *m, r1_workspace *ws, const r1_batch *batch, size_t b0, size_t b1,

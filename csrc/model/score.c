@@ -48,6 +48,9 @@ r1_model_score(r1_model *m, const r1_batch *batch, const float *label, const r1_
         return R1_FAIL(st, R1_EINVAL, "pairwise: %zu sequences are not pairs", batch->B);
     }
     r1_workspace *ws = pass->grad ? &m->train : &m->infer;
+    if (pass->grad) {
+        R1_TRY(r1_model_grads(m, st));
+    }
     R1_TRY(micro_reserve(m, ws, batch, pass->micro_rows, unit,
                          keep_of(pass->grad, pass->recompute), st));
     for (size_t b0 = 0, b1; b0 < batch->B; b0 = b1) {

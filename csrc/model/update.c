@@ -26,6 +26,18 @@ grad_total(r1_model *m, const r1_param *p, void *total, r1_tensor *g, r1_status 
     return R1_OK;
 }
 
+size_t
+update_scratch(const r1_model *m)
+{
+    size_t largest = 0;
+    for (size_t i = 0; i < m->n_params; i++) {
+        const r1_param *p = &m->params[i];
+        size_t n = p->uses > 1 ? p->E * p->O * p->I : 0; /* only matrices are shared */
+        largest = n > largest ? n : largest;
+    }
+    return largest;
+}
+
 static r1_code
 grad_norm(r1_model *m, void *total, double *norm, r1_status *st)
 {
@@ -81,9 +93,9 @@ step_all(r1_model *m, void *total, const r1_update_spec *spec, double norm, r1_s
 r1_code
 r1_model_update(r1_model *m, const r1_update_spec *spec, double *norm, r1_status *st)
 {
+    R1_TRY(r1_model_grads(m, st));
     R1_TRY(r1_model_moments(m, st));
-    size_t largest = m->config.V * m->config.C; /* only embedding and head have several uses */
-    void *total = m->ops->mem_alloc(m->dev, largest * sizeof(float));
+    void *total = m->ops->mem_alloc(m->dev, update_scratch(m) * sizeof(float));
     if (total == NULL) {
         return R1_FAIL(st, R1_ENOMEM, "out of memory for the update");
     }

@@ -120,11 +120,11 @@ head_chunk(const r1_config *c, size_t rows)
     return chunk < rows ? chunk : rows;
 }
 
+/* Activations of the layers and of the MTP module, and what is beside them. */
 static void
-workspace_place(r1_workspace *ws, r1_arena *ar, const r1_model *m)
+trunk_place(r1_workspace *ws, r1_arena *ar, const r1_config *c)
 {
-    const r1_config *c = &m->config;
-    size_t n = ws->rows, Hkv = config_hkv(c);
+    size_t n = ws->rows;
     int grad = ws->keep != R1_KEEP_NONE;
     for (size_t i = 0; i < ws->kept; i++) {
         acts_place(&ws->acts[i], ar, c, n);
@@ -149,20 +149,75 @@ workspace_place(r1_workspace *ws, r1_arena *ar, const r1_model *m)
         ws->demb = push(ar, n, c->C);
         ws->dcat = push(ar, n, 2 * c->C);
     }
-    ws->hm = push(ar, n, c->C);
-    ws->dhm = push(ar, grad ? n : 0, c->C);
     ws->dy = push(ar, grad ? n : 0, c->C);
+    ws->ints = r1_arena_push(ar, 8 * n + 3 * ws->seqs + 1 + ws->table, sizeof(int32_t));
+}
+
+/* From hidden states to losses and back: a chunk of logits, and vectors of the rows. */
+static void
+head_place(r1_workspace *ws, r1_arena *ar, const r1_model *m)
+{
+    const r1_config *c = &m->config;
+    size_t n = ws->rows;
+    ws->hm = push(ar, n, c->C);
+    ws->dhm = push(ar, ws->keep != R1_KEEP_NONE ? n : 0, c->C);
     ws->logits = push(ar, head_chunk(c, n), c->V);
     for (size_t i = 0; i < sizeof ws->vec / sizeof ws->vec[0]; i++) {
         ws->vec[i] = push(ar, n, 1);
     }
     ws->logp_scratch = r1_arena_push(ar, m->ops->logp_scratch(m->dev, c->V), 1);
     ws->draft = r1_arena_push(ar, n, sizeof(int32_t));
-    ws->ints = r1_arena_push(ar, 8 * n + 3 * ws->seqs + 1 + ws->table, sizeof(int32_t));
-    size_t D = config_dqk(c), Dv = config_dv(c);
+}
+
+static void
+cache_place(r1_workspace *ws, r1_arena *ar, const r1_model *m)
+{
+    const r1_config *c = &m->config;
+    size_t Hkv = config_hkv(c), D = config_dqk(c), Dv = config_dv(c);
     ws->kv = (r1_kv){.dtype = m->dtype, .blocks = ws->blocks, .Hkv = Hkv, .D = D, .Dv = Dv};
     ws->kv.k = r1_arena_push(ar, ws->blocks * Hkv, r1_kv_k_bytes(&ws->kv));
     ws->kv.v = r1_arena_push(ar, ws->blocks * Hkv, r1_kv_v_bytes(&ws->kv));
+}
+
+static void
+workspace_place(r1_workspace *ws, r1_arena *ar, const r1_model *m)
+{
+    trunk_place(ws, ar, &m->config);
+    head_place(ws, ar, m);
+    cache_place(ws, ar, m);
+}
+
+/* The workspace of these sizes, without its memory. */
+static r1_code
+workspace_shape(r1_model *m, r1_workspace *ws, size_t rows, size_t seqs, size_t blocks,
+                size_t table, r1_keep keep, r1_status *st)
+{
+    *ws = (r1_workspace){.rows = rows, .seqs = seqs, .blocks = blocks, .table = table,
+                         .keep = keep, .threads = m->ops->dev_threads(m->dev),
+                         .kept = keep == R1_KEEP_ALL ? m->config.L : 1};
+    r1_acts *acts = r1_alloc(ws->kept + 1, sizeof *acts);
+    if (acts == NULL) {
+        *ws = (r1_workspace){0};
+        return R1_FAIL(st, R1_ENOMEM, "out of memory for activations");
+    }
+    ws->acts = acts;
+    ws->mtp = &acts[keep == R1_KEEP_STREAM ? 0 : ws->kept]; /* it is done before the layers */
+    return R1_OK;
+}
+
+r1_code
+workspace_measure(r1_model *m, size_t rows, size_t seqs, size_t blocks, size_t table, r1_keep keep,
+                  r1_pass_bytes *out, r1_status *st)
+{
+    r1_workspace ws;
+    r1_arena acts = {0}, head = {0}, cache = {0};
+    R1_TRY(workspace_shape(m, &ws, rows, seqs, blocks, table, keep, st));
+    trunk_place(&ws, &acts, &m->config);
+    head_place(&ws, &head, m);
+    cache_place(&ws, &cache, m);
+    *out = (r1_pass_bytes){acts.used, head.used, cache.used};
+    r1_free(ws.acts);
+    return R1_OK;
 }
 
 void
@@ -186,19 +241,10 @@ workspace_reserve(r1_model *m, r1_workspace *ws, size_t rows, size_t seqs, size_
     }
     r1_workspace old = *ws;
     workspace_release(m, ws);
-    ws->rows = rows > old.rows ? rows : old.rows;
-    ws->seqs = seqs > old.seqs ? seqs : old.seqs;
-    ws->blocks = blocks > old.blocks ? blocks : old.blocks;
-    ws->table = table > old.table ? table : old.table;
-    ws->keep = keep;
-    ws->threads = threads;
-    ws->kept = keep == R1_KEEP_ALL ? m->config.L : 1;
-    ws->acts = r1_alloc(ws->kept + 1, sizeof *ws->acts);
-    if (ws->acts == NULL) {
-        *ws = (r1_workspace){0};
-        return R1_FAIL(st, R1_ENOMEM, "out of memory for activations");
-    }
-    ws->mtp = &ws->acts[keep == R1_KEEP_STREAM ? 0 : ws->kept]; /* it is done before the layers */
+    R1_TRY(workspace_shape(m, ws, rows > old.rows ? rows : old.rows,
+                           seqs > old.seqs ? seqs : old.seqs,
+                           blocks > old.blocks ? blocks : old.blocks,
+                           table > old.table ? table : old.table, keep, st));
     r1_arena a = {0};
     workspace_place(ws, &a, m);
     a.size = a.used;

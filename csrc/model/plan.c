@@ -1,0 +1,91 @@
+/* plan.c - what a model and a call on it would take, in bytes, before anything is allocated.
+ *
+ * Every figure comes from the function that places or sizes the thing itself, run without memory:
+ * layout.c (parameters, gradients, moments), the backend's weight_bytes, workspace.c (a pass),
+ * decode_open.c and kvpool.c (a session). So the plan cannot differ from what is allocated. Knows
+ * nothing about what else lives in the process.
+ */
+#include "decode.h"
+
+/* A model with its list of parameters and no memory; r1_model_close ends it. */
+static r1_code
+plan_open(r1_model **out, const r1_config *c, r1_dtype dtype, const r1_ops *ops, r1_dev *dev,
+          r1_status *st)
+{
+    *out = NULL;
+    R1_TRY(r1_config_check(c, st));
+    r1_model *m = r1_alloc(1, sizeof *m);
+    if (m == NULL) {
+        return R1_FAIL(st, R1_ENOMEM, "out of memory for a plan");
+    }
+    m->config = *c;
+    m->dtype = dtype;
+    m->ops = ops;
+    m->dev = dev;
+    r1_code code = layout_params(m, st);
+    if (code != R1_OK) {
+        r1_model_close(m);
+        return code;
+    }
+    *out = m;
+    return R1_OK;
+}
+
+r1_code
+r1_plan_model(const r1_config *c, r1_dtype dtype, const r1_ops *ops, r1_dev *dev,
+              r1_model_bytes *out, r1_status *st)
+{
+    r1_model *m;
+    r1_arena vectors = {0}, grads = {0}, moments = {0}, master = {0}, packed = {0};
+    R1_TRY(plan_open(&m, c, dtype, ops, dev, st));
+    vectors_place(m, &vectors);
+    grads_place(m, &grads);
+    moments_place(m, &moments);
+    for (size_t i = 0; i < m->n_params; i++) {
+        const r1_param *p = &m->params[i];
+        if (p->O > 0) {
+            size_t one, copy;
+            ops->weight_bytes(&one, &copy, p->E, p->O, p->I, p->dtype);
+            r1_arena_push(&master, one, 1);
+            r1_arena_push(&packed, copy, 1);
+        }
+    }
+    *out = (r1_model_bytes){master.used, packed.used, vectors.used, grads.used, moments.used,
+                            update_scratch(m) * sizeof(float)};
+    r1_model_close(m);
+    return R1_OK;
+}
+
+r1_code
+r1_plan_pass(const r1_config *c, r1_dtype dtype, const r1_ops *ops, r1_dev *dev,
+             const int32_t *start, size_t B, size_t micro_rows, r1_keep keep, r1_pass_bytes *out,
+             r1_status *st)
+{
+    r1_model *m;
+    r1_batch batch = {.B = B, .start = start};
+    r1_micro_size s = micro_size(&batch, micro_rows, 1);
+    R1_TRY(plan_open(&m, c, dtype, ops, dev, st));
+    r1_code code = workspace_measure(m, s.rows, s.seqs, s.blocks, s.table, keep, out, st);
+    r1_model_close(m);
+    return code;
+}
+
+r1_code
+r1_plan_decode(const r1_config *c, r1_dtype dtype, const r1_ops *ops, r1_dev *dev, size_t P,
+               size_t G, size_t prompt, size_t max_new, size_t slots, r1_decode_bytes *out,
+               r1_status *st)
+{
+    r1_model *m;
+    R1_TRY(plan_open(&m, c, dtype, ops, dev, st));
+    size_t own = blocks_of(prompt + room_of(c, prompt, max_new) - 1), whole = blocks_of(prompt);
+    size_t blocks = own > whole ? own : whole;
+    r1_decode_size s = decode_size(m, P * G, P * prompt, prompt, blocks, slots);
+    size_t results = P * G * (max_new * (sizeof(int32_t) + sizeof(float)) + sizeof(seq_state));
+    size_t prompts = P * (sizeof(prompt_state) + prompt * sizeof(int32_t) +
+                          blocks * sizeof(int32_t) + c->C * sizeof(float));
+    *out = (r1_decode_bytes){.slots = s.slots, .kv = s.blocks * kvpool_block_bytes(m),
+                             .rest = results + prompts + 2 * s.ints * sizeof(int32_t)};
+    r1_code code = workspace_measure(m, s.rows, s.slots + 1, 0, 0, R1_KEEP_NONE, &out->pass, st);
+    r1_model_close(m);
+    return code;
+}

@@ -1,0 +1,233 @@
+"""plan.py - how much memory a run will take, before it starts.
+
+    parameters + gradients + moments + the buffers of every kind of call + the reference
+
+The bytes come from the core, which runs the functions that place its tensors without memory
+(csrc/model/plan.c), so that the plan is what will be allocated. Rows marked * are there one at a
+time and count with the largest. Left out: the interpreter, its libraries, the data.
+
+    print(plan_memory(config, length=4096))          a table
+    check_fits(plan_training(config, args))          MemoryError with that table if it cannot fit
+
+Knows nothing about trainers but their options, nothing about time.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import _core
+from .batch import as_count
+from .config import GRPOConfig, RewardConfig, SFTConfig, TrainingConfig
+from .device import get_device
+from .model_config import ModelConfig
+
+__all__ = ["MemoryPlan", "available_memory", "check_fits", "plan_memory", "plan_training"]
+
+MICRO_TOKENS = 4096  # packed rows of a micro-batch when nobody says
+SLOTS = 128  # sequences decoded at a time, as far as they fit a GiB of KV
+GIB = 2.0**30
+
+
+@dataclass(frozen=True)
+class Item:
+    """What takes `bytes`; one_at_a_time: its memory is given back before the next such item's."""
+
+    name: str
+    bytes: int
+    one_at_a_time: bool = False
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Items, and their total; str() is a table in GiB."""
+
+    items: tuple[Item, ...]
+
+    @property
+    def total(self) -> int:
+        """Bytes at the peak."""
+        return sum(item.bytes for item in self.items if not item.one_at_a_time) + \
+            max((item.bytes for item in self.items if item.one_at_a_time), default=0)
+
+    def bytes_of(self, name: str) -> int:
+        """Bytes of all items whose name starts so."""
+        return sum(item.bytes for item in self.items if item.name.startswith(name))
+
+    def __str__(self) -> str:
+        rows = [(item.name + " *" * item.one_at_a_time, item.bytes) for item in self.items
+                if item.bytes]
+        rows.append(("total (* one at a time)", self.total))
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{name:<{width}}  {size / GIB:9.3f} GiB" for name, size in rows]
+        return "\n".join([*lines[:-1], "-" * len(lines[0]), lines[-1]])
+
+
+@dataclass(frozen=True)
+class _Engine:
+    """A configuration as the core's plan functions take it."""
+
+    device: _core.Device
+    sizes: dict[str, Any]  # the fields of r1_config
+    dtype: Any
+
+    def model(self) -> dict[str, int]:
+        return _core.plan_model(self.device, self.sizes, self.dtype)
+
+    def weights(self, name: str) -> list[Item]:
+        found = self.model()
+        return [Item(f"{name}, float32 master", found["master"] + found["vectors"]),
+                Item(f"{name}, packed copy", found["packed"])]
+
+    def one_pass(self, length: int, sequences: int, rows: int, keep: Any) -> dict[str, int]:
+        """Log-probs or a gradient of sequences of equal length, in micro-batches of `rows`."""
+        some = min(sequences, rows // length + 1)  # one micro-batch is like the next
+        start = np.arange(some + 1, dtype=np.int64) * length
+        if start[-1] >= 2**31:
+            raise ValueError(f"{some} sequences of {length} tokens are too many for one call")
+        return _core.plan_pass(self.device, self.sizes, self.dtype, start.astype(np.int32), rows,
+                               keep)
+
+
+def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
+                length: int | None = None, sequences: int = 1 << 20, training: bool = True,
+                micro_batch_tokens: int | None = None, recompute: bool = False,
+                scoring: bool = False, reference: bool = False, prompts: int = 0,
+                num_generations: int = 1, prompt_length: int = 1,
+                max_new_tokens: int | None = None, slots: int = SLOTS, checkpoint: bool = False,
+                device: str = "cpu") -> MemoryPlan:
+    """The plan of one model and all calls on it.
+
+    length: tokens of the longest sequence in training and scoring (None: the context); sequences: of
+    one call, each as long. training: gradients, moments and a pass with gradient, micro_batch_tokens
+    and recompute as in `Model.sft_gradient`; scoring: `Model.logprobs`. prompts > 0: sampling
+    num_generations completions of max_new_tokens (None: all the context leaves) to that many prompts
+    of prompt_length, the KV at its worst, which is when no two live sequences share a prompt.
+    reference: a second model that scores. checkpoint: the trainer saves its state.
+    """
+    config = config if isinstance(config, ModelConfig) else ModelConfig.from_dict(config)
+    context = config.max_position_embeddings
+    core = _Engine(get_device(device), config.core()[0], dtype)
+    length = min(context, as_count(context if length is None else length, "length", 1))
+    sequences = as_count(sequences, "sequences", 1)
+    rows = MICRO_TOKENS if micro_batch_tokens is None else \
+        as_count(micro_batch_tokens, "micro_batch_tokens", 1)
+    items, sizes = core.weights("parameters"), core.model()
+    state = 0 if not checkpoint else sizes["master"] + sizes["vectors"] + sizes["moments"]
+    if training:
+        found = core.one_pass(length, sequences, rows, "stream" if recompute else "all")
+        how = ", recomputed" if recompute else ""
+        items += [Item("gradients", sizes["grads"]), Item("Adam's moments", sizes["moments"]),
+                  Item(f"training: activations{how}", found["acts"]),
+                  Item("training: head", found["head"]), Item("training: KV", found["cache"]),
+                  Item("update: shared gradients added", sizes["update"], True)]
+    forward = []
+    if scoring:
+        forward.append(core.one_pass(length, sequences, MICRO_TOKENS, "none"))
+    if prompts:
+        room = context - 1 if max_new_tokens is None else max_new_tokens
+        session = _core.plan_decode(core.device, core.sizes, core.dtype, prompts, num_generations,
+                                    prompt_length, room, slots)
+        forward.append(session["pass"])
+        items += [Item(f"sampling: KV of {session['slots']} sequences", session["kv"], True),
+                  Item("sampling: lists and results", session["rest"])]
+    if forward:  # one workspace, as large as the largest call asks
+        items.append(Item("without gradient: activations, head, KV", sum(
+            max(one[part] for one in forward) for part in ("acts", "head", "cache"))))
+    if reference:
+        found = core.one_pass(length, sequences, MICRO_TOKENS, "none")
+        items += [*core.weights("reference"),
+                  Item("reference: activations, head, KV", sum(found.values()))]
+        state += state and sizes["master"] + sizes["vectors"]
+    if state:  # the arrays, their bytes one by one, the file
+        items.append(Item("checkpoint, while it is written", 3 * state, True))
+    return MemoryPlan(tuple(items))
+
+
+def plan_training(config: ModelConfig | dict[str, Any], args: TrainingConfig,
+                  dtype: str = "float32", length: int | None = None,
+                  prompt_length: int | None = None) -> MemoryPlan:
+    """The plan of a trainer with these options on a model of this configuration.
+
+    length: tokens of the longest row (SFT, reward models), prompt_length: of the longest prompt
+    (GRPO); None: what the options allow, else the context."""
+    config = config if isinstance(config, ModelConfig) else ModelConfig.from_dict(config)
+    context = config.max_position_embeddings
+    common: dict[str, Any] = {
+        "dtype": dtype, "sequences": args.per_device_train_batch_size,
+        "micro_batch_tokens": args.micro_batch_tokens, "recompute": args.gradient_checkpointing,
+        "checkpoint": args.output_dir is not None}
+    if isinstance(args, GRPOConfig):
+        longest = prompt_length or args.max_prompt_length or \
+            max(context - args.max_completion_length, 1)
+        return plan_memory(
+            config, length=longest + args.max_completion_length, reference=args.beta > 0,
+            prompts=args.prompts_per_rollout, num_generations=args.num_generations,
+            prompt_length=min(longest, context - 1), max_new_tokens=args.max_completion_length,
+            **common)
+    if isinstance(args, RewardConfig) and args.kind == "pairwise":
+        common["sequences"] *= 2
+    limit = args.max_length if isinstance(args, SFTConfig | RewardConfig) else None
+    return plan_memory(config, length=length or limit, scoring=True, **common)
+
+
+# ---- what there is ----------------------------------------------------------------------------
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _group_room(folder: Path, limit: str, used: str, cache: str) -> int | None:
+    """Bytes that a control group has left; its page cache can be taken back. None: no limit."""
+    most, now = _read(folder / limit).strip(), _read(folder / used).strip()
+    if not most.isdigit() or not now.isdigit() or int(most) >= 2**60:
+        return None
+    stat = dict(line.split() for line in _read(folder / "memory.stat").splitlines())
+    return max(0, int(most) - int(now) + int(stat.get(cache, 0)))
+
+
+def available_memory() -> int:
+    """Bytes that this process may still take: what the system calls available, and no more than
+    its control groups (v1 and v2, with all parents) leave. 2^63 - 1 where nobody says."""
+    found = [2**63 - 1]
+    for line in _read(Path("/proc/meminfo")).splitlines():
+        if line.startswith("MemAvailable:"):
+            found.append(int(line.split()[1]) * 1024)
+    root = Path("/sys/fs/cgroup")
+    for line in _read(Path("/proc/self/cgroup")).splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":
+            base, names = root, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            base = root / "memory"
+            names = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+        else:
+            continue
+        inside = [part for part in group.split("/") if part not in ("", "..")]
+        for depth in range(len(inside) + 1):
+            room = _group_room(base.joinpath(*inside[:depth]), *names)
+            if room is not None:
+                found.append(room)
+    return min(found)
+
+
+def check_fits(plan: MemoryPlan, available: int | None = None, allocated: int = 0) -> None:
+    """MemoryError with the plan's table where it needs more than there is.
+
+    available: bytes (None: available_memory()); allocated: bytes of the plan that this process has
+    taken already, a loaded model's say."""
+    have = available_memory() if available is None else available
+    if plan.total - allocated > have:
+        raise MemoryError(
+            f"this run needs {plan.total / GIB:.2f} GiB and {(have + allocated) / GIB:.2f} GiB can be "
+            f"had:\n{plan}\nmicro_batch_tokens and gradient_checkpointing lower the activations, "
+            f"fewer or shorter completions the KV, beta 0 the reference")

@@ -1,0 +1,185 @@
+"""The memory plan: what it counts, and that a process which does the work takes what it says.
+
+Memory is measured in a process of its own, at its peak, over what the bare import takes.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from models import batch, configs, make
+from r1grpo import GRPOConfig, Model, ModelConfig, RewardConfig, SFTConfig, _core
+from r1grpo import plan as planning
+from r1grpo.plan import available_memory, check_fits, plan_memory, plan_training
+
+WORK = '''
+import json, sys
+import numpy as np
+from r1grpo import Model, ModelConfig, set_num_threads
+
+def peak():
+    for line in open("/proc/self/status"):
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+
+set_num_threads(2)
+config, options = ModelConfig.from_dict(json.loads(sys.argv[1])), json.loads(sys.argv[2])
+work, length, base = options["work"], options["length"], peak()
+rng = np.random.default_rng(0)
+rows = rng.integers(0, config.vocab_size, (options["sequences"], length)).tolist()
+model = Model(config)
+if work == "train":
+    how = dict(recompute=options["recompute"], micro_batch_tokens=options["micro_batch_tokens"])
+    if config.num_nextn_predict_layers:
+        how |= dict(mtp_coef=0.3, balance_coef=0.01)
+    model.sft_gradient([row[:1] for row in rows], [row[1:] for row in rows], **how)
+    model.update(1e-3)
+if work == "score":
+    model.logprobs([row[:1] for row in rows], [row[1:] for row in rows])
+if work == "sample":
+    model.generate([row[:-56] for row in rows], 1, max_new_tokens=56, stop_token_ids=())
+print(json.dumps([base, peak()]))
+'''
+WIDE = dict(vocab_size=4000, hidden_size=256, num_hidden_layers=4, num_attention_heads=4,
+            num_key_value_heads=2, intermediate_size=768, max_position_embeddings=2048)
+needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+
+
+@needs_proc
+@pytest.mark.parametrize("work, changes, options", [
+    ("train", {"tie_word_embeddings": True}, {"length": 1024, "micro_batch_tokens": 1024}),
+    ("train", {}, {"length": 1024, "recompute": True}),
+    ("train", {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 128,
+               "kv_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16,
+               "v_head_dim": 32, "num_nextn_predict_layers": 1, "model_type": "deepseek_v3"},
+     {"length": 512, "micro_batch_tokens": 512}),
+    ("score", {}, {"length": 2048, "sequences": 2}),
+    ("sample", {}, {"length": 192, "sequences": 40})])
+def test_a_process_takes_what_the_plan_says(work: str, changes: dict, options: dict) -> None:
+    config = ModelConfig.from_dict({**WIDE, **changes})
+    options = {"work": work, "sequences": 1, "recompute": False, "micro_batch_tokens": None,
+               **options}
+    done = subprocess.run([sys.executable, "-c", WORK, json.dumps(config.to_dict()),
+                           json.dumps(options)], capture_output=True, text=True, timeout=120,
+                          cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    base, peak = json.loads(done.stdout)
+    want = plan_memory(config, length=options["length"], sequences=options["sequences"],
+                       training=work == "train", recompute=options["recompute"],
+                       micro_batch_tokens=options["micro_batch_tokens"], scoring=work == "score",
+                       prompts=options["sequences"] * (work == "sample"),
+                       prompt_length=options["length"] - 56, max_new_tokens=56)
+    assert want.total > 60 << 20, "too small to say anything"
+    assert abs(peak - base - want.total) < 0.1 * want.total, \
+        f"{(peak - base) / 2**20:.1f} MiB where the plan says\n{want}"
+
+
+@pytest.mark.parametrize("name", sorted(configs()))
+def test_parameters_gradients_and_moments_are_counted(name: str) -> None:
+    model = make(name)
+    assert model.plan(length=64).total == plan_memory(model.config, length=64).total
+    elements = sum(a.size for a in model.state_dict().values())
+    trained = sum(a.size for a in model.grad_dict().values())
+    plan = model.plan(length=64)
+    slack = 64 * len(model.state_dict()) * 4  # every tensor starts at a multiple of 64 bytes
+    rope = 4 * model.config.max_position_embeddings * 64
+    assert 0 <= plan.bytes_of("parameters, float32 master") - 4 * elements < slack + rope
+    assert 0 <= plan.bytes_of("Adam's moments") - 8 * trained < slack
+    uses = 1 + (model.config.tie_word_embeddings or bool(model.config.num_nextn_predict_layers))
+    assert plan.bytes_of("gradients") >= 4 * trained
+    assert (plan.bytes_of("update") > 0) == (uses > 1)
+
+
+def test_what_lowers_what() -> None:
+    config = ModelConfig.from_dict({**WIDE, "num_hidden_layers": 12})
+    whole = plan_memory(config, length=2048)
+    again = plan_memory(config, length=2048, recompute=True)
+    assert again.bytes_of("training: activations") < whole.bytes_of("training: activations") / 4
+    assert again.bytes_of("training: head") == whole.bytes_of("training: head")
+    short = plan_memory(config, length=512, micro_batch_tokens=512)
+    assert short.bytes_of("training") < whole.bytes_of("training") / 3
+    bare = plan_memory(config, training=False)
+    assert {item.name.split(",")[0] for item in bare.items} == {"parameters"}
+    many = plan_memory(config, training=False, prompts=64, prompt_length=100, max_new_tokens=100)
+    assert many.bytes_of("sampling: KV of 64 sequences") > 30 * config.num_hidden_layers * 1024 * 64
+    assert plan_memory(config, length=64, sequences=1).total < short.total
+    half = plan_memory(config, dtype="bfloat16", length=2048)
+    for name in ("parameters, packed", "training: KV"):
+        assert half.bytes_of(name) == pytest.approx(whole.bytes_of(name) / 2, rel=0.01)
+    assert half.bytes_of("parameters, float32") == whole.bytes_of("parameters, float32")
+    with pytest.raises(ValueError, match="length is 0"):
+        plan_memory(config, length=0)
+    with pytest.raises(ValueError, match="leaves no room in a context of 2048"):
+        plan_memory(config, prompts=1, prompt_length=2048)
+
+
+def test_a_model_that_only_samples_has_no_gradients() -> None:
+    """Made with the first gradient; reading and clearing them before gives zeros and costs nothing."""
+    model = Model(ModelConfig.tiny_dense(), seed=1)
+    prompts, completions = batch()
+    _core.alloc_fail_at(0)
+    model.zero_grad()
+    assert _core.alloc_fail_at(0) == 0
+    model.logprobs(prompts, completions)
+    _core.alloc_fail_at(0)
+    model.logprobs(prompts, completions)
+    forward = _core.alloc_fail_at(0)
+    model.sft_gradient(prompts, completions)
+    first = _core.alloc_fail_at(0)
+    model.sft_gradient(prompts, completions)
+    assert first - _core.alloc_fail_at(0) == 3 and forward < first  # gradients, buffers, their list
+    fresh = Model(ModelConfig.tiny_dense(), seed=1)
+    assert not any(a.any() for a in fresh.grad_dict().values())
+    assert fresh.update(1.0) == 0.0
+
+
+def test_trainers_are_planned() -> None:
+    config = ModelConfig.from_dict(WIDE)
+    grpo = GRPOConfig(max_prompt_length=100, max_completion_length=200, num_generations=4,
+                      per_device_train_batch_size=16)
+    names = [item.name for item in plan_training(config, grpo).items]
+    assert "sampling: KV of 16 sequences" in names and not any("reference" in n for n in names)
+    with_reference = plan_training(config, GRPOConfig(beta=0.1, output_dir="x"))
+    assert with_reference.bytes_of("reference") > with_reference.bytes_of("parameters")
+    assert with_reference.bytes_of("checkpoint") > 4 * with_reference.bytes_of("reference, float32")
+    sft = SFTConfig(max_length=512, per_device_train_batch_size=1)
+    assert plan_training(config, sft).total < plan_training(config, SFTConfig()).total
+    assert plan_training(config, sft, length=64).total < plan_training(config, sft).total
+    checkpointed = SFTConfig(max_length=512, gradient_checkpointing=True)
+    assert any("recomputed" in item.name for item in plan_training(config, checkpointed).items)
+    assert plan_training(config, RewardConfig(max_length=512)).total > 0
+
+
+def test_what_does_not_fit_is_refused_with_the_table() -> None:
+    plan = plan_memory(ModelConfig.from_dict(WIDE), length=2048)
+    check_fits(plan, available=plan.total)
+    check_fits(plan, available=plan.total - 100, allocated=100)
+    with pytest.raises(MemoryError) as caught:
+        check_fits(plan, available=plan.total - 1)
+    text = str(caught.value)
+    assert str(plan) in text and "GiB can be had" in text and "gradient_checkpointing" in text
+    huge = plan_memory({**ModelConfig.from_dict(WIDE).to_dict(), "hidden_size": 2**20,
+                        "head_dim": 64, "intermediate_size": 2**22})
+    with pytest.raises(MemoryError, match="parameters"):
+        check_fits(huge)
+
+
+def test_the_limit_is_the_control_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"/proc/meminfo": "MemTotal: 9000 kB\nMemAvailable:    8000 kB\n",
+             "/proc/self/cgroup": "4:memory:/a\n0::/b/c\n",
+             "/sys/fs/cgroup/memory.max": "max\n", "/sys/fs/cgroup/memory.current": "5\n"}
+    monkeypatch.setattr(planning, "_read", lambda path: files.get(str(path), ""))
+    assert available_memory() == 8000 * 1024
+    files |= {"/sys/fs/cgroup/b/memory.max": "7000000", "/sys/fs/cgroup/b/memory.current": "3000000",
+              "/sys/fs/cgroup/b/memory.stat": "anon 1\ninactive_file 500000\n"}
+    assert available_memory() == 4_500_000
+    files |= {"/sys/fs/cgroup/memory/a/memory.limit_in_bytes": "1000",
+              "/sys/fs/cgroup/memory/a/memory.usage_in_bytes": "2000"}
+    assert available_memory() == 0
+    files.clear()
+    assert available_memory() == 2**63 - 1
