@@ -1,7 +1,7 @@
 """grpo.py - GRPO, the data flow about one statement an arrow. Start reading here.
 
     problems -> rollout -> rewards -> advantages -> mini-batches      GRPOTrainer._explore
-    mini-batch -> token weights -> reference log-probs -> gradient    GRPOTrainer._gradient
+    mini-batch -> token weights -> gradient                           GRPOTrainer._gradient
     gradient -> update                                                Trainer.__next__
 
 Shao et al. 2024 (DeepSeekMath, arXiv 2402.03300), eq. 3, with eq. 4 for the KL:
@@ -64,6 +64,7 @@ class Batch:
     metrics: dict[str, float]
     cursor: int  # position in the data stream behind this rollout
     position: int = 0  # mini-batches done
+    reference: list[NDArray[np.float32]] | None = None  # (n) log-probs of the reference, once made
 
     def mini_batches(self, seed: int, count: int) -> list[NDArray[np.int64]]:
         """The random split of the rollout: a function of (seed, step)."""
@@ -173,7 +174,16 @@ class GRPOTrainer(Trainer):
             self.verdicts.write(self.step, attempt, completions, parts)
         return parts
 
-    # ---- mini-batch -> token weights -> reference log-probs -> gradient ----
+    def _reference_logprobs(self, batch: Batch) -> list[NDArray[np.float32]] | None:
+        """Log-probs of the rollout's completions under the reference (n), made once and made again
+        after the reference has moved or a run was resumed; None without one."""
+        if self.reference and batch.reference is None:
+            done = batch.completions
+            batch.reference = self.reference.logprobs(done.prompt_ids, done.completion_ids,
+                                                      **self.args.sampling().filters())
+        return batch.reference
+
+    # ---- mini-batch -> token weights -> gradient ----
 
     def _gradient(self) -> dict[str, Any]:
         args = self.args
@@ -192,11 +202,12 @@ class GRPOTrainer(Trainer):
         weights = token_weights([len(one) for one in ids], keep, args.loss_type,
                                 args.completion_length(batch.step), args.bnpo_batch_size)
         filters = args.sampling().filters()
-        reference = self.reference.logprobs(prompts, ids, **filters) if self.reference else None
+        reference = self._reference_logprobs(batch)
         self.model.zero_grad()
         loss = self.model.policy_gradient(
             prompts, ids, advantages=batch.advantages[chosen], weights=weights, old_logprobs=old,
-            ref_logprobs=reference, loss="cispo" if args.loss_type == "cispo" else "clip",
+            ref_logprobs=[reference[i] for i in chosen] if reference else None,
+            loss="cispo" if args.loss_type == "cispo" else "clip",
             epsilon=args.epsilon, epsilon_high=args.epsilon_high, delta=args.delta,
             importance_sampling_level=args.importance_sampling_level, beta=args.beta,
             kl_estimator=args.kl_estimator, use_bias_correction_kl=args.use_bias_correction_kl,
@@ -248,6 +259,7 @@ class GRPOTrainer(Trainer):
         if self.reference and self.args.sync_ref_model \
                 and self.step % self.args.ref_model_sync_steps == 0:
             self.reference.copy_weights_from(self.model, self.args.ref_model_mixup_alpha)
+            self.batch.reference = None
 
     # ---- before, beside and after the loop ----
 

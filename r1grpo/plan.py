@@ -140,7 +140,7 @@ def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
         items.append(Item("without gradient: activations, head, KV", sum(
             max(one[part] for one in forward) for part in ("acts", "head", "cache"))))
     if reference:
-        found = core.one_pass(length, sequences, MICRO_TOKENS, "none")
+        found = core.one_pass(length, 1 << 20, MICRO_TOKENS, "none")  # a whole rollout
         items += [*core.weights("reference"),
                   Item("reference: activations, head, KV", sum(found.values()))]
         state += state and sizes["master"] + sizes["vectors"]

@@ -106,6 +106,24 @@ def test_reference_is_refreshed_by_hard_copy():
     assert make(beta=0.0).reference is None
 
 
+def test_the_reference_scores_a_rollout_once_and_again_when_it_moves():
+    trainer = make(beta=0.1, steps_per_generation=4, per_device_train_batch_size=4, max_steps=8,
+                   sync_ref_model=True, ref_model_sync_steps=6)  # in the middle of a rollout
+    gradient, logprobs, scored = trainer.model.policy_gradient, trainer.reference.logprobs, []
+
+    def counted(prompts, completions, **options):
+        scored.append((trainer.step, len(completions)))
+        return logprobs(prompts, completions, **options)
+
+    def compared(prompts, completions, ref_logprobs, **options):
+        want = logprobs(prompts, completions)  # of the reference as it is now
+        assert [a.tobytes() for a in ref_logprobs] == [a.tobytes() for a in want]
+        return gradient(prompts, completions, ref_logprobs=ref_logprobs, **options)
+    trainer.reference.logprobs, trainer.model.policy_gradient = counted, compared
+    trainer.train()
+    assert scored == [(0, 16), (4, 16), (6, 16)]
+
+
 def test_reference_is_refreshed_softly():
     """TRL's ref_model_mixup_alpha: the policy's share."""
     trainer = make(beta=0.1, sync_ref_model=True, ref_model_sync_steps=2, max_steps=2,

@@ -118,6 +118,22 @@ def test_what_lowers_what() -> None:
         plan_memory(config, prompts=1, prompt_length=2048)
 
 
+LONG = dict(vocab_size=151936, num_hidden_layers=1, num_attention_heads=2, hidden_size=32,
+            intermediate_size=32, max_position_embeddings=32768, tie_word_embeddings=True)
+
+
+def test_the_head_of_a_long_sample_adds_little() -> None:
+    """32,768 tokens x 151,936 entries, forward and backward: under a GiB at the width of a 0.5B
+    model. benchmarks/bench_memory.py measures that a process keeps to it."""
+    small = plan_memory(ModelConfig.from_dict(LONG), length=4096).bytes_of("training: head")
+    large = plan_memory(ModelConfig.from_dict(LONG), length=32768).bytes_of("training: head")
+    chunk = 16 * 151936 * 4
+    assert large < 8 * small and small < 3 * chunk, "more than vectors and a chunk grows with tokens"
+    wide = ModelConfig.from_dict({**LONG, "hidden_size": 896, "num_hidden_layers": 24,
+                                  "num_attention_heads": 14, "intermediate_size": 4864})
+    assert plan_memory(wide, length=32768, recompute=True).bytes_of("training: head") < 2**28
+
+
 def test_a_model_that_only_samples_has_no_gradients() -> None:
     """Made with the first gradient; reading and clearing them before gives zeros and costs nothing."""
     model = Model(ModelConfig.tiny_dense(), seed=1)
