@@ -442,6 +442,7 @@ class SFTConfig(TrainingConfig):
     packing: bool = False
     packing_strategy: Literal["bfd"] = "bfd"  # best-fit decreasing; the others cut samples
     completion_only_loss: bool | None = None  # False: prompts are learned too; None is True
+    assistant_only_loss: bool = True  # False, TRL's default: of messages everything is learned
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,6 +7,12 @@ Row (one of)                                     prompt                     comp
     prompt (text or messages), completion        encoded                    encoded, end of text
     ids                                          the first token            the others
     text                                         the first token            the others, end of text
+    messages                                     those before a turn        that turn, end of text
+
+A conversation gives one example for every turn of the assistant, behind the prompt that the template
+makes of the messages before it: the one that the model meets when it is asked, earlier reasoning left
+out where the template leaves it out. A completion may be text or one message. Where the template
+has written <think> already, the completion's own is left out.
 
 weights: one number a completion token, 0 leaves a token out. A batch is per_device_train_batch_size
 rows, or with packing bins of rows (packing.py), and may straddle two epochs, so every row is used
@@ -20,7 +26,7 @@ and .distill(). Knows nothing about rewards.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -30,6 +36,7 @@ from numpy.typing import NDArray
 
 from .config import ConfigError, SFTConfig
 from .packing import best_fit_decreasing
+from .tokenizer import THINK
 from .trainer import Callback, Trainer, check_length, data_order, fingerprint, prompt_ids_of
 
 
@@ -50,10 +57,13 @@ def encode_row(row: dict[str, Any], processing_class: Any, where: str = "row",
                completion_only_loss: bool | None = None) -> Example:
     """Token ids of a row, see the head of the file. completion_only_loss=False: the prompt is learned
     like the completion, but for its first token."""
-    def text_ids(name: str) -> list[int]:
+    def text_ids(name: str, prompt: Sequence[int] = ()) -> list[int]:
         if processing_class is None:
             raise ValueError(f"{where} has text in {name!r}: give processing_class")
-        return [*processing_class.encode(row[name]), processing_class.eos_token_id]
+        text = row[name] if isinstance(row[name], str) else _said(row[name], f"{where}: {name}")
+        if isinstance(row.get("prompt"), list):
+            text = _behind(prompt, text, processing_class)
+        return [*processing_class.encode(text), processing_class.eos_token_id]
 
     if "ids" in row or "text" in row:
         whole = list(row["ids"]) if "ids" in row else text_ids("text")
@@ -63,7 +73,7 @@ def encode_row(row: dict[str, Any], processing_class: Any, where: str = "row",
         if "completion_ids" in row:
             completion = list(row["completion_ids"])
         elif "completion" in row:
-            completion = text_ids("completion")
+            completion = text_ids("completion", prompt)
         else:
             raise ValueError(f"{where} has neither 'completion' nor 'completion_ids'")
     if not completion:
@@ -78,6 +88,37 @@ def encode_row(row: dict[str, Any], processing_class: Any, where: str = "row",
             weights = np.append(np.ones(len(prompt) - 1, np.float32), weights)
         prompt, completion = prompt[:1], [*prompt[1:], *completion]
     return Example(np.asarray(prompt, np.int32), np.asarray(completion, np.int32), weights)
+
+
+def assistant_turns(row: dict[str, Any], where: str = "row") -> list[dict[str, Any]]:
+    """A conversation as rows of prompt (messages) and completion, one for each turn of the
+    assistant; any other row as it is."""
+    if "messages" not in row:
+        return [row]
+    messages, rest = row["messages"], {k: v for k, v in row.items() if k != "messages"}
+    rows = [{**rest, "prompt": list(messages[:i]), "completion": one["content"]}
+            for i, one in enumerate(messages) if one["role"] == "assistant"]
+    if not rows or not rows[0]["prompt"]:
+        raise ValueError(f"{where}: messages {'begin with' if rows else 'hold no turn of'} the "
+                         f"assistant, there is nothing to learn from")
+    return rows
+
+
+def _said(completion: Any, where: str) -> str:
+    """The text of a completion that is one message of the assistant."""
+    if isinstance(completion, list) and len(completion) == 1 \
+            and completion[0].get("role") == "assistant":
+        return str(completion[0]["content"])
+    raise ValueError(f"{where} is neither text nor one message of the assistant")
+
+
+def _behind(prompt: Sequence[int], text: str, processing_class: Any) -> str:
+    """The completion without the <think> that the template has put at the end of the prompt."""
+    end = processing_class.decode(list(prompt[-8:]), skip_special_tokens=False)
+    if not end.rstrip().endswith(THINK) or not text.lstrip().startswith(THINK):
+        return text
+    text = text.lstrip().removeprefix(THINK)
+    return text.removeprefix("\n") if end.endswith("\n") else text
 
 
 def shortened(example: Example, length: int) -> Example | None:
@@ -113,9 +154,7 @@ class SFTTrainer(Trainer):
     def _encode(self, rows: Sequence[dict[str, Any]], name: str) -> list[Example]:
         args, examples = self.args, []
         longest = min(args.max_length or math.inf, self.model.config.max_position_embeddings)
-        for i, row in enumerate(rows):
-            where = f"{name} row {i}"
-            one = encode_row(row, self.processing_class, where, args.completion_only_loss)
+        for one, where in self._examples(rows, name):
             if args.truncation_mode == "refuse":
                 check_length(len(one), args.max_length, "max_length", self.model, where)
             elif len(one) > longest:
@@ -127,6 +166,17 @@ class SFTTrainer(Trainer):
                 one = cut
             examples.append(one)
         return examples
+
+    def _examples(self, rows: Sequence[dict[str, Any]], name: str
+                  ) -> Iterator[tuple[Example, str]]:
+        """Examples of the rows, and where each comes from."""
+        for i, row in enumerate(rows):
+            where, only = f"{name} row {i}", self.args.completion_only_loss
+            turns = assistant_turns(row, where)
+            if "messages" in row and not self.args.assistant_only_loss:
+                turns, only = turns[-1:], False
+            for one in turns:
+                yield encode_row(one, self.processing_class, where, only), where
 
     @property
     def total_steps(self) -> int:

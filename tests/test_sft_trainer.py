@@ -84,6 +84,58 @@ def test_prompts_are_learned_where_asked():
     assert make(completion_only_loss=False, rows=[weighted]).examples[0].weights.shape == (3,)
 
 
+def turn(role, content):
+    return {"role": role, "content": content}
+
+
+TALK = [turn("user", "a"), turn("assistant", "<think> b </think> c"), turn("user", "d"),
+        turn("assistant", "<think> e </think> f")]
+
+
+def test_every_turn_of_a_conversation_is_learned_behind_its_own_prompt():
+    """The template leaves earlier reasoning out of the prompt; the turn itself is learned whole."""
+    trainer = make(rows=[{"messages": TALK, "weights": None}, {"prompt": "a", "completion": "b"}])
+    texts = [(TOKENIZER.decode(one.prompt_ids), TOKENIZER.decode(one.completion_ids))
+             for one in trainer.examples]
+    assert texts == [("User: a Assistant:", "<think> b </think> c"),
+                     ("User: a Assistant: c User: d Assistant:", "<think> e </think> f"),
+                     ("a", "b")]
+    assert all(one.completion_ids[-1] == EOS for one in trainer.examples)
+    [whole] = make(rows=[{"messages": TALK}], assistant_only_loss=False).examples
+    assert whole.prompt_ids.tolist() == [TOKENIZER.token_id("User:")]
+    assert TOKENIZER.decode(whole.completion_ids) \
+        == "a Assistant: c User: d Assistant: <think> e </think> f"
+
+
+def test_a_completion_may_be_a_message():
+    row = {"prompt": TALK[:1], "completion": TALK[1:2]}
+    assert encode_row(row, TOKENIZER).completion_ids.tolist() \
+        == [*TOKENIZER.encode("<think> b </think> c"), EOS]
+
+
+def test_a_thinking_that_the_template_opens_is_opened_once():
+    class Prefilled(WordTokenizer):
+        def apply_chat_template(self, messages):
+            return [*super().apply_chat_template(messages), self.token_id("<think>")]
+
+    tokenizer = Prefilled([*"abcdefgh"])
+    for said in ("<think> b </think> c", "b </think> c"):
+        example = encode_row({"prompt": TALK[:1], "completion": said}, tokenizer)
+        assert tokenizer.decode(example.prompt_ids).endswith("Assistant: <think>")
+        assert tokenizer.decode(example.completion_ids) == "b </think> c"
+    plain = {"prompt": "a <think>", "completion": "<think> b"}
+    assert tokenizer.decode(encode_row(plain, tokenizer).completion_ids) == "<think> b"
+
+
+@pytest.mark.parametrize("row, words", [
+    ({"messages": TALK[:1]}, "row 0: messages hold no turn of the assistant"),
+    ({"messages": TALK[1:]}, "row 0: messages begin with the assistant"),
+    ({"prompt": "a", "completion": TALK[:1]}, "row 0: completion is neither text nor one message")])
+def test_conversations_without_a_lesson(row, words):
+    with pytest.raises(ValueError, match=words):
+        make(rows=[row])
+
+
 def test_packing_fills_updates_with_bins():
     """Bins of 8 tokens from rows of 6, 4, 3, 4, 3: one epoch sees every row once, three bins."""
     trainer = make(packing=True, max_length=8, per_device_train_batch_size=1, num_train_epochs=2)
