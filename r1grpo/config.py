@@ -432,9 +432,9 @@ _R1: dict[str, Any] = {
 
 @run_config
 class SFTConfig(TrainingConfig):
-    """Options of SFTTrainer, which also pre-trains. A batch is per_device_train_batch_size rows; with
-    packing it is as many bins of at most max_length tokens, which only makes the tokens an update
-    even, since sequences are never padded and never see each other."""
+    """Options of SFTTrainer, which also pre-trains. A batch is per_device_train_batch_size rows;
+    with packing it is as many bins of at most max_length tokens, which only makes the tokens an
+    update even, since sequences are never padded and never see each other."""
 
     learning_rate: float = 2e-5
     max_length: int | None = None  # tokens of a row, and of a bin; TRL: 1024

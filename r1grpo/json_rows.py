@@ -1,7 +1,7 @@
 """json_rows.py - JSON files to objects: strict, one object at a time, in bounded memory.
 
-    read_lines      *.jsonl     one object a line; empty lines, CRLF and a byte order mark are harmless
-    read_document   *.json      a list of objects, or objects one after another
+    read_lines      *.jsonl    one object a line; empty lines, CRLF, a byte order mark do no harm
+    read_document   *.json     a list of objects, or objects one after another
     open_text       the bytes of a file, of a .gz unpacked
 
 JSON is read strictly, because whatever is let through here turns up later as a wrong row: NaN,

@@ -1,8 +1,8 @@
 """packing.py - which samples of different lengths share a bin of at most `capacity` tokens.
 
-Best-fit decreasing: longest first, each into the fullest bin that still has room for it, else into a
-new one; never more than 11/9 of the fewest bins + 4 (Johnson et al. 1974). Samples stay whole, so nothing
-is cut and nothing crosses a border: in the engine each keeps its own positions and attention
+Best-fit decreasing: longest first, each into the fullest bin that still has room for it, else into
+a new one; never more than 11/9 of the fewest bins + 4 (Johnson et al. 1974). Samples stay whole, so
+nothing is cut and nothing crosses a border: in the engine each keeps its own positions and attention
 whatever lies beside it (csrc/model/micro.c), and packing decides only which samples make an update.
 
 A function of the lengths alone: ties go to the earlier sample and, among bins of equal room, to

@@ -2,7 +2,7 @@
 
     source          what is read
     *.jsonl[.gz]    one JSON object a line; empty lines, CRLF and a byte order mark are harmless
-    *.json[.gz]     a list of objects, one object of columns (lists of one length), or lines after all
+    *.json[.gz]     a list of objects, one object of columns (lists of one length), or lines
     *.parquet       through pyarrow, the extra `parquet`
     a folder        all such files in it, by name; with split, those whose name begins with it
     an iterable     of dicts: a list, a generator, a Hugging Face dataset; a mapping is columns, or

@@ -9,10 +9,10 @@ Row (one of)                                     prompt                     comp
     text                                         the first token            the others, end of text
     messages                                     those before a turn        that turn, end of text
 
-A conversation gives one example for every turn of the assistant, behind the prompt that the template
-makes of the messages before it: the one that the model meets when it is asked, earlier reasoning left
-out where the template leaves it out. A completion may be text or one message. Where the template
-has written <think> already, the completion's own is left out.
+A conversation gives one example for every turn of the assistant, behind the prompt that the
+template makes of the messages before it: the one that the model meets when it is asked, earlier
+reasoning left out where the template leaves it out. A completion may be text or one message. Where
+the template has written <think> already, the completion's own is left out.
 
 weights: one number a completion token, 0 leaves a token out. A batch is per_device_train_batch_size
 rows, or with packing bins of rows (packing.py), and may straddle two epochs, so every row is used
@@ -55,8 +55,8 @@ class Example:
 
 def encode_row(row: dict[str, Any], processing_class: Any, where: str = "row",
                completion_only_loss: bool | None = None) -> Example:
-    """Token ids of a row, see the head of the file. completion_only_loss=False: the prompt is learned
-    like the completion, but for its first token."""
+    """Token ids of a row, see the head of the file. completion_only_loss=False: the prompt is
+    learned like the completion, but for its first token."""
     def text_ids(name: str, prompt: Sequence[int] = ()) -> list[int]:
         if processing_class is None:
             raise ValueError(f"{where} has text in {name!r}: give processing_class")

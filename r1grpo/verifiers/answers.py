@@ -10,8 +10,9 @@ r"""answers.py - the final answer of free text, and whether it is the reference'
 
 A wrong answer never counts as right. A right one in other words or another form (3 cm for 3,
 0.5\pi for \frac{\pi}{2}, 1/3 for 0.333) counts as wrong: to see that takes units and algebra, which
-are not here. What is longer than MAX_ANSWER characters is no answer, numbers of more than MAX_NUMBER
-characters are compared as spelled, so a hostile answer costs nothing. Knows nothing about tasks.
+are not here. What is longer than MAX_ANSWER characters is no answer, numbers of more than
+MAX_NUMBER characters are compared as spelled, so a hostile answer costs nothing. Knows nothing about
+tasks.
 """
 
 from __future__ import annotations
@@ -88,8 +89,8 @@ def exact_number(text: str) -> Fraction | None:
 
 def spelling(text: str) -> str:
     r"""A text without what does not change its meaning: formula signs around it, a currency sign
-    before it, a final full stop, idle spaces, \left, \right and \!; \dfrac and \tfrac are \frac, \% is
-    %. The space in 1 2 stays: it is not 12."""
+    before it, a final full stop, idle spaces, \left, \right and \!; \dfrac and \tfrac are \frac,
+    \% is %. The space in 1 2 stays: it is not 12."""
     text = text.strip().removesuffix(".").strip()
     for left, right in _SIGNS:
         if text.startswith(left) and text.endswith(right) and len(text) > len(left):
