@@ -11,7 +11,7 @@ Whatever is visible is therefore whole, and what is not whole carries a `.tmp-` 
 start removes. There is no "latest" pointer that could go stale: the newest checkpoint whose hashes
 hold is the one to resume. A failed fsync means the file is lost; it is never tried again.
 
-Needs one more copy of the arrays in memory while saving. POSIX only (directory fsync). Knows
+Saving and loading stream: no memory beside the arrays. POSIX only (directory fsync). Knows
 nothing of models, trainers or the clock: what `arrays` and `meta` mean is the caller's business.
 """
 
@@ -32,14 +32,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
+
+from .safetensors_file import SafetensorsFile, header_bytes
 
 FORMAT = 1
 ARRAYS, INDEX = "model.safetensors", "checkpoint.json"
 TEMP_NAME = re.compile(r"\.tmp-(\d+)-[0-9a-f]+(-.*)?")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_DTYPES = frozenset(("bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 "
-                     "float16 float32 float64").split())
+_DTYPES = {"bool": "BOOL", "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64",
+           "uint8": "U8", "uint16": "U16", "uint32": "U32", "uint64": "U64",
+           "float16": "F16", "float32": "F32", "float64": "F64"}  # NumPy's name -> the file's
+_NUMPY = {theirs: ours for ours, theirs in _DTYPES.items()}
 
 
 class CheckpointError(OSError):
@@ -246,16 +249,29 @@ def _hash_index(index: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _pack_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
+def _pack_arrays(arrays: Mapping[str, np.ndarray]) -> Stream:
+    """A safetensors file of these arrays: larger items first, then by name."""
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray) or array.dtype.name not in _DTYPES:
             kind = getattr(array, "dtype", type(array).__name__)
             raise TypeError(f"save_checkpoint: array {name!r} is {kind}, not a plain NumPy array")
-    # C order and native byte order by hand: the format stores raw bytes. The one metadata key is
-    # what the transformers library looks for; with a second one the order would be unspecified.
-    packed = {name: np.require(array, dtype=array.dtype.newbyteorder("="), requirements="C")
-              for name, array in arrays.items()}
-    return safetensors.numpy.save(packed, metadata={"format": "pt"})
+    order = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
+    head = header_bytes({name: (_DTYPES[arrays[name].dtype.name], arrays[name].shape)
+                         for name in order})
+
+    def pieces() -> Iterator[bytes | memoryview]:
+        yield head
+        for name in order:  # raw little-endian bytes in C order; a copy only where they are not
+            array = np.require(arrays[name], arrays[name].dtype.newbyteorder("<"), "C")
+            yield memoryview(array.reshape(-1).view(np.uint8))
+    return Stream(len(head) + sum(one.nbytes for one in arrays.values()), pieces)
+
+
+def _digest(data: bytes | Stream) -> str:
+    h = hashlib.sha256()
+    for piece in data.pieces() if isinstance(data, Stream) else (data,):
+        h.update(piece)
+    return h.hexdigest()
 
 
 def save_checkpoint(directory: str | Path, name: str, arrays: Mapping[str, np.ndarray],
@@ -266,7 +282,8 @@ def save_checkpoint(directory: str | Path, name: str, arrays: Mapping[str, np.nd
     thread counts out of `meta` (Manifest.add has a place for them). Saving the same state again is
     a no-op; another state under the same name replaces it.
     """
-    directory, contents = Path(directory), {ARRAYS: _pack_arrays(arrays), **(files or {})}
+    directory = Path(directory)
+    contents: dict[str, bytes | Stream] = {ARRAYS: _pack_arrays(arrays), **(files or {})}
     for part in (name, *contents):
         if not _NAME.fullmatch(part) or part == INDEX:
             raise ValueError(f"save_checkpoint: {part!r} is not a usable file name")
@@ -274,7 +291,7 @@ def save_checkpoint(directory: str | Path, name: str, arrays: Mapping[str, np.nd
         raise ValueError(f"save_checkpoint: {ARRAYS!r} is written from `arrays`")
     try:
         index = {"format": FORMAT, "meta": json.loads(json.dumps(dict(meta), allow_nan=False)),
-                 "files": {file: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+                 "files": {file: {"bytes": len(data), "sha256": _digest(data)}
                            for file, data in contents.items()}}
     except (TypeError, ValueError) as error:
         raise ValueError(f"save_checkpoint: meta of {name!r} is not JSON: {error}") from error
@@ -328,15 +345,20 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read DIR/NAME and check every byte of it against its hashes."""
     path = Path(path)
 
-    def read(file: str) -> bytes:
+    @contextlib.contextmanager
+    def naming(file: str) -> Iterator[Path]:
         try:
-            return (path / file).read_bytes()
+            yield path / file
+        except CheckpointError:
+            raise
         except OSError as error:
             raise CheckpointError(f"cannot read {path / file}: {error.strerror}", path / file,
                                   error.errno) from error
 
+    with naming(INDEX) as file:
+        text = file.read_bytes()
     try:
-        index = json.loads(read(INDEX))
+        index = json.loads(text)
         sha256, version = index.pop("sha256"), index["format"]
         listed, meta = dict(index["files"]), dict(index["meta"])
         if version != FORMAT:
@@ -347,17 +369,26 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path / INDEX} is damaged: {error}", path / INDEX) from error
     arrays: dict[str, np.ndarray] = {}
-    for file, facts in listed.items():
-        data = read(file)
-        if len(data) != facts["bytes"]:
-            raise CheckpointError(f"{path / file} is damaged: {len(data)} bytes, expected "
-                                  f"{facts['bytes']}", path / file)
-        if hashlib.sha256(data).hexdigest() != facts["sha256"]:
-            raise CheckpointError(f"{path / file} is damaged: its SHA-256 differs from {INDEX}",
-                                  path / file)
-        if file == ARRAYS:
-            arrays = safetensors.numpy.load(data)
+    for name, facts in listed.items():
+        with naming(name) as file, open(file, "rb") as opened:
+            size, found = os.fstat(opened.fileno()).st_size, hashlib.file_digest(opened, "sha256")
+            if size != facts["bytes"]:
+                raise CheckpointError(f"{file} is damaged: {size} bytes, expected {facts['bytes']}",
+                                      file)
+            if found.hexdigest() != facts["sha256"]:
+                raise CheckpointError(f"{file} is damaged: its SHA-256 differs from {INDEX}", file)
+            if name == ARRAYS:
+                arrays = _unpack_arrays(file)
     return Checkpoint(path, arrays, meta, sha256)
+
+
+def _unpack_arrays(path: Path) -> dict[str, np.ndarray]:
+    arrays = {}
+    with SafetensorsFile(path) as file:
+        for name, tensor in file.tensors.items():
+            arrays[name] = np.empty(tensor.shape, np.dtype(_NUMPY[tensor.dtype]).newbyteorder("<"))
+            file.read(name, 0, arrays[name])
+    return arrays
 
 
 def _step_folders(directory: Path) -> list[Path]:

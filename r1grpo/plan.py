@@ -144,8 +144,8 @@ def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
         items += [*core.weights("reference"),
                   Item("reference: activations, head, KV", sum(found.values()))]
         state += state and sizes["master"] + sizes["vectors"]
-    if state:  # the arrays, their bytes one by one, the file
-        items.append(Item("checkpoint, while it is written", 3 * state, True))
+    if state:  # the arrays; the file is streamed
+        items.append(Item("checkpoint, while it is written", state, True))
     return MemoryPlan(tuple(items))
 
 

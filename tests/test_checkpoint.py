@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -301,3 +302,35 @@ def test_a_later_format_is_refused_by_number(tmp_path):
     path.write_text(json.dumps({**index, "format": 99}))
     with pytest.raises(CheckpointError, match="format 99"):
         load_checkpoint(tmp_path / "r1")
+
+
+def test_saving_and_loading_take_no_memory_beside_the_arrays(tmp_path):
+    arrays = {name: np.full((500, 1000), i, np.float32) for i, name in enumerate("abcd")}
+    size = sum(one.nbytes for one in arrays.values())
+    tracemalloc.start()
+    try:
+        ck.save_checkpoint(tmp_path, "x", arrays, {})
+        saving = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        back = ck.load_checkpoint(tmp_path / "x")
+        loading = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert saving < size / 10 and loading < 1.1 * size
+    assert all(np.array_equal(back.arrays[name], arrays[name]) for name in "abcd")
+
+
+def test_every_kind_of_array_is_what_the_library_would_read(tmp_path):
+    import safetensors.numpy
+    arrays = {f"{kind} {shape}": np.arange(int(np.prod(shape))).reshape(shape).astype(kind)
+              for kind in ("bool", "int8", "uint16", "int32", "uint64", "float16", "float64")
+              for shape in ((), (0, 3), (2, 3))}
+    arrays["turned"] = np.arange(12.0).reshape(3, 4).T
+    arrays["swapped"] = np.arange(5, dtype=">f4")
+    ck.save_checkpoint(tmp_path, "x", arrays, {})
+    theirs = safetensors.numpy.load_file(tmp_path / "x" / ck.ARRAYS)
+    ours = ck.load_checkpoint(tmp_path / "x").arrays
+    for name, array in arrays.items():
+        for found in (theirs[name], ours[name]):
+            assert found.dtype.name == array.dtype.name and found.shape == array.shape
+            assert np.array_equal(found, array), name

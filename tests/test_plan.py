@@ -162,7 +162,7 @@ def test_trainers_are_planned() -> None:
     assert "sampling: KV of 16 sequences" in names and not any("reference" in n for n in names)
     with_reference = plan_training(config, GRPOConfig(beta=0.1, output_dir="x"))
     assert with_reference.bytes_of("reference") > with_reference.bytes_of("parameters")
-    assert with_reference.bytes_of("checkpoint") > 4 * with_reference.bytes_of("reference, float32")
+    assert with_reference.bytes_of("checkpoint") > 3 * with_reference.bytes_of("reference, float32")
     sft = SFTConfig(max_length=512, per_device_train_batch_size=1)
     assert plan_training(config, sft).total < plan_training(config, SFTConfig()).total
     assert plan_training(config, sft, length=64).total < plan_training(config, sft).total
