@@ -343,7 +343,8 @@ typedef struct {
                          r1_status *st);
 
     /* ---- update ---- */
-    /* *sum = sum of squares, float64 partials of fixed blocks of 4,096 elements, in index order */
+    /* *sum += sum of squares, float64 partials of fixed blocks of 4,096 elements added in index order
+     * to the value that is there: a tensor given in parts of whole blocks has the bits of one call */
     r1_code (*sum_squares)(r1_dev *dev, double *sum, const r1_tensor *g, r1_status *st);
     /* AdamW, Loshchilov & Hutter 2019 alg. 2: p, m, v updated in place from g */
     r1_code (*adamw)(r1_dev *dev, const r1_tensor *p, const r1_tensor *m, const r1_tensor *v,

@@ -11,7 +11,7 @@ from r1grpo import _core
 
 
 def norm2(device, g):
-    out = np.full(1, np.nan)
+    out = np.zeros(1)
     _core.sum_squares(device, out, g)
     return out
 
@@ -32,6 +32,9 @@ def test_sum_squares_in_blocks_of_4096(devices, rng):
     g = normal(rng, 40, 1000)
     check_threads(devices, lambda device: [norm2(device, g)])
     assert_same_bits([norm2(devices[1], g)], [norm2(devices[1], g.reshape(1000, 40))])
+    parts = norm2(devices[1], g.ravel()[:8192].reshape(8, 1024))
+    _core.sum_squares(devices[1], parts, g.ravel()[8192:].reshape(1, -1))
+    assert_same_bits([norm2(devices[1], g)], [parts])
 
 
 def test_sum_squares_neither_overflows_nor_hides_nan(device):

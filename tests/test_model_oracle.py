@@ -7,6 +7,7 @@ import pytest
 
 from models import batch, configs, make
 from r1grpo.model import Model
+from r1grpo.model_config import ModelConfig
 from reference import Reference
 
 NAMES = sorted(configs())
@@ -203,3 +204,22 @@ def test_update_is_adamw() -> None:
                                          weight_decay=decay)
         for k, array in model.state_dict().items():
             np.testing.assert_allclose(array, state[k], rtol=2e-4, atol=2e-5, err_msg=k)
+
+
+def test_a_shared_matrix_is_updated_in_parts() -> None:
+    """More rows than update.c adds up at a time; the last part is a short one."""
+    from reference_rl import adamw, global_norm
+    model = Model(ModelConfig(vocab_size=9001, hidden_size=8, num_attention_heads=2, num_hidden_layers=1,
+                              intermediate_size=8, max_position_embeddings=64,
+                              tie_word_embeddings=True, initializer_range=0.3), seed=2)
+    ids = np.random.default_rng(3).integers(0, 9001, (2, 40)).tolist()
+    model.sft_gradient([row[:1] for row in ids], [row[1:] for row in ids])
+    before = {k: v.astype(np.float64) for k, v in model.state_dict().items()}
+    grads = {k: g.astype(np.float64) for k, g in model.grad_dict().items()}
+    assert np.abs(grads["model.embed_tokens.weight"][8192:]).max() > 0
+    norm = model.update(0.01, max_grad_norm=0.0)
+    assert norm == pytest.approx(global_norm(list(grads.values())), rel=1e-6)
+    for k, array in model.state_dict().items():
+        zero = np.zeros_like(before[k])
+        want = adamw(before[k], grads[k], zero, zero, 1, learning_rate=0.01, weight_decay=0.0)[0]
+        np.testing.assert_allclose(array, want, rtol=2e-4, atol=2e-5, err_msg=k)

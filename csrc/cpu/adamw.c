@@ -9,8 +9,8 @@
  * are computed once, in float64; root and quotients are correctly rounded. Our choice, and common
  * practice: lr multiplies the weight decay too, where the algorithm has its schedule factor only.
  *
- * sum_squares is float64: blocks of 4,096 elements, 8 chains and a tree each, added in index order,
- * so threads and tensor size cannot change a bit. Both in parallel over blocks. */
+ * sum_squares is float64: blocks of 4,096 elements, 8 chains and a tree each, added in index order to
+ * the value in memory, so threads and tensor size cannot change a bit. Both in parallel over blocks. */
 #include "cpu.h"
 #include "simd.h"
 #include "split.h"
@@ -55,7 +55,7 @@ TIER(sum_squares)(r1_dev *dev, double *sum, const r1_tensor *g, r1_status *st)
     (void)st;
     assert(g->ld == g->cols || g->rows <= 1);
     size_t n = g->rows * g->cols, step = (size_t)ROUND * BLOCK;
-    double total = 0.0;
+    double total = *sum;
     for (size_t first = 0; first < n; first += step) {
         square_job job = {.g = (const float *)g->data + first,
                           .n = split_end(n, first, step) - first};

@@ -366,7 +366,7 @@ r1_code layout_memory(r1_model *m, r1_status *st);
 void vectors_place(r1_model *m, r1_arena *a);
 void grads_place(r1_model *m, r1_arena *a);
 void moments_place(r1_model *m, r1_arena *a);
-/* Numbers that update adds up at a time: of the largest parameter with several uses. */
+/* Numbers that update adds up at a time: of the largest parameter with several uses, in parts. */
 size_t update_scratch(const r1_model *m);
 /* Makes ws hold at least these and keep just this; contents are lost when it changes. */
 r1_code workspace_reserve(r1_model *m, r1_workspace *ws, size_t rows, size_t seqs, size_t blocks,

@@ -10,18 +10,28 @@
 
 #include "model.h"
 
-/* The gradient of a parameter: its only accumulator, or their sum in `total` in order of use. */
-static r1_code
-grad_total(r1_model *m, const r1_param *p, void *total, r1_tensor *g, r1_status *st)
+/* A gradient with several accumulators is added up so many rows at a time: at any width whole
+ * blocks of sum_squares, whose bits then do not change. */
+enum { PART_ROWS = 4096 };
+
+static size_t
+part_rows(const r1_param *p)
 {
-    *g = p->grad[0];
-    if (p->uses == 1) {
-        return R1_OK;
-    }
-    g->data = total;
-    R1_TRY(m->ops->add(m->dev, g, &p->grad[0], &p->grad[1], st));
-    for (size_t u = 2; u < p->uses; u++) {
-        R1_TRY(m->ops->add(m->dev, g, g, &p->grad[u], st));
+    size_t rows = p->value.rows;
+    return p->uses > 1 && rows > PART_ROWS ? PART_ROWS : rows;
+}
+
+/* Rows [r0, r0 + n) of a parameter's gradient: of its only accumulator, or of their sum in order of
+ * use, which `total` holds. */
+static r1_code
+grad_part(r1_model *m, const r1_param *p, size_t r0, size_t n, float *total, r1_tensor *g,
+          r1_status *st)
+{
+    *g = r1_rows(&p->grad[0], r0, n);
+    for (size_t u = 1; u < p->uses; u++) {
+        r1_tensor sum = r1_f32(total, n, p->I), more = r1_rows(&p->grad[u], r0, n);
+        R1_TRY(m->ops->add(m->dev, &sum, g, &more, st));
+        *g = sum;
     }
     return R1_OK;
 }
@@ -32,24 +42,26 @@ update_scratch(const r1_model *m)
     size_t largest = 0;
     for (size_t i = 0; i < m->n_params; i++) {
         const r1_param *p = &m->params[i];
-        size_t n = p->uses > 1 ? p->E * p->O * p->I : 0; /* only matrices are shared */
+        size_t rows = p->E * p->O; /* only matrices have several uses */
+        size_t n = p->uses > 1 ? (rows < PART_ROWS ? rows : PART_ROWS) * p->I : 0;
         largest = n > largest ? n : largest;
     }
     return largest;
 }
 
 static r1_code
-grad_norm(r1_model *m, void *total, double *norm, r1_status *st)
+grad_norm(r1_model *m, float *total, double *norm, r1_status *st)
 {
     double sum = 0.0;
     for (size_t i = 0; i < m->n_params; i++) {
-        double one;
-        r1_tensor g;
-        if (!m->params[i].trained) {
-            continue;
+        const r1_param *p = &m->params[i];
+        double one = 0.0;
+        for (size_t r0 = 0, n; p->trained && r0 < p->value.rows; r0 += n) {
+            r1_tensor g;
+            n = p->value.rows - r0 < part_rows(p) ? p->value.rows - r0 : part_rows(p);
+            R1_TRY(grad_part(m, p, r0, n, total, &g, st));
+            R1_TRY(m->ops->sum_squares(m->dev, &one, &g, st));
         }
-        R1_TRY(grad_total(m, &m->params[i], total, &g, st));
-        R1_TRY(m->ops->sum_squares(m->dev, &one, &g, st));
         sum += one;
     }
     *norm = sqrt(sum);
@@ -61,7 +73,7 @@ grad_norm(r1_model *m, void *total, double *norm, r1_status *st)
 }
 
 static r1_code
-step_all(r1_model *m, void *total, const r1_update_spec *spec, double norm, r1_status *st)
+step_all(r1_model *m, float *total, const r1_update_spec *spec, double norm, r1_status *st)
 {
     double max_norm = (double)spec->max_norm;
     double clip = max_norm > 0.0 && norm > max_norm ? max_norm / norm : 1.0;
@@ -74,14 +86,15 @@ step_all(r1_model *m, void *total, const r1_update_spec *spec, double norm, r1_s
                        .step = m->step + 1};
     for (size_t i = 0; i < m->n_params; i++) {
         r1_param *p = &m->params[i];
-        r1_tensor g;
-        if (!p->trained) {
-            continue;
-        }
         a.weight_decay = p->weight != NULL ? spec->weight_decay : 0.0f;
-        R1_TRY(grad_total(m, p, total, &g, st));
-        R1_TRY(m->ops->adamw(m->dev, &p->value, &p->m, &p->v, &g, &a, st));
-        if (p->weight != NULL) {
+        for (size_t r0 = 0, n; p->trained && r0 < p->value.rows; r0 += n) {
+            n = p->value.rows - r0 < part_rows(p) ? p->value.rows - r0 : part_rows(p);
+            r1_tensor x = r1_rows(&p->value, r0, n), g;
+            r1_tensor m1 = r1_rows(&p->m, r0, n), m2 = r1_rows(&p->v, r0, n);
+            R1_TRY(grad_part(m, p, r0, n, total, &g, st));
+            R1_TRY(m->ops->adamw(m->dev, &x, &m1, &m2, &g, &a, st));
+        }
+        if (p->trained && p->weight != NULL) {
             R1_TRY(m->ops->weight_pack(m->dev, p->weight, st));
         }
     }
@@ -95,7 +108,7 @@ r1_model_update(r1_model *m, const r1_update_spec *spec, double *norm, r1_status
 {
     R1_TRY(r1_model_grads(m, st));
     R1_TRY(r1_model_moments(m, st));
-    void *total = m->ops->mem_alloc(m->dev, update_scratch(m) * sizeof(float));
+    float *total = m->ops->mem_alloc(m->dev, update_scratch(m) * sizeof(float));
     if (total == NULL) {
         return R1_FAIL(st, R1_ENOMEM, "out of memory for the update");
     }
