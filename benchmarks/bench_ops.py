@@ -133,6 +133,8 @@ class Bench:
         match name:
             case "add":
                 return self.moved(name, a, b, c)
+            case "scale":
+                return self.moved(name, a, b, 0.5)
             case "bias_bwd":
                 return self.moved(name, w, a, shape=f"{n}x{C}")
             case "fill_zero" | "round_bf16":
@@ -268,7 +270,7 @@ class Bench:
         yield "attention_bwd, window", lambda T: self.attention(True, T, 64), (128, 1024)
 
     def byte_cases(self) -> Iterator[tuple[str, Callable[[int], Case], tuple[int, int]]]:
-        for name in ("fill_zero", "add", "bias_bwd", "gather_rows", "scatter_rows", "round_bf16",
+        for name in ("fill_zero", "add", "scale", "bias_bwd", "gather_rows", "scatter_rows", "round_bf16",
                      "embed_fwd",
                      "embed_bwd", "rmsnorm_fwd", "rmsnorm_bwd", "rope", "swiglu_fwd", "swiglu_bwd"):
             yield name, lambda n, name=name: self.rows(name, n), (512, 4096)

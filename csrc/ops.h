@@ -166,6 +166,9 @@ typedef struct {
     /* y = a + b, elementwise; in place allowed (y == a) */
     r1_code (*add)(r1_dev *dev, const r1_tensor *y, const r1_tensor *a, const r1_tensor *b,
                    r1_status *st);
+    /* y = factor x, elementwise; in place allowed */
+    r1_code (*scale)(r1_dev *dev, const r1_tensor *y, const r1_tensor *x, float factor,
+                     r1_status *st);
     /* y[m] = x[idx[m]]; idx (M) */
     r1_code (*gather_rows)(r1_dev *dev, const r1_tensor *y, const r1_tensor *x, const int32_t *idx,
                            r1_status *st);
@@ -189,7 +192,8 @@ typedef struct {
     r1_code (*rmsnorm_fwd)(r1_dev *dev, const r1_tensor *y, const r1_tensor *sum,
                            const r1_tensor *r, const r1_tensor *x, const r1_tensor *residual,
                            const r1_tensor *w, float eps, r1_status *st);
-    /* ds = add + r (dy w - s r^2 mean_c(dy w s));  dw[c] += sum_n dy s r.  ds may alias add */
+    /* ds = add + r (dy w - s r^2 mean_c(dy w s));  dw[c] += sum_n dy s r (NULL: w is frozen).
+     * ds may alias add */
     r1_code (*rmsnorm_bwd)(r1_dev *dev, const r1_tensor *ds, const r1_tensor *dw,
                            const r1_tensor *dy, const r1_tensor *add, const r1_tensor *s,
                            const r1_tensor *r, const r1_tensor *w, r1_status *st);

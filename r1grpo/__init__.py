@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .evaluate import evaluate
     from .grpo import GRPOTrainer
     from .layouts import as_messages
+    from .lora import LoraConfig
     from .model import Loss, Model
     from .model_config import ModelConfig
     from .pipeline import run_pipeline
@@ -38,7 +39,7 @@ _HOME = {
     "EvalConfig": "config", "GRPOConfig": "config", "RewardConfig": "config", "SFTConfig": "config",
     "as_messages": "layouts", "decontaminate": "contamination", "load_rows": "rows",
     "set_num_threads": "device", "distill": "distill", "evaluate": "evaluate",
-    "GRPOTrainer": "grpo", "Loss": "model", "Model": "model", "ModelConfig": "model_config",
+    "GRPOTrainer": "grpo", "LoraConfig": "lora", "Loss": "model", "Model": "model", "ModelConfig": "model_config",
     "run_pipeline": "pipeline", "Recipe": "recipe", "rejection_sample": "rejection",
     "write_report": "report", "ModelReward": "reward_model", "RewardTrainer": "reward_model",
     "check_fits": "plan", "plan_memory": "plan", "plan_training": "plan",

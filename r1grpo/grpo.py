@@ -77,7 +77,9 @@ class GRPOTrainer(Trainer):
 
     train_dataset: rows with 'prompt' (text, or messages) or 'prompt_ids', and the columns that the
     reward functions read; or a function step -> rows, for a curriculum (it must be pure).
-    callbacks: each is called as f(trainer, metrics) after a step. `batch` is the rollout in work.
+    callbacks: each is called as f(trainer, metrics) after a step. peft_config: a LoraConfig; then
+    `model` of the trainer is a copy with adapters, which alone are trained. `batch` is the rollout in
+    work.
     """
 
     args: GRPOConfig
@@ -85,8 +87,11 @@ class GRPOTrainer(Trainer):
     def __init__(self, model: Any, reward_funcs: RewardFunction | Sequence[RewardFunction],
                  args: GRPOConfig | None = None, train_dataset: Dataset = (),
                  eval_dataset: Sequence[Row] | None = None, processing_class: Any = None,
-                 callbacks: Sequence[Callback] | None = None) -> None:
-        super().__init__(model, args or GRPOConfig(), callbacks)
+                 callbacks: Sequence[Callback] | None = None, peft_config: Any = None) -> None:
+        args = args or GRPOConfig()
+        if peft_config is not None:
+            model = model.add_adapter(peft_config, args.seed)
+        super().__init__(model, args, callbacks)
         self.rewards = Rewards(reward_funcs, self.args.reward_weights)
         self.dataset = train_dataset
         self.eval_dataset = eval_dataset
@@ -97,7 +102,12 @@ class GRPOTrainer(Trainer):
             self._prompt(row, f"train_dataset row {i}")
         for i, row in enumerate(eval_dataset or ()):
             self._prompt(row, f"eval_dataset row {i}")
-        self.reference = model.clone() if self.args.beta > 0 else None
+        adapted = getattr(model, "lora", None) is not None
+        if self.args.sync_ref_model and adapted:
+            raise ConfigError("GRPOConfig: sync_ref_model: the reference of a model with adapters is "
+                              "the model without them, which does not move")
+        # a model with adapters is its own reference, without them
+        self.reference = model.clone() if self.args.beta > 0 and not adapted else None
         self.verdicts = VerdictLog(self.args.output_dir and
                                    Path(self.args.output_dir) / "verdicts.jsonl")
         self.batch: Batch | None = None
@@ -177,10 +187,11 @@ class GRPOTrainer(Trainer):
     def _reference_logprobs(self, batch: Batch) -> list[NDArray[np.float32]] | None:
         """Log-probs of the rollout's completions under the reference (n), made once and made again
         after the reference has moved or a run was resumed; None without one."""
-        if self.reference and batch.reference is None:
+        if self.args.beta > 0 and batch.reference is None:
             done = batch.completions
-            batch.reference = self.reference.logprobs(done.prompt_ids, done.completion_ids,
-                                                      **self.args.sampling().filters())
+            logprobs = self.reference.logprobs if self.reference else self.model.base_logprobs
+            batch.reference = logprobs(done.prompt_ids, done.completion_ids,
+                                       **self.args.sampling().filters())
         return batch.reference
 
     # ---- mini-batch -> token weights -> gradient ----
@@ -222,7 +233,7 @@ class GRPOTrainer(Trainer):
                    **{name: loss.stats[name] for name in ("entropy", "mtp_accept")
                       if name in loss.stats},
                    "epoch": batch.cursor / len(self._rows(batch.step))}
-        if self.reference and "kl" in loss.stats:
+        if args.beta > 0 and "kl" in loss.stats:
             metrics["kl"] = loss.stats["kl"]
         if batch.position == 0:  # 0 tokens where every completion of the update is masked
             metrics["max_logprob_gap"] = loss.stats.get("logp_gap_max", 0.0)

@@ -24,6 +24,8 @@ from .checkpoint import write_folder
 from .device import get_device
 from .hub import find_folder
 from .load_folder import ModelFolder, is_whole
+from .lora import (LoraConfig, adapter_files, check_targets, is_adapter, merged, read_config,
+                   read_tensors, start_adapters)
 from .model_config import ModelConfig
 from .plan import MICRO_TOKENS as _MICRO_TOKENS
 from .plan import SLOTS as _SLOTS
@@ -75,10 +77,12 @@ class Model:
 
     dtype: "float32", or "bfloat16": products then see weights and their other operand rounded to
     bf16, and the KV cache holds bf16; sums, norms, softmax, losses, gradients, moments and the
-    weights that an update moves stay float32 (docs/numerics.md)."""
+    weights that an update moves stay float32 (docs/numerics.md).
+
+    lora: low-rank adapters (r1grpo/lora.py); then they alone are trained."""
 
     def __init__(self, config: ModelConfig | dict[str, Any], seed: int | None = 0,
-                 device: str = "cpu", dtype: str = "float32"):
+                 device: str = "cpu", dtype: str = "float32", lora: LoraConfig | None = None):
         if not isinstance(config, ModelConfig):
             config = ModelConfig.from_dict(config)
         if seed is not None:
@@ -89,10 +93,18 @@ class Model:
         self.device_name = device
         self.dtype = dtype
         self._carried: dict[str, bytes] = {}  # the folder's other files: see load_folder.py
-        self._core = _core.Model(get_device(device), *config.core(), dtype)
+        self.lora = lora
+        sizes, *rope = config.core()
+        self._core = _core.Model(get_device(device), {**sizes, **(lora.sizes() if lora else {})},
+                                 *rope, dtype)
         self._params = self._core.params()
+        if lora:
+            check_targets(lora, [p[0] for p in self._params])
+            self._core.adapter_scale = lora.scale
         if seed is not None:
-            for i, array in init_weights(self._params, config, seed):
+            for i, array in init_weights(self._base_params, config, seed):
+                self._write(i, "value", array)
+            for i, array in start_adapters(self._params, seed):
                 self._write(i, "value", array)
 
     @property
@@ -121,6 +133,11 @@ class Model:
     def _write(self, i: int, what: str, array: np.ndarray) -> None:
         self._core.write(self.device, i, what, np.ascontiguousarray(array, np.float32).reshape(-1))
 
+    @property
+    def _base_params(self) -> list[tuple]:
+        """Parameters without the adapters', which come last."""
+        return [p for p in self._params if not is_adapter(p[0])]
+
     def state_dict(self) -> dict[str, np.ndarray]:
         """Hugging Face tensor names -> float32 arrays (copies); one tensor an expert."""
         return to_hf((p[0], self._read(i, "value")) for i, p in enumerate(self._params))
@@ -139,7 +156,7 @@ class Model:
 
     def clone(self) -> Model:
         """An independent copy of the weights, without gradients or optimiser state."""
-        other = Model(self.config, seed=None, device=self.device_name, dtype=self.dtype)
+        other = Model(self.config, None, self.device_name, self.dtype, self.lora)
         other.live_vocab = self.live_vocab
         other.copy_weights_from(self)
         other._carried = self._carried
@@ -173,7 +190,8 @@ class Model:
 
     def plan(self, **options: Any) -> MemoryPlan:
         """The memory that this model and calls on it take: see `r1grpo.plan.plan_memory`."""
-        return plan_memory(self.config, dtype=self.dtype, device=self.device_name, **options)
+        return plan_memory(self.config, dtype=self.dtype, device=self.device_name, lora=self.lora,
+                           **options)
 
     # ---- files -------------------------------------------------------------------------------
 
@@ -181,29 +199,95 @@ class Model:
                         dtype: str | None = None) -> None:
         """Writes a Hugging Face folder, whole or not at all: what transformers, vLLM and llama.cpp's
         converter load. dtype: "float32", "bfloat16" or "float16"; None: the model's own. The tokenizer's
-        files and generation_config.json are those of the folder that the model was loaded from."""
+        files and generation_config.json are those of the folder that the model was loaded from. Adapters
+        are merged into the weights; save_adapter keeps them apart."""
         folder = Path(folder)
-        write_folder(folder, model_files(self.config, self._params, lambda i: self._read(i, "value"),
+        write_folder(folder, model_files(self.config, self._base_params, self._read_merged,
                                          dtype or self.dtype, max_shard_size, self._carried),
                      stale_files(folder))
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike, device: str = "cpu", dtype: str = "float32",
-                        revision: str | None = None, trust_remote_code: bool = False) -> Model:
+                        revision: str | None = None, trust_remote_code: bool = False,
+                        lora: LoraConfig | None = None, seed: int = 0) -> Model:
         """Loads a Hugging Face folder of safetensors: what `save_pretrained` wrote or others published.
 
         folder: a path, or an id of the hub ("org/name", with `revision`; needs huggingface_hub). Weights
         in float32, float16, bfloat16 or DeepSeek's FP8; shards; experts one by one or fused. A file that
-        does not fit raises ValueError or FileNotFoundError before a weight is read."""
+        does not fit raises ValueError or FileNotFoundError before a weight is read. lora, seed: new
+        adapters beside the weights (r1grpo/lora.py), which are then frozen."""
         if trust_remote_code:
             raise ValueError("trust_remote_code=True is refused: code of a model folder is never run; its "
                              "architecture must be one of those that this engine knows")
         with ModelFolder(find_folder(folder, revision, is_whole)) as source:
-            model = cls(source.config, seed=None, device=device, dtype=dtype)
+            model = cls(source.config, seed=None, device=device, dtype=dtype, lora=lora)
             for i, array in enumerate(source.arrays()):
                 model._write(i, "value", array)
+        for i, array in start_adapters(model._params, as_count(seed, "seed", 0)):
+            model._write(i, "value", array)
         model._carried = source.files
         return model
+
+    # ---- adapters ----------------------------------------------------------------------------
+
+    def add_adapter(self, lora: LoraConfig, seed: int = 0) -> Model:
+        """A copy of this model with new low-rank adapters, all else frozen; it samples the same bits
+        until its first update. `from_pretrained(lora=...)` needs no second model while it is made."""
+        if self.lora:
+            raise ValueError("this model has adapters already; merge() makes them part of its weights")
+        other = Model(self.config, None, self.device_name, self.dtype, lora)
+        other.live_vocab, other._carried = self.live_vocab, self._carried
+        for i in range(len(self._params)):
+            other._write(i, "value", self._read(i, "value"))
+        for i, array in start_adapters(other._params, as_count(seed, "seed", 0)):
+            other._write(i, "value", array)
+        return other
+
+    def merge(self) -> Model:
+        """A model without adapters whose weights are W + s B A (within rounding the same function)."""
+        other = Model(self.config, None, self.device_name, self.dtype)
+        other.live_vocab, other._carried = self.live_vocab, self._carried
+        for i in range(len(other._params)):
+            other._write(i, "value", self._read_merged(i))
+        return other
+
+    def _read_merged(self, i: int) -> np.ndarray:
+        index = {p[0]: j for j, p in enumerate(self._params)}
+        stem, value = self._params[i][0].removesuffix(".weight"), self._read(i, "value")
+        down, up = index.get(f"{stem}.lora_A.weight"), index.get(f"{stem}.lora_B.weight")
+        if self.lora is None or down is None or up is None:
+            return value
+        return merged(value, self._read(down, "value"), self._read(up, "value"), self.lora.scale)
+
+    def base_logprobs(self, prompt_ids: Sequence, completion_ids: Sequence, temperature: float = 1.0,
+                      top_k: int | None = 0, top_p: float | None = 1.0,
+                      min_p: float | None = 0.0) -> list[np.ndarray]:
+        """`logprobs` without the adapters: the model that they were added to, and the reference of RL."""
+        scale, self._core.adapter_scale = self._core.adapter_scale, 0.0
+        try:
+            return self.logprobs(prompt_ids, completion_ids, temperature, top_k, top_p, min_p)
+        finally:
+            self._core.adapter_scale = scale
+
+    def save_adapter(self, folder: str | os.PathLike, base: str = "") -> None:
+        """Writes the adapters alone, as PEFT does; base: name or path of the model that they belong to."""
+        if not self.lora:
+            raise ValueError("this model has no adapter; save_pretrained writes its weights")
+        tensors = to_hf((p[0], self._read(i, "value")) for i, p in enumerate(self._params)
+                        if is_adapter(p[0]))
+        write_folder(Path(folder), adapter_files(self.lora, tensors, base))
+
+    def load_adapter(self, folder: str | os.PathLike) -> Model:
+        """A copy of this model with the adapters of a folder that save_adapter or PEFT wrote."""
+        folder = Path(folder)
+        other = self.add_adapter(read_config(folder))
+        places = [i for i, p in enumerate(other._params) if is_adapter(p[0])]
+        shapes = to_hf((other._params[i][0], other._read(i, "value")) for i in places)
+        found = read_tensors(folder, {name: one.shape for name, one in shapes.items()})
+        for i in places:
+            name, E, *_ = other._params[i]
+            other._write(i, "value", np.stack([found[name.replace("*", str(e))] for e in range(E)]))
+        return other
 
     # ---- sampling ----------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from . import _core
 from .batch import as_count
 from .config import GRPOConfig, RewardConfig, SFTConfig, TrainingConfig
 from .device import get_device
+from .lora import LoraConfig
 from .model_config import ModelConfig
 
 __all__ = ["MemoryPlan", "available_memory", "check_fits", "plan_memory", "plan_training"]
@@ -100,7 +101,7 @@ def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
                 scoring: bool = False, reference: bool = False, prompts: int = 0,
                 num_generations: int = 1, prompt_length: int = 1,
                 max_new_tokens: int | None = None, slots: int = SLOTS, checkpoint: bool = False,
-                device: str = "cpu") -> MemoryPlan:
+                lora: LoraConfig | None = None, device: str = "cpu") -> MemoryPlan:
     """The plan of one model and all calls on it.
 
     length: tokens of the longest sequence in training and scoring (None: the context); sequences: of
@@ -108,11 +109,13 @@ def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
     and recompute as in `Model.sft_gradient`; scoring: `Model.logprobs`. prompts > 0: sampling
     num_generations completions of max_new_tokens (None: all the context leaves) to that many prompts
     of prompt_length, the KV at its worst, which is when no two live sequences share a prompt.
-    reference: a second model that scores. checkpoint: the trainer saves its state.
+    reference: a second model that scores. checkpoint: the trainer saves its state. lora: adapters are
+    trained and nothing else.
     """
     config = config if isinstance(config, ModelConfig) else ModelConfig.from_dict(config)
     context = config.max_position_embeddings
-    core = _Engine(get_device(device), config.core()[0], dtype)
+    fields = {**config.core()[0], **(lora.sizes() if lora else {})}
+    core = _Engine(get_device(device), fields, dtype)
     length = min(context, as_count(context if length is None else length, "length", 1))
     sequences = as_count(sequences, "sequences", 1)
     rows = MICRO_TOKENS if micro_batch_tokens is None else \

@@ -139,8 +139,11 @@ class SFTTrainer(Trainer):
                  train_dataset: Sequence[dict[str, Any]] = (),
                  eval_dataset: Sequence[dict[str, Any]] | None = None,
                  processing_class: Any = None,
-                 callbacks: Sequence[Callback] | None = None) -> None:
-        super().__init__(model, args or SFTConfig(), callbacks)
+                 callbacks: Sequence[Callback] | None = None, peft_config: Any = None) -> None:
+        args = args or SFTConfig()
+        if peft_config is not None:
+            model = model.add_adapter(peft_config, args.seed)
+        super().__init__(model, args, callbacks)
         self.processing_class = processing_class
         self.shortened = self.dropped = 0  # rows that truncation_mode cut, left out
         self.examples = self._encode(train_dataset, "train_dataset")

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "r1grpo"
 
 PLAIN = {"charts", "checkpoint", "config", "contamination", "data", "families", "hub",
-         "json_rows", "layouts", "model_config", "monitor", "number_formats", "packing", "refusals",
+         "json_rows", "layouts", "lora", "model_config", "monitor", "number_formats", "packing", "refusals",
          "report_style", "rewards", "rope", "rows", "rundir", "safetensors_file", "tasks",
          "tokenizer", "toml", "trackers", "verifiers"}
 FACE = {"_core", "advantage", "batch", "device", "load_folder", "model", "plan", "rollout",

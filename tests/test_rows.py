@@ -1,4 +1,4 @@
-"""fill_zero, add, gather_rows, scatter_rows."""
+"""fill_zero, add, scale, gather_rows, scatter_rows."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ def test_values(device, rng, N, C):
     assert_same_bits([dx], [want])
     _core.add(device, a, a, b)
     assert_same_bits([a], [y])
+    _core.scale(device, a, a, 0.3)
+    assert_same_bits([a], [y * np.float32(0.3)])
     _core.fill_zero(device, a)
     assert_same_bits([a], [np.zeros((N, C), np.float32)])
 

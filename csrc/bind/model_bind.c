@@ -30,7 +30,8 @@ static const field fields[] = {
     FIELD(mtp, SIZE), FIELD(moe, LAYERS), FIELD(window, SIZE), FIELD(windowed, LAYERS),
     FIELD(softmax_gate, FLAG), FIELD(normalize, FLAG), FIELD(router_bias, FLAG),
     FIELD(qkv_bias, FLAG), FIELD(o_bias, FLAG), FIELD(mlp_bias, FLAG), FIELD(qk_norm, FLAG),
-    FIELD(tied, FLAG), FIELD(interleaved, FLAG), FIELD(score, FLAG), FIELD(routed_scale, REAL),
+    FIELD(tied, FLAG), FIELD(interleaved, FLAG), FIELD(score, FLAG), FIELD(lora, SIZE),
+    FIELD(lora_targets, SIZE), FIELD(routed_scale, REAL),
     FIELD(eps, REAL), FIELD(attn_scale, REAL),
 };
 
@@ -513,6 +514,37 @@ model_set_live(PyObject *object, PyObject *value, void *Py_UNUSED(closure))
     return 0;
 }
 
+static PyObject *
+model_get_scale(PyObject *object, void *Py_UNUSED(closure))
+{
+    return PyFloat_FromDouble((double)((ModelObject *)object)->model->adapter_scale);
+}
+
+static int
+model_set_scale(PyObject *object, PyObject *value, void *Py_UNUSED(closure))
+{
+    double scale = value != NULL ? PyFloat_AsDouble(value) : 0.0;
+    if (value == NULL || PyErr_Occurred()) {
+        if (!PyErr_Occurred()) {
+            PyErr_SetString(PyExc_AttributeError, "adapter_scale cannot be deleted");
+        }
+        return -1;
+    }
+    ModelObject *self = (ModelObject *)object;
+    if (atomic_flag_test_and_set(&self->busy)) {
+        PyErr_SetString(PyExc_RuntimeError, "model is busy: another thread is using it");
+        return -1;
+    }
+    r1_status st = {0};
+    r1_code code = r1_model_set_adapter_scale(self->model, (float)scale, &st);
+    atomic_flag_clear(&self->busy);
+    if (code != R1_OK) {
+        status_raise(&st);
+        return -1;
+    }
+    return 0;
+}
+
 /* ---- the type -------------------------------------------------------------------------------- */
 
 #define METHOD(name, function, arguments, text)                                                   \
@@ -547,6 +579,8 @@ static PyGetSetDef model_getset[] = {
     {"step", model_get_step, model_set_step, "Optimiser updates so far.", NULL},
     {"live_vocab", model_get_live, model_set_live,
      "Ids below it have a probability; the others are never drawn.", NULL},
+    {"adapter_scale", model_get_scale, model_set_scale,
+     "Factor of all low-rank adapters; 0 leaves them out.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

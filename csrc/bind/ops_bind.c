@@ -87,6 +87,17 @@ add(r1_call *c)
 }
 
 static void
+scale(r1_call *c)
+{
+    const r1_tensor *y = arg_tensor(&c->args, "y", "N", "C", ARG_OUT);
+    const r1_tensor *x = arg_tensor(&c->args, "x", "N", "C", ARG_IN);
+    float factor = arg_float(&c->args, "factor");
+    if (call_begin(c)) {
+        c->ops->scale(c->dev, y, x, factor, &c->st);
+    }
+}
+
+static void
 gather_rows(r1_call *c)
 {
     r1_args *a = &c->args;
@@ -317,6 +328,7 @@ static r1_op ops[] = {
     R1_OP(matmul_tn, "dw, dy, x, E, offsets, dtype"),
     R1_OP(bias_bwd, "dbias, dy"),
     R1_OP(add, "y, a, b"),
+    R1_OP(scale, "y, x, factor"),
     R1_OP(gather_rows, "y, x, idx"),
     R1_OP(scatter_rows, "dx, dy, idx"),
     R1_OP(round_bf16, "x"),

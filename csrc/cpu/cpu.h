@@ -33,7 +33,7 @@ struct r1_weight {
 #define R1_CPU_OPS(X)                                                                             \
     X(dev_open) X(dev_close) X(dev_threads) X(mem_alloc) X(mem_free) X(mem_upload)                \
     X(mem_download) X(fill_zero) X(weight_bytes) X(weight_open) X(weight_close) X(weight_master) X(weight_pack)   \
-    X(matmul_nt) X(matmul_nn) X(matmul_tn) X(bias_bwd) X(add) X(gather_rows) X(scatter_rows)      \
+    X(matmul_nt) X(matmul_nn) X(matmul_tn) X(bias_bwd) X(add) X(scale) X(gather_rows) X(scatter_rows)      \
     X(round_bf16) X(embed_fwd) X(embed_bwd) X(rmsnorm_fwd) X(rmsnorm_bwd) X(rope) X(mla_expand_fwd)             \
     X(mla_expand_bwd) X(kv_write) X(kv_copy) X(attention_fwd) X(attention_bwd) X(swiglu_fwd)      \
     X(swiglu_bwd) X(router_fwd) X(router_bwd) X(router_load) X(balance_loss)                      \

@@ -151,7 +151,9 @@ TIER(rmsnorm_bwd)(r1_dev *dev, const r1_tensor *ds, const r1_tensor *dw, const r
     assert(ds->cols == s->cols && dy->cols == s->cols && w->cols == s->cols);
     norm_bwd_job job = {ds, dw, dy, add, s, r, w, split_rows(s->cols),
                         split_columns(s->cols, r1_pool_threads(dev->pool))};
-    r1_pool_run(dev->pool, split_count(s->cols, job.columns), grad_weight, &job);
+    if (dw != NULL) {
+        r1_pool_run(dev->pool, split_count(s->cols, job.columns), grad_weight, &job);
+    }
     r1_pool_run(dev->pool, split_count(s->rows, job.step), grad_rows, &job);
     return R1_OK;
 }

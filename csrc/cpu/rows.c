@@ -2,11 +2,12 @@
  *
  *   fill_zero     x = 0
  *   add           y = a + b
+ *   scale         y = factor x
  *   round_bf16    x = the nearest bf16 number (bf16.h)
  *   gather_rows   y[m] = x[idx[m]]
  *   scatter_rows  dx = 0, then dx[idx[m]] = dy[m];  the gradient of gather: the idx are distinct
  *
- * Copies and one addition: else nothing rounds. Every tensor has a row stride of its own, so a
+ * Copies, one addition or one product: else nothing rounds. Every tensor has a row stride of its own, so a
  * slice of columns is as good as a matrix. In parallel over rows. */
 #include <string.h>
 
@@ -19,6 +20,7 @@ typedef struct {
     const r1_tensor *y, *a, *b;
     const int32_t *idx; /* (rows of y, or of a in scatter) */
     size_t step;        /* rows a task */
+    float factor;
 } rows_job;
 
 /* Runs fn over blocks of `rows` rows of `cols` elements. */
@@ -51,6 +53,21 @@ add_rows(void *ctx, size_t task, size_t worker)
         const float *a = row_f32(job->a, n), *b = row_f32(job->b, n);
         for (size_t c = 0; c < C; c += W) {
             vf_store_left(y + c, vf_load_left(a + c, C - c) + vf_load_left(b + c, C - c), C - c);
+        }
+    }
+}
+
+static void
+scale_rows(void *ctx, size_t task, size_t worker)
+{
+    (void)worker;
+    const rows_job *job = ctx;
+    size_t n0 = task * job->step, n1 = split_end(job->y->rows, n0, job->step), C = job->y->cols;
+    for (size_t n = n0; n < n1; n++) {
+        float *y = row_f32(job->y, n);
+        const float *x = row_f32(job->a, n);
+        for (size_t c = 0; c < C; c += W) {
+            vf_store_left(y + c, vf_load_left(x + c, C - c) * vf_set1(job->factor), C - c);
         }
     }
 }
@@ -107,6 +124,16 @@ TIER(add)(r1_dev *dev, const r1_tensor *y, const r1_tensor *a, const r1_tensor *
     (void)st;
     assert(y->rows == a->rows && y->rows == b->rows && y->cols == a->cols && y->cols == b->cols);
     run_rows(dev, &(rows_job){.y = y, .a = a, .b = b}, y->rows, y->cols, add_rows);
+    return R1_OK;
+}
+
+r1_code
+TIER(scale)(r1_dev *dev, const r1_tensor *y, const r1_tensor *x, float factor, r1_status *st)
+{
+    (void)st;
+    assert(y->rows == x->rows && y->cols == x->cols);
+    rows_job job = {.y = y, .a = x, .factor = factor};
+    run_rows(dev, &job, y->rows, y->cols, scale_rows);
     return R1_OK;
 }
 

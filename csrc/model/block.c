@@ -77,7 +77,7 @@ mla_project_bwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_temps
                      st));
     if (c->q_lora > 0) {
         R1_TRY(linear_bwd(m, &t->dqn, &t->dq, &a->qn, &l->q_b, NULL, 0, st));
-        R1_TRY(ops->rmsnorm_bwd(m->dev, &t->dqa, &l->q_norm->grad[0], &t->dqn, NULL, &a->qa,
+        R1_TRY(ops->rmsnorm_bwd(m->dev, &t->dqa, param_grad(l->q_norm, 0), &t->dqn, NULL, &a->qa,
                                 &a->rq, &l->q_norm->value, st));
         R1_TRY(linear_bwd(m, &t->dh, &t->dqa, &a->h0, &l->q_a, NULL, 0, st));
     } else {
@@ -89,7 +89,7 @@ mla_project_bwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_temps
     R1_TRY(ops->mla_expand_bwd(m->dev, &t->dkvb, &dkr, &t->dk, &t->dv, c->H, c->Dn, c->Dv, st));
     R1_TRY(ops->rope(m->dev, &dkr, &m->rope, seqs->pos, 1, 0, c->Dr, c->interleaved, 1, st));
     R1_TRY(linear_bwd(m, &t->dcn, &t->dkvb, &a->cn, &l->kv_b, NULL, 0, st));
-    R1_TRY(ops->rmsnorm_bwd(m->dev, &dlatent, &l->kv_norm->grad[0], &t->dcn, NULL, &latent,
+    R1_TRY(ops->rmsnorm_bwd(m->dev, &dlatent, param_grad(l->kv_norm, 0), &t->dcn, NULL, &latent,
                             &a->rkv, &l->kv_norm->value, st));
     return linear_bwd(m, &t->dh, &t->dkva, &a->h0, &l->kv_a, NULL, 1, st);
 }
@@ -116,7 +116,7 @@ heads_norm_bwd(r1_model *m, const r1_tensor *dx, const r1_tensor *dy, const r1_t
 {
     r1_tensor dxh = head_rows(dx, H), dyh = head_rows(dy, H), xh = head_rows(x, H);
     r1_tensor rh = head_rows(r, H);
-    return m->ops->rmsnorm_bwd(m->dev, &dxh, &w->grad[0], &dyh, NULL, &xh, &rh, &w->value, st);
+    return m->ops->rmsnorm_bwd(m->dev, &dxh, param_grad(w, 0), &dyh, NULL, &xh, &rh, &w->value, st);
 }
 
 static r1_code
@@ -299,9 +299,9 @@ block_bwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_temps *t, c
     } else {
         R1_TRY(dense_bwd(m, l, a, t, st));
     }
-    R1_TRY(ops->rmsnorm_bwd(m->dev, &t->ds, &l->ffn_norm->grad[0], &t->dh, &t->ds, &a->s1, &a->r1,
-                            &l->ffn_norm->value, st));
+    R1_TRY(ops->rmsnorm_bwd(m->dev, &t->ds, param_grad(l->ffn_norm, 0), &t->dh, &t->ds, &a->s1,
+                            &a->r1, &l->ffn_norm->value, st));
     R1_TRY(attention_half_bwd(m, l, a, t, seqs, st));
-    return ops->rmsnorm_bwd(m->dev, &t->ds, &l->attn_norm->grad[0], &t->dh, &t->ds, &a->s0, &a->r0,
-                            &l->attn_norm->value, st);
+    return ops->rmsnorm_bwd(m->dev, &t->ds, param_grad(l->attn_norm, 0), &t->dh, &t->ds, &a->s0,
+                            &a->r0, &l->attn_norm->value, st);
 }

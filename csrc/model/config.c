@@ -109,6 +109,7 @@ r1_config_check(const r1_config *c, r1_status *st)
                        "finite",
                        (double)c->eps, (double)c->attn_scale);
     }
+    R1_TRY(between("r of the adapters", c->lora, 0, MAX_WIDTH, st));
     if (!isfinite(c->routed_scale)) {
         return R1_FAIL(st, R1_EINVAL, "config: routed_scaling_factor %g must be finite",
                        (double)c->routed_scale);

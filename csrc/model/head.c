@@ -45,7 +45,7 @@ chunk_bwd(r1_model *m, r1_workspace *ws, const r1_head_job *job, const r1_tensor
                          ws->logp_scratch, st));
     r1_tensor dh = r1_rows(&ws->dhm, n0, n);
     R1_TRY(ops->matmul_nn(m->dev, &dh, logits, job->head.weight->weight, NULL, 0, st));
-    if (!job->freeze) {
+    if (!job->freeze && job->head.weight->trained) {
         R1_TRY(ops->matmul_tn(m->dev, &job->head.weight->grad[job->head.use], logits, h, 1, NULL,
                               job->head.weight->dtype, st));
     }

@@ -35,9 +35,15 @@ param_add(r1_model *m, size_t E, size_t O, size_t I, size_t uses, const char *fo
 }
 
 static r1_linear
+linear_of(r1_param *weight, size_t use)
+{
+    return (r1_linear){.weight = weight, .use = use};
+}
+
+static r1_linear
 linear_add(r1_model *m, size_t layer, size_t E, size_t O, size_t I, const char *stem)
 {
-    return (r1_linear){param_add(m, E, O, I, 1, "model.layers.%zu.%s.weight", layer, stem), NULL, 0};
+    return linear_of(param_add(m, E, O, I, 1, "model.layers.%zu.%s.weight", layer, stem), 0);
 }
 
 /* With its bias, if has_bias. */
@@ -117,6 +123,43 @@ ffn_add(r1_model *m, r1_layer *l, size_t i)
 }
 
 static void
+adapter_add(r1_model *m, r1_linear *l, size_t bit)
+{
+    const r1_config *c = &m->config;
+    const r1_param *w = l->weight;
+    if (w == NULL || (c->lora_targets >> bit & 1) == 0) {
+        return;
+    }
+    int stem = (int)(strlen(w->name) - strlen(".weight"));
+    l->down = param_add(m, w->E, c->lora, w->I, 1, "%.*s.lora_A.weight", stem, w->name);
+    l->up = param_add(m, w->E, w->O, c->lora, 1, "%.*s.lora_B.weight", stem, w->name);
+    l->down->dtype = l->up->dtype = R1_F32; /* small, and what is learned: nothing to gain by rounding */
+}
+
+/* The adapters come after everything else, and freeze it but for the head of a reward model. Bit j of
+ * config.lora_targets stands for targets[j]; those of gate, up and down for the experts' too. */
+static void
+adapters_add(r1_model *m)
+{
+    for (size_t i = 0; i < m->n_params; i++) {
+        m->params[i].trained = &m->params[i] == m->score.weight;
+    }
+    for (size_t i = 0; i < m->config.L + m->config.mtp; i++) {
+        r1_layer *l = &m->layers[i];
+        r1_linear *const targets[] = {&l->q,    &l->k,    &l->v,    &l->o,  &l->q_a, &l->q_b,
+                                      &l->kv_a, &l->kv_b, &l->gate, &l->up, &l->down};
+        for (size_t j = 0; j < sizeof targets / sizeof targets[0]; j++) {
+            adapter_add(m, targets[j], j);
+        }
+        r1_linear *const experts[] = {&l->egate, &l->eup, &l->edown};
+        size_t first = sizeof targets / sizeof targets[0] - 3; /* gate */
+        for (size_t j = 0; j < 3; j++) {
+            adapter_add(m, experts[j], first + j);
+        }
+    }
+}
+
+static void
 params_add(r1_model *m)
 {
     const r1_config *c = &m->config;
@@ -141,17 +184,20 @@ params_add(r1_model *m)
     }
     m->norm = param_add(m, 1, 0, c->C, 1, "model.norm.weight");
     if (c->tied) { /* uses: embedding, head, MTP's embedding, MTP's head */
-        m->head = (r1_linear){m->embed, NULL, 1};
-        m->mtp_head = (r1_linear){m->embed, NULL, 3};
+        m->head = linear_of(m->embed, 1);
+        m->mtp_head = linear_of(m->embed, 3);
         m->mtp_embed_use = 2;
     } else {
-        m->head = (r1_linear){param_add(m, 1, c->V, c->C, shared, "lm_head.weight"), NULL, 0};
-        m->mtp_head = (r1_linear){m->head.weight, NULL, 1};
+        m->head = linear_of(param_add(m, 1, c->V, c->C, shared, "lm_head.weight"), 0);
+        m->mtp_head = linear_of(m->head.weight, 1);
         m->mtp_embed_use = 1;
     }
     if (c->score) {
-        m->score = (r1_linear){param_add(m, 1, 1, c->C, 1, "score.weight"), NULL, 0};
+        m->score = linear_of(param_add(m, 1, 1, c->C, 1, "score.weight"), 0);
         m->score.weight->dtype = R1_F32;
+    }
+    if (c->lora > 0) {
+        adapters_add(m);
     }
 }
 
@@ -209,7 +255,7 @@ layout_params(r1_model *m, r1_status *st)
 {
     size_t layers = m->config.L + m->config.mtp;
     m->layers = r1_alloc(layers, sizeof *m->layers);
-    m->params = r1_alloc(layers * 24 + 8, sizeof *m->params);
+    m->params = r1_alloc(layers * 52 + 8, sizeof *m->params); /* 24 and 14 adapters a layer */
     if (m->layers == NULL || m->params == NULL) {
         return R1_FAIL(st, R1_ENOMEM, "out of memory for the list of parameters");
     }

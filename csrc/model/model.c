@@ -134,6 +134,18 @@ r1_model_set_live(r1_model *m, size_t live, r1_status *st)
     return R1_OK;
 }
 
+r1_code
+r1_model_set_adapter_scale(r1_model *m, float scale, r1_status *st)
+{
+    if (!isfinite(scale)) {
+        return R1_FAIL(st, R1_EINVAL, "the scale of the adapters is %g, must be finite",
+                       (double)scale);
+    }
+    m->version += scale != m->adapter_scale;
+    m->adapter_scale = scale;
+    return R1_OK;
+}
+
 /* ---- parameters ------------------------------------------------------------------------------ */
 
 static r1_code
@@ -231,6 +243,7 @@ trunk_fwd(r1_model *m, r1_workspace *ws, const int32_t *ids, const r1_seqs *seqs
     size_t N = seqs->N;
     r1_temps t = temps_view(&ws->t, N, seqs->B, c->K);
     r1_tensor x = r1_rows(&ws->streams, 0, N), f;
+    m->temps = &ws->t;
     R1_TRY(m->ops->embed_fwd(m->dev, &x, m->embed->weight, ids, st));
     for (size_t i = 0; i < c->L; i++) {
         r1_acts a = layer_acts(m, ws, i, N);
@@ -251,7 +264,7 @@ trunk_bwd(r1_model *m, r1_workspace *ws, const r1_tensor *dy, const int32_t *ids
     size_t N = seqs->N;
     r1_temps t = temps_view(&ws->t, N, seqs->B, c->K);
     r1_tensor s = r1_rows(&ws->s, 0, N), r = r1_rows(&ws->r, 0, N);
-    R1_TRY(m->ops->rmsnorm_bwd(m->dev, &t.ds, &m->norm->grad[0], dy, NULL, &s, &r,
+    R1_TRY(m->ops->rmsnorm_bwd(m->dev, &t.ds, param_grad(m->norm, 0), dy, NULL, &s, &r,
                                &m->norm->value, st));
     for (size_t i = c->L; i-- > 0;) {
         r1_acts a = layer_acts(m, ws, i, N);
@@ -260,7 +273,8 @@ trunk_bwd(r1_model *m, r1_workspace *ws, const r1_tensor *dy, const int32_t *ids
         }
         R1_TRY(block_bwd(m, &m->layers[i], &a, &t, seqs, balance_coef, st));
     }
-    return m->ops->embed_bwd(m->dev, &m->embed->grad[0], &t.ds, ids, st);
+    return m->embed->trained ? m->ops->embed_bwd(m->dev, &m->embed->grad[0], &t.ds, ids, st)
+                             : R1_OK;
 }
 
 /* ---- one pass over a batch ------------------------------------------------------------------- */

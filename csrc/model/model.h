@@ -36,6 +36,8 @@ typedef struct {
     int o_bias, mlp_bias;         /* mlp_bias: dense layers only */
     int qk_norm;                  /* GQA: every head of q and of k is normed before RoPE */
     int tied, interleaved, score;
+    size_t lora;                  /* rank of the low-rank adapters; 0: none */
+    size_t lora_targets;          /* bit i: the i-th matrix of layout.c's list has one */
     float routed_scale, eps;
     float attn_scale;             /* times (width of q and k)^(-1/2): the scale of the scores */
 } r1_config;
@@ -110,17 +112,24 @@ typedef struct {
     r1_dtype dtype;    /* of what products see; values, gradients and moments are float32 */
     r1_weight *weight; /* NULL: a vector */
     r1_tensor value;   /* (E O, I): the weight's master, or the vector */
-    int trained;       /* 0: the router's selection bias */
+    int trained;       /* 0: the router's selection bias; all but the adapters where there are any */
     size_t uses;
     r1_tensor grad[R1_MAX_USES]; /* (E O, I) float32 each */
     r1_tensor m, v;              /* Adam's moments */
 } r1_param;
 
-/* What the model multiplies with. Adapters will live here. use: which accumulator. */
+/* What the model multiplies with; linear.c has the equation. use: which accumulator. */
 typedef struct {
     r1_param *weight, *bias; /* bias may be NULL */
     size_t use;
+    r1_param *down, *up;     /* adapter: (E, lora, I) and (E, O, lora); NULL: none */
 } r1_linear;
+
+static inline const r1_tensor * /* where a gradient is added up; NULL: it is frozen */
+param_grad(const r1_param *p, size_t use)
+{
+    return p->trained ? &p->grad[use] : NULL;
+}
 
 typedef struct {
     size_t window;                           /* of its attention; 0: none */
@@ -154,6 +163,7 @@ typedef struct {
 /* Temporaries of forward and backward, shared by all layers; N rows. */
 typedef struct {
     r1_tensor a, kvb, logits;             /* attention output (N, C), (N, H (Dn + Dv)), (N, E) */
+    r1_tensor low, dlow;                  /* of an adapter (N K, lora): see linear.c */
     r1_tensor ds, dh;                     /* (N, C) */
     r1_tensor dq, dk, dv, dout, dqa, dqn, dkva, dcn, dkvb;
     r1_tensor dq0, dk0;                   /* with qk_norm: gradients of q0, k0 */
@@ -193,6 +203,8 @@ typedef struct {
     r1_config config;
     r1_dtype dtype;                       /* of weights and KV cache: float32 or bf16 */
     size_t live;                          /* see model_live */
+    float adapter_scale;                  /* of all adapters; 0: the model without them */
+    const r1_temps *temps;                /* of the pass at work, for linear.c */
     const r1_ops *ops;
     r1_dev *dev;
     size_t n_params;
@@ -244,6 +256,8 @@ model_live(const r1_model *m, const r1_tensor *logits)
     return r1_cols(logits, 0, m->live);
 }
 /* 1 <= live <= V. Sessions that are open end, as after a change of a weight. */
+/* s of linear.c for all adapters; 0 leaves them out. */
+r1_code r1_model_set_adapter_scale(r1_model *m, float scale, r1_status *st);
 r1_code r1_model_set_live(r1_model *m, size_t live, r1_status *st);
 
 /* ---- log-probs and gradients ---------------------------------------------------------------- */

@@ -46,18 +46,20 @@ mtp_bwd(r1_model *m, r1_workspace *ws, const r1_micro *mb, const r1_acts *a, con
     r1_tensor re = r1_rows(&ws->re, 0, N), rh = r1_rows(&ws->rh, 0, N);
     r1_tensor ms = r1_rows(&ws->ms, 0, N), mr = r1_rows(&ws->mr, 0, N);
     R1_TRY(ops->scatter_rows(m->dev, &demb, &dhm, mb->mtp_row, st));
-    R1_TRY(ops->rmsnorm_bwd(m->dev, &t->ds, &m->mtp_norm->grad[0], &demb, NULL, &ms, &mr,
+    R1_TRY(ops->rmsnorm_bwd(m->dev, &t->ds, param_grad(m->mtp_norm, 0), &demb, NULL, &ms, &mr,
                             &m->mtp_norm->value, st));
     R1_TRY(block_bwd(m, &m->layers[m->config.L], a, t, &mb->seqs, pass->balance_coef, st));
     R1_TRY(linear_bwd(m, &dcat, &t->ds, &cat, &m->eh, NULL, 0, st));
-    R1_TRY(ops->rmsnorm_bwd(m->dev, &demb, &m->enorm->grad[0], &first, NULL, &emb, &re,
+    R1_TRY(ops->rmsnorm_bwd(m->dev, &demb, param_grad(m->enorm, 0), &first, NULL, &emb, &re,
                             &m->enorm->value, st));
     if (pass->mtp_detach) { /* demb is a sink here: only hnorm's own gradient is wanted */
-        return ops->rmsnorm_bwd(m->dev, &demb, &m->hnorm->grad[0], &second, NULL, &y, &rh,
+        return ops->rmsnorm_bwd(m->dev, &demb, param_grad(m->hnorm, 0), &second, NULL, &y, &rh,
                                 &m->hnorm->value, st);
     }
-    R1_TRY(ops->embed_bwd(m->dev, &m->embed->grad[m->mtp_embed_use], &demb, mb->next, st));
-    return ops->rmsnorm_bwd(m->dev, dy, &m->hnorm->grad[0], &second, dy, &y, &rh,
+    if (m->embed->trained) {
+        R1_TRY(ops->embed_bwd(m->dev, &m->embed->grad[m->mtp_embed_use], &demb, mb->next, st));
+    }
+    return ops->rmsnorm_bwd(m->dev, dy, param_grad(m->hnorm, 0), &second, dy, &y, &rh,
                             &m->hnorm->value, st);
 }
 

@@ -79,9 +79,11 @@ temps_place(r1_temps *t, r1_arena *ar, const r1_config *c, size_t n, size_t seqs
     t->a = push(ar, n, c->C);
     t->kvb = push(ar, n, config_mla(c) ? H * (c->Dn + c->Dv) : 0);
     t->logits = push(ar, n, c->E);
+    t->low = push(ar, c->E > 0 ? n * c->K : n, c->lora);
     if (keep == R1_KEEP_NONE) {
         return;
     }
+    t->dlow = push(ar, c->E > 0 ? n * c->K : n, c->lora);
     t->ds = push(ar, n, c->C);
     t->dh = push(ar, n, c->C);
     t->dq = push(ar, n, H * D);

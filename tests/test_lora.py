@@ -1,0 +1,207 @@
+"""Low-rank adapters: against the oracle of the merged weights, exactness, files, the trainers."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from models import batch, make
+from r1grpo import GRPOConfig, GRPOTrainer, LoraConfig, Model, SFTConfig, SFTTrainer, set_num_threads
+from reference import Reference
+
+NAMES = ["dense", "moe", "qwen3", "qwen3_moe", "llama_bias", "moe_yarn"]
+
+
+def adapted(name: str, seed: int = 1, dtype: str = "float32", **options) -> Model:
+    """A model with adapters that are not at their start: B would be 0 there."""
+    model = make(name, dtype=dtype).add_adapter(LoraConfig(**{"r": 3, "lora_alpha": 6, **options}))
+    rng, state = np.random.default_rng([seed, 11]), model.state_dict()
+    for key, array in state.items():
+        if ".lora_" in key:
+            state[key] = (0.1 * rng.standard_normal(array.shape)).astype(np.float32)
+    model.load_state_dict(state)
+    return model
+
+
+def split(state: dict[str, np.ndarray], scale: float
+          ) -> tuple[dict[str, np.ndarray], dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Merged weights in float64, and (A, B) by the name of their weight."""
+    plain = {k: v.astype(np.float64) for k, v in state.items() if ".lora_" not in k}
+    pairs = {}
+    for key, down in state.items():
+        if key.endswith(".lora_A.weight"):
+            stem = key.removesuffix(".lora_A.weight")
+            up = state[f"{stem}.lora_B.weight"].astype(np.float64)
+            pairs[f"{stem}.weight"] = (down.astype(np.float64), up)
+            plain[f"{stem}.weight"] = plain[f"{stem}.weight"] + scale * up @ down
+    return plain, pairs
+
+
+def bits(arrays) -> list[bytes]:
+    return [np.asarray(one).tobytes() for one in arrays]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_new_adapter_changes_no_bit(name):
+    base = make(name)
+    model = base.add_adapter(LoraConfig(r=4), seed=5)
+    prompts, completions = batch()
+    assert bits(model.logprobs(prompts, completions)) == bits(base.logprobs(prompts, completions))
+    down = [v for k, v in model.state_dict().items() if k.endswith("lora_A.weight")]
+    assert all(0.5 < np.abs(one).max() * np.sqrt(one.shape[-1]) <= 1.0 for one in down)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_log_probs_and_gradients_are_those_of_the_merged_weights(name):
+    model, scale = adapted(name), 2.0
+    merged, pairs = split(model.state_dict(), scale)
+    reference = Reference(model.config.to_dict(), merged)
+    prompts, completions = batch()
+    got = model.logprobs(prompts, completions)
+    for i, completion in enumerate(completions):
+        if completion:
+            np.testing.assert_allclose(got[i], reference.logprobs(prompts[i // 2], completion),
+                                       atol=1e-4, rtol=5e-5)
+    extra = {"mtp_coef": 0.3} if model.config.num_nextn_predict_layers else {}
+    model.zero_grad()
+    model.sft_gradient(prompts, completions, **extra)
+    want = reference.loss_sft(prompts, completions, [np.ones(len(c)) for c in completions],
+                              **extra).gradients
+    found = model.grad_dict()
+    assert set(found) == {k for k in model.state_dict() if ".lora_" in k}
+    largest = max(np.abs(g).max() for g in found.values())
+    for weight, (down, up) in pairs.items():
+        stem, dw = weight.removesuffix(".weight"), want[weight]
+        for key, exact in ((f"{stem}.lora_A.weight", scale * up.T @ dw),
+                           (f"{stem}.lora_B.weight", scale * dw @ down.T)):
+            error = np.abs(found[key] - exact).max()
+            assert error <= 5e-4 * (np.abs(exact).max() + 1e-2 * largest), (key, error)
+    assert reference.margin > 1e-5, "two experts are too close: choose another seed"
+
+
+@pytest.mark.parametrize("name, dtype", [("dense", "float32"), ("moe", "float32"), ("moe", "bfloat16")])
+def test_exactness(name, dtype):
+    model = adapted(name, dtype=dtype)
+    prompts, completions = batch()
+    out = model.generate(prompts, 3, max_new_tokens=30, seed=1)
+    assert bits(model.logprobs(prompts, out.completion_ids)) == bits(out.logprobs)
+    seen = set()
+    for threads, rows_at_a_time, recompute in ((1, None, False), (3, 40, False), (7, 100, True)):
+        set_num_threads(threads)
+        model.zero_grad()
+        model.sft_gradient(prompts, completions, micro_batch_tokens=rows_at_a_time,
+                           recompute=recompute)
+        seen.add(tuple(bits(model.grad_dict().values())))
+    set_num_threads(2)
+    assert len(seen) == 1
+
+
+def test_only_adapters_move_and_the_base_stays_in_reach():
+    base = make("moe")
+    model = base.add_adapter(LoraConfig(r=2, target_modules=["q_proj", "o_proj", "up_proj"]))
+    prompts, completions = batch()
+    before = model.state_dict()
+    for _ in range(2):
+        model.zero_grad()
+        model.sft_gradient(prompts, completions, mtp_coef=0.3)
+        model.update(1e-2, weight_decay=0.1)
+    after = model.state_dict()
+    moved = {k for k in after if after[k].tobytes() != before[k].tobytes()}
+    assert moved == {k for k in after if ".lora_" in k}
+    assert {k.split(".")[-3] for k in moved} == {"q_proj", "o_proj", "up_proj"}
+    now = model.logprobs(prompts, completions)
+    assert bits(model.base_logprobs(prompts, completions)) == bits(base.logprobs(prompts, completions))
+    assert bits(model.logprobs(prompts, completions)) == bits(now) != bits(
+        base.logprobs(prompts, completions))
+    assert model.plan().bytes_of("Adam's moments") < 0.2 * base.plan().bytes_of("Adam's moments")
+    assert set(model.optimizer_state()) == {"step"} | {
+        f"{m}.{p[0]}" for m in "mv" for p in model._params if ".lora_" in p[0]}
+
+
+def test_merge_save_and_load(tmp_path):
+    model = adapted("moe")
+    prompts, completions = batch()
+    want = np.concatenate(model.logprobs(prompts, completions))
+    merged = model.merge()
+    assert merged.lora is None
+    np.testing.assert_allclose(np.concatenate(merged.logprobs(prompts, completions)), want, atol=1e-4)
+    model.save_pretrained(tmp_path / "whole")
+    whole = Model.from_pretrained(tmp_path / "whole")
+    assert bits(whole.logprobs(prompts, completions)) == bits(merged.logprobs(prompts, completions))
+    model.save_adapter(tmp_path / "adapter", base="somebody/base")
+    again = make("moe").load_adapter(tmp_path / "adapter")
+    assert bits(again.logprobs(prompts, completions)) == bits(model.logprobs(prompts, completions))
+    found = json.loads((tmp_path / "adapter" / "adapter_config.json").read_bytes())
+    assert (found["peft_type"], found["r"], found["lora_alpha"]) == ("LORA", 3, 6)
+    make("moe").save_pretrained(tmp_path / "base")
+    fresh = Model.from_pretrained(tmp_path / "base", lora=LoraConfig(r=3), seed=4)
+    other = make("moe").add_adapter(LoraConfig(r=3), seed=4)
+    assert bits(fresh.state_dict().values()) == bits(other.state_dict().values())
+
+
+def test_grpo_takes_the_base_as_its_reference():
+    def share(prompts, completions, completion_ids, **columns):
+        return [float(np.mean([i < 20 for i in ids])) for ids in completion_ids]
+
+    def run(**options):
+        args = GRPOConfig(num_generations=4, per_device_train_batch_size=8, max_completion_length=8,
+                          max_steps=3, learning_rate=1e-2, beta=0.1, **options)
+        return GRPOTrainer(make("dense"), share, args, [{"prompt_ids": [3, 4, 5]},
+                                                        {"prompt_ids": [7, 8]}],
+                           peft_config=LoraConfig(r=2))
+
+    trainer = run()
+    steps = list(trainer)
+    assert trainer.reference is None and trainer.max_logprob_gap == 0.0 and trainer.gap_tokens > 0
+    assert steps[0]["kl"] == 0.0 and steps[2]["kl"] > 0.0
+    half = run()
+    next(half)
+    state = half.state_dict()
+    assert not any(key.startswith("reference/") for key in state["arrays"])
+    resumed = run()
+    resumed.load_state_dict(state)
+    list(resumed)
+    assert bits(resumed.model.state_dict().values()) == bits(trainer.model.state_dict().values())
+    with pytest.raises(ValueError, match="sync_ref_model.*adapters"):
+        run(sync_ref_model=True)
+
+
+def test_sft_with_adapters():
+    rows = [{"prompt_ids": [3, 4], "completion_ids": [5, 6, 7]}] * 4
+    trainer = SFTTrainer(make("dense"), SFTConfig(max_steps=8, learning_rate=3e-2,
+                                                  per_device_train_batch_size=4), rows,
+                         peft_config=LoraConfig(r=2))
+    losses = [step["loss"] for step in trainer]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"r": 0}, "r is 0"), ({"r": True}, "r is True"), ({"lora_alpha": 0}, "lora_alpha is 0"),
+    ({"lora_dropout": 0.1}, "lora_dropout is 0.1"), ({"bias": "all"}, "bias is 'all'"),
+    ({"target_modules": ["q_prj"]}, "'q_prj'.*q_proj"), ({"target_modules": []}, "none")])
+def test_options_that_cannot_be(options, words):
+    with pytest.raises(ValueError, match=words):
+        LoraConfig(**options)
+
+
+def test_adapters_that_do_not_fit(tmp_path):
+    with pytest.raises(ValueError, match="kv_b_proj.*has none"):
+        make("dense").add_adapter(LoraConfig(target_modules=["q_proj", "kv_b_proj"]))
+    model = adapted("dense")
+    with pytest.raises(ValueError, match="has adapters already"):
+        model.add_adapter(LoraConfig())
+    with pytest.raises(ValueError, match="no adapter"):
+        make("dense").save_adapter(tmp_path / "x")
+    with pytest.raises(FileNotFoundError, match="adapter_config.json"):
+        make("dense").load_adapter(tmp_path)
+    model.save_adapter(tmp_path / "a")
+    with pytest.raises(ValueError, match="k_proj, v_proj: this model has none"):
+        make("moe").load_adapter(tmp_path / "a")
+    with pytest.raises(ValueError, match=r"does not fit the model: missing .*layers\.2.*q_proj"):
+        make("qwen3_moe").load_adapter(tmp_path / "a")
+    config = tmp_path / "a" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "use_dora": True}))
+    with pytest.raises(ValueError, match="sets use_dora"):
+        make("dense").load_adapter(tmp_path / "a")
