@@ -166,13 +166,14 @@ def plan_training(config: ModelConfig | dict[str, Any], args: TrainingConfig,
         "micro_batch_tokens": args.micro_batch_tokens, "recompute": args.gradient_checkpointing,
         "checkpoint": args.output_dir is not None}
     if isinstance(args, GRPOConfig):
-        longest = prompt_length or args.max_prompt_length or \
-            max(context - args.max_completion_length, 1)
+        limit = args.max_completion_length  # of every rollout, or a schedule
+        completion = limit if isinstance(limit, int) else max(length for _, length in limit)
+        longest = prompt_length or args.max_prompt_length or max(context - completion, 1)
         return plan_memory(
-            config, length=longest + args.max_completion_length, reference=args.beta > 0,
+            config, length=longest + completion, reference=args.beta > 0,
+            scoring=args.importance_sampling_level == "sequence",
             prompts=args.prompts_per_rollout, num_generations=args.num_generations,
-            prompt_length=min(longest, context - 1), max_new_tokens=args.max_completion_length,
-            **common)
+            prompt_length=min(longest, context - 1), max_new_tokens=completion, **common)
     if isinstance(args, RewardConfig) and args.kind == "pairwise":
         common["sequences"] *= 2
     limit = args.max_length if isinstance(args, SFTConfig | RewardConfig) else None

@@ -5,6 +5,7 @@ Memory is measured in a process of its own, at its peak, over what the bare impo
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -164,6 +165,12 @@ def test_trainers_are_planned() -> None:
     with_reference = plan_training(config, GRPOConfig(beta=0.1, output_dir="x"))
     assert with_reference.bytes_of("reference") > with_reference.bytes_of("parameters")
     assert with_reference.bytes_of("checkpoint") > 3 * with_reference.bytes_of("reference, float32")
+    longer = plan_training(config, dataclasses.replace(
+        grpo, max_completion_length=((0, 200), (5, 900))))
+    assert longer.bytes_of("sampling: KV") > 2 * plan_training(config, grpo).bytes_of("sampling: KV")
+    gspo = plan_training(config, dataclasses.replace(grpo, importance_sampling_level="sequence"))
+    assert gspo.bytes_of("without gradient") > plan_training(config, grpo).bytes_of("without gradient")
+    assert plan_training(config, GRPOConfig.r1_zero(loss_type="grpo")).total > 0
     sft = SFTConfig(max_length=512, per_device_train_batch_size=1)
     assert plan_training(config, sft).total < plan_training(config, SFTConfig()).total
     assert plan_training(config, sft, length=64).total < plan_training(config, sft).total
