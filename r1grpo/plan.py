@@ -154,24 +154,25 @@ def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
 
 def plan_training(config: ModelConfig | dict[str, Any], args: TrainingConfig,
                   dtype: str = "float32", length: int | None = None,
-                  prompt_length: int | None = None) -> MemoryPlan:
+                  prompt_length: int | None = None, lora: LoraConfig | None = None) -> MemoryPlan:
     """The plan of a trainer with these options on a model of this configuration.
 
     length: tokens of the longest row (SFT, reward models), prompt_length: of the longest prompt
-    (GRPO); None: what the options allow, else the context."""
+    (GRPO); None: what the options allow, else the context. lora: the model has these adapters, and
+    is its own reference."""
     config = config if isinstance(config, ModelConfig) else ModelConfig.from_dict(config)
     context = config.max_position_embeddings
     common: dict[str, Any] = {
         "dtype": dtype, "sequences": args.per_device_train_batch_size,
         "micro_batch_tokens": args.micro_batch_tokens, "recompute": args.gradient_checkpointing,
-        "checkpoint": args.output_dir is not None}
+        "checkpoint": args.output_dir is not None, "lora": lora}
     if isinstance(args, GRPOConfig):
         limit = args.max_completion_length  # of every rollout, or a schedule
         completion = limit if isinstance(limit, int) else max(length for _, length in limit)
         longest = prompt_length or args.max_prompt_length or max(context - completion, 1)
         return plan_memory(
-            config, length=longest + completion, reference=args.beta > 0,
-            scoring=args.importance_sampling_level == "sequence",
+            config, length=longest + completion, reference=args.beta > 0 and lora is None,
+            scoring=args.importance_sampling_level == "sequence" or args.beta > 0 and bool(lora),
             prompts=args.prompts_per_rollout, num_generations=args.num_generations,
             prompt_length=min(longest, context - 1), max_new_tokens=completion, **common)
     if isinstance(args, RewardConfig) and args.kind == "pairwise":

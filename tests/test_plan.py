@@ -16,6 +16,7 @@ import pytest
 from models import batch, configs, make
 from r1grpo import GRPOConfig, Model, ModelConfig, RewardConfig, SFTConfig, _core
 from r1grpo import plan as planning
+from r1grpo.lora import LoraConfig
 from r1grpo.plan import available_memory, check_fits, plan_memory, plan_training
 
 WORK = '''
@@ -171,6 +172,9 @@ def test_trainers_are_planned() -> None:
     gspo = plan_training(config, dataclasses.replace(grpo, importance_sampling_level="sequence"))
     assert gspo.bytes_of("without gradient") > plan_training(config, grpo).bytes_of("without gradient")
     assert plan_training(config, GRPOConfig.r1_zero(loss_type="grpo")).total > 0
+    adapted = plan_training(config, GRPOConfig(beta=0.1), lora=LoraConfig(r=4))
+    assert adapted.bytes_of("reference") == adapted.bytes_of("update") == 0
+    assert adapted.bytes_of("gradients") < adapted.bytes_of("parameters") / 20
     sft = SFTConfig(max_length=512, per_device_train_batch_size=1)
     assert plan_training(config, sft).total < plan_training(config, SFTConfig()).total
     assert plan_training(config, sft, length=64).total < plan_training(config, sft).total

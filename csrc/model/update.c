@@ -43,7 +43,7 @@ update_scratch(const r1_model *m)
     for (size_t i = 0; i < m->n_params; i++) {
         const r1_param *p = &m->params[i];
         size_t rows = p->E * p->O; /* only matrices have several uses */
-        size_t n = p->uses > 1 ? (rows < PART_ROWS ? rows : PART_ROWS) * p->I : 0;
+        size_t n = p->uses > 1 && p->trained ? (rows < PART_ROWS ? rows : PART_ROWS) * p->I : 0;
         largest = n > largest ? n : largest;
     }
     return largest;
