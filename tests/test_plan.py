@@ -195,6 +195,14 @@ def test_what_does_not_fit_is_refused_with_the_table() -> None:
                         "head_dim": 64, "intermediate_size": 2**22})
     with pytest.raises(MemoryError, match="parameters"):
         check_fits(huge)
+    most = ModelConfig(vocab_size=2**31 - 1, hidden_size=2**24, num_hidden_layers=4096, head_dim=256,
+                       num_attention_heads=2**24, intermediate_size=2**24,
+                       max_position_embeddings=2**31 - 64)  # no byte count of it fits 64 bits
+    absurd = plan_memory(most, length=2**30, sequences=1, recompute=True, scoring=True,
+                         prompts=2**31 - 1, num_generations=2**31 - 1)
+    assert all(item.bytes >= 0 for item in absurd.items) and absurd.total > 2**64
+    with pytest.raises(MemoryError, match="activations, recomputed"):
+        check_fits(absurd)
 
 
 def test_the_limit_is_the_control_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,10 +30,10 @@ static PyObject *
 model_dict(const void *from)
 {
     const r1_model_bytes *b = from;
-    return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n,s:n}", "master", (Py_ssize_t)b->master, "packed",
-                         (Py_ssize_t)b->packed, "vectors", (Py_ssize_t)b->vectors, "grads",
-                         (Py_ssize_t)b->grads, "moments", (Py_ssize_t)b->moments, "update",
-                         (Py_ssize_t)b->update);
+    return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K}", "master", (unsigned long long)b->master, "packed",
+                         (unsigned long long)b->packed, "vectors", (unsigned long long)b->vectors, "grads",
+                         (unsigned long long)b->grads, "moments", (unsigned long long)b->moments, "update",
+                         (unsigned long long)b->update);
 }
 
 static PyObject *
@@ -55,8 +55,8 @@ static PyObject *
 pass_dict(const void *from)
 {
     const r1_pass_bytes *b = from;
-    return Py_BuildValue("{s:n,s:n,s:n}", "acts", (Py_ssize_t)b->acts, "head",
-                         (Py_ssize_t)b->head, "cache", (Py_ssize_t)b->cache);
+    return Py_BuildValue("{s:K,s:K,s:K}", "acts", (unsigned long long)b->acts, "head",
+                         (unsigned long long)b->head, "cache", (unsigned long long)b->cache);
 }
 
 static PyObject *
@@ -88,8 +88,8 @@ static PyObject *
 decode_dict(const void *from)
 {
     const r1_decode_bytes *b = from;
-    return Py_BuildValue("{s:n,s:n,s:n,s:N}", "slots", (Py_ssize_t)b->slots, "kv",
-                         (Py_ssize_t)b->kv, "rest", (Py_ssize_t)b->rest, "pass",
+    return Py_BuildValue("{s:K,s:K,s:K,s:N}", "slots", (unsigned long long)b->slots, "kv",
+                         (unsigned long long)b->kv, "rest", (unsigned long long)b->rest, "pass",
                          pass_dict(&b->pass));
 }
 

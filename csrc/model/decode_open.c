@@ -59,7 +59,11 @@ decode_size(const r1_model *m, size_t sequences, size_t tokens, size_t longest, 
             size_t slots)
 {
     size_t per_slot = max_blocks + 1; /* own and its prompt's; one is in both */
-    size_t fit = KV_BYTES / (per_slot * kvpool_block_bytes(m));
+    size_t bytes; /* of a slot, in a plan beyond any memory */
+    if (__builtin_mul_overflow(per_slot, kvpool_block_bytes(m), &bytes)) {
+        bytes = SIZE_MAX;
+    }
+    size_t fit = KV_BYTES / bytes;
     slots = slots < sequences ? slots : sequences;
     slots = slots < fit ? slots : fit;
     slots = slots > 0 ? slots : 1;

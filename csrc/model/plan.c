@@ -80,11 +80,13 @@ r1_plan_decode(const r1_config *c, r1_dtype dtype, const r1_ops *ops, r1_dev *de
     size_t own = blocks_of(prompt + room_of(c, prompt, max_new) - 1), whole = blocks_of(prompt);
     size_t blocks = own > whole ? own : whole;
     r1_decode_size s = decode_size(m, P * G, P * prompt, prompt, blocks, slots);
-    size_t results = P * G * (max_new * (sizeof(int32_t) + sizeof(float)) + sizeof(seq_state));
-    size_t prompts = P * (sizeof(prompt_state) + prompt * sizeof(int32_t) +
-                          blocks * sizeof(int32_t) + c->C * sizeof(float));
-    *out = (r1_decode_bytes){.slots = s.slots, .kv = s.blocks * kvpool_block_bytes(m),
-                             .rest = results + prompts + 2 * s.ints * sizeof(int32_t)};
+    r1_arena kv = {0}, rest = {0}; /* which know no overflow */
+    r1_arena_push(&kv, s.blocks, kvpool_block_bytes(m));
+    r1_arena_push(&rest, P * G, max_new * (sizeof(int32_t) + sizeof(float)) + sizeof(seq_state));
+    r1_arena_push(&rest, P, sizeof(prompt_state) + (prompt + blocks) * sizeof(int32_t) +
+                                c->C * sizeof(float));
+    r1_arena_push(&rest, 2 * s.ints, sizeof(int32_t));
+    *out = (r1_decode_bytes){.slots = s.slots, .kv = kv.used, .rest = rest.used};
     r1_code code = workspace_measure(m, s.rows, s.slots + 1, 0, 0, R1_KEEP_NONE, &out->pass, st);
     r1_model_close(m);
     return code;

@@ -12,7 +12,7 @@
 static r1_tensor
 push(r1_arena *a, size_t rows, size_t cols)
 {
-    return r1_f32(r1_arena_push(a, rows * cols, sizeof(float)), rows, cols);
+    return r1_f32(r1_arena_push(a, rows, cols * sizeof(float)), rows, cols);
 }
 
 /* The widest FFN that is no routed expert: a dense layer's, or the shared experts'. */
