@@ -98,14 +98,15 @@ class GRPOTrainer(Trainer):
         self.processing_class = processing_class
         if self.args.stop_strings and processing_class is None:
             raise ConfigError("GRPOConfig: stop_strings needs a processing_class")
-        for i, row in enumerate(self._rows(0)):
-            self._prompt(row, f"train_dataset row {i}")
+        longest = max(len(self._prompt(row, f"train_dataset row {i}"))
+                      for i, row in enumerate(self._rows(0)))
         for i, row in enumerate(eval_dataset or ()):
             self._prompt(row, f"eval_dataset row {i}")
         adapted = getattr(model, "lora", None) is not None
         if self.args.sync_ref_model and adapted:
             raise ConfigError("GRPOConfig: sync_ref_model: the reference of a model with adapters is "
                               "the model without them, which does not move")
+        self._require_memory(longest, longest)
         # a model with adapters is its own reference, without them
         self.reference = model.clone() if self.args.beta > 0 and not adapted else None
         self.verdicts = VerdictLog(self.args.output_dir and

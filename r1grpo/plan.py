@@ -225,11 +225,17 @@ def available_memory() -> int:
     return min(found)
 
 
+def resident_memory() -> int:
+    """Bytes that this process holds now; 0 where nobody says."""
+    pages = _read(Path("/proc/self/statm")).split()
+    return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if pages else 0
+
+
 def check_fits(plan: MemoryPlan, available: int | None = None, allocated: int = 0) -> None:
     """MemoryError with the plan's table where it needs more than there is.
 
     available: bytes (None: available_memory()); allocated: bytes of the plan that this process has
-    taken already, a loaded model's say."""
+    taken already, a loaded model's say: resident_memory() is a bound."""
     have = available_memory() if available is None else available
     if plan.total - allocated > have:
         raise MemoryError(

@@ -59,6 +59,7 @@ class RewardTrainer(Trainer):
         self.eval_examples = self._encode(eval_dataset or (), "eval_dataset")
         if not self.examples:
             raise ValueError("train_dataset is empty")
+        self._require_memory(max(len(one) for ids, _ in self.examples for one in ids))
 
     def _encode(self, rows: Sequence[dict[str, Any]], name: str
                 ) -> list[tuple[list[list[int]], float]]:

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from . import checkpoint
 from .config import ConfigError, TrainingConfig
+from .plan import check_fits, plan_training, resident_memory
 from .trackers import open_trackers
 
 # options that a resumed run may give differently: they cannot change the bits of a step that both
@@ -133,6 +134,15 @@ class Trainer:
         self.processed_tokens = 0  # tokens through forward and backward so far, prompts included
         self.log_history: list[dict[str, Any]] = []
         self._trackers = open_trackers(args.report_to, args.output_dir)
+
+    def _require_memory(self, length: int, prompt_length: int | None = None) -> None:
+        """MemoryError with the plan's table where the run cannot fit, before its first step. What
+        this process holds already counts as part of it: the model is loaded, perhaps trained.
+        length: tokens of the longest row; prompt_length: of the longest prompt (GRPO)."""
+        if hasattr(self.model, "plan"):  # the tests' stand-ins have none
+            plan = plan_training(self.model.config, self.args, self.model.dtype, length,
+                                 prompt_length, self.model.lora)
+            check_fits(plan, allocated=resident_memory())
 
     # ---- what a trainer provides ----
 

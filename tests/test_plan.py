@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from models import batch, configs, make
-from r1grpo import GRPOConfig, Model, ModelConfig, RewardConfig, SFTConfig, _core
+from r1grpo import (GRPOConfig, GRPOTrainer, Model, ModelConfig, RewardConfig, SFTConfig, SFTTrainer,
+                    _core)
 from r1grpo import plan as planning
 from r1grpo.lora import LoraConfig
 from r1grpo.plan import available_memory, check_fits, plan_memory, plan_training
@@ -203,6 +204,30 @@ def test_what_does_not_fit_is_refused_with_the_table() -> None:
     assert all(item.bytes >= 0 for item in absurd.items) and absurd.total > 2**64
     with pytest.raises(MemoryError, match="activations, recomputed"):
         check_fits(absurd)
+
+
+def test_a_trainer_refuses_before_its_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model(ModelConfig.tiny_dense(), seed=1)
+    rows = [{"prompt_ids": [3] * 40, "completion_ids": [4] * 60, "prompt": "x"}]
+    sft = SFTConfig(per_device_train_batch_size=1, max_steps=1)
+    grpo = GRPOConfig(max_completion_length=20, beta=0.1)
+
+    def make() -> None:
+        SFTTrainer(model, sft, rows)
+        GRPOTrainer(model, lambda completions, **_: [0.0] * len(completions), grpo,
+                    [{"prompt_ids": [3] * 40}])
+    make()
+    need = plan_training(model.config, sft, length=100).total
+    monkeypatch.setattr(planning, "available_memory", lambda: need // 2)
+    monkeypatch.setattr("r1grpo.trainer.resident_memory", lambda: need)
+    SFTTrainer(model, sft, rows)  # what is held already need not be found again
+    monkeypatch.setattr("r1grpo.trainer.resident_memory", lambda: 0)
+    with pytest.raises(MemoryError, match="training: activations"):
+        SFTTrainer(model, sft, rows)
+    monkeypatch.setattr(planning, "available_memory", lambda: 1 << 20)
+    with pytest.raises(MemoryError, match="reference"):
+        GRPOTrainer(model, lambda completions, **_: [0.0] * len(completions), grpo,
+                    [{"prompt_ids": [3] * 40}])
 
 
 def test_the_limit_is_the_control_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
