@@ -49,7 +49,23 @@ _HOME = {
 __all__ = ["__version__", *sorted(_HOME)]
 
 
+_PREFERENCES = "preferences are learned by RewardTrainer and GRPO on its ModelReward"
+_ELSEWHERE = {  # what users of other libraries look for here, and what there is
+    "DPOTrainer": _PREFERENCES, "DPOConfig": _PREFERENCES, "KTOTrainer": _PREFERENCES,
+    "KTOConfig": _PREFERENCES, "ORPOTrainer": _PREFERENCES, "CPOTrainer": _PREFERENCES,
+    "PPOTrainer": "GRPOTrainer takes its baseline from the group, there is no critic",
+    "RLOOTrainer": "GRPOTrainer with scale_rewards='none' is the same but for the baseline",
+    "BitsAndBytesConfig": "weights are float32 or bfloat16; LoraConfig saves memory",
+    "PeftModel": "give a LoraConfig to a trainer's peft_config",
+    "AutoModelForCausalLM": "Model.from_pretrained loads Hugging Face folders",
+    "AutoTokenizer": "a trainer that is given a model's folder finds its tokenizer there",
+    "Accelerator": "one process, one device",
+}
+
+
 def __getattr__(name: str) -> Any:
+    if name in _ELSEWHERE:  # not AttributeError: `from r1grpo import` would drop its words
+        raise ImportError(f"r1grpo has no {name}: {_ELSEWHERE[name]}", name=__name__)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

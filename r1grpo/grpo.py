@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 from .advantage import (group_advantages, sequence_old_logprobs, token_weights,
                         zero_variance)
 from .config import ConfigError, GRPOConfig
+from .folder import model_and_tokenizer
 from .monitor import rollout_metrics, token_metrics
 from .rollout import Completions, rollout
 from .scoring import RewardFunction, Rewards, VerdictLog, pack_rollout, unpack_rollout
@@ -47,6 +48,14 @@ from .trainer import Callback, Trainer, check_length, data_order, fingerprint, p
 Row = dict[str, Any]
 Dataset = Sequence[Row] | Callable[[int], Sequence[Row]]
 
+_THEIRS = {  # arguments of TRL's trainer that are not here, and what is
+    "quantization_config": "is not supported: weights are float32 or bfloat16; LoraConfig keeps "
+                           "optimiser state for adapters alone",
+    "optimizers": "is not supported: the optimiser is AdamW, its numbers stand in GRPOConfig",
+    "reward_processing_classes": "is not supported: ModelReward takes the tokenizer of its model",
+    "tools": "is not supported: completions are one turn of text",
+    "rollout_func": "is not supported: sampling and training are one engine here",
+    "environment_factory": "is not supported: rewards are functions of completions"}
 _TRIAL_TOKENS = 32
 _EVAL_SAMPLE_ID = 1 << 30  # evaluation draws share no sample id with training
 
@@ -77,6 +86,7 @@ class GRPOTrainer(Trainer):
 
     train_dataset: rows with 'prompt' (text, or messages) or 'prompt_ids', and the columns that the
     reward functions read; or a function step -> rows, for a curriculum (it must be pure).
+    model: a Model, or the folder of one, whose tokenizer is then the default of processing_class.
     callbacks: each is called as f(trainer, metrics) after a step. peft_config: a LoraConfig; then
     `model` of the trainer is a copy with adapters, which alone are trained. `batch` is the rollout in
     work.
@@ -87,8 +97,12 @@ class GRPOTrainer(Trainer):
     def __init__(self, model: Any, reward_funcs: RewardFunction | Sequence[RewardFunction],
                  args: GRPOConfig | None = None, train_dataset: Dataset = (),
                  eval_dataset: Sequence[Row] | None = None, processing_class: Any = None,
-                 callbacks: Sequence[Callback] | None = None, peft_config: Any = None) -> None:
+                 callbacks: Sequence[Callback] | None = None, peft_config: Any = None,
+                 **theirs: Any) -> None:
+        for name in theirs:
+            raise TypeError(f"GRPOTrainer: argument {name!r} " + _THEIRS.get(name, "is unknown"))
         args = args or GRPOConfig()
+        model, processing_class = model_and_tokenizer(model, processing_class)
         if peft_config is not None:
             model = model.add_adapter(peft_config, args.seed)
         super().__init__(model, args, callbacks)

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from .config import ConfigError, RewardConfig
 from .tokenizer import split_thinking
+from .rewards.text import said
 from .trainer import Callback, Trainer, check_length, data_order, fingerprint, prompt_ids_of
 
 _SCORE_BATCH = 64  # sequences a call of score; cannot change a score
@@ -170,7 +171,7 @@ class ModelReward:
             is_ids = len(prompts[i]) > 0 and isinstance(prompts[i][0], int)  # else text, messages
             prompt = prompt_ids_of({"prompt_ids" if is_ids else "prompt": prompts[i]},
                                    self.processing_class, "prompt")
-            ids.append(scored_ids(prompt, completions[i], self.part, self.processing_class,
+            ids.append(scored_ids(prompt, said(completions[i]), self.part, self.processing_class,
                                   reasons[i]))
         rewards: list[float | None] = [None] * len(completions)
         for i, one in zip(mine, score_in_batches(self.score, ids).tolist()):

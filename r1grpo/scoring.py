@@ -2,6 +2,7 @@
 the verdicts in a log.
 
 A reward function is f(prompts, completions, completion_ids, **columns) -> list[float | None];
+where the prompt is a list of messages, the completion is one too, [{"role": "assistant", "content"}];
 columns are the dataset's, one entry a completion, and finish_reasons ("stop" or "length"); None:
 not applicable (NaN in the arrays here).
 
@@ -66,11 +67,13 @@ class Rewards:
         columns = {key: [rows[i // group].get(key) for i in range(n)] for key in sorted(keys)}
         prompts = [rows[i // group].get("prompt", completions.prompt_ids[i // group])
                    for i in range(n)]
+        said = [[{"role": "assistant", "content": text}] if _is_chat(prompt) else text
+                for prompt, text in zip(prompts, completions.texts, strict=True)]
         ids = [one.tolist() for one in completions.completion_ids]
         parts = np.empty((n, len(self.functions)))
         for k, (name, function) in enumerate(zip(self.names, self.functions)):
             try:
-                values = function(prompts=list(prompts), completions=list(completions.texts),
+                values = function(prompts=list(prompts), completions=list(said),
                                   completion_ids=[list(one) for one in ids],
                                   finish_reasons=list(completions.finish_reasons), **columns)
             except Exception as error:
@@ -85,6 +88,11 @@ class Rewards:
         """Weighted sum (n) of the parts that apply; NaN where none does."""
         total = np.where(np.isnan(parts), 0.0, parts * self.weights).sum(axis=1)
         return np.where(np.isnan(parts).all(axis=1), np.nan, total)
+
+
+def _is_chat(prompt: Any) -> bool:
+    """Whether a prompt is a list of messages, neither text nor token ids."""
+    return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict)
 
 
 def _check(name: str, values: Any, n: int) -> list[float]:

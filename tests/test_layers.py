@@ -16,7 +16,8 @@ PLAIN = {"charts", "checkpoint", "config", "contamination", "data", "families", 
          "tokenizer", "toml", "trackers", "verifiers"}
 FACE = {"_core", "advantage", "batch", "device", "load_folder", "model", "plan", "rollout",
         "sampling", "save_folder", "weights"}
-TRAINERS = {"distill", "evaluate", "grpo", "rejection", "reward_model", "scoring", "sft", "trainer"}
+TRAINERS = {"distill", "evaluate", "folder", "grpo", "rejection", "reward_model", "scoring", "sft",
+            "trainer"}
 STORY = {"cli", "doctor", "measure", "pipeline", "recipe", "report", "run", "sources", "stages",
          "work"}
 MAY_SEE = {"plain": PLAIN, "face": PLAIN - {"rewards", "tasks", "verifiers", "tokenizer"} | FACE,

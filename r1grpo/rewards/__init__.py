@@ -6,8 +6,8 @@ shape must be in `tokenizer`; here they only become numbers. Knows nothing about
 """
 
 from .accuracy import accuracy_reward, verdicts
-from .format import format_reward
+from .format import format_reward, think_format_reward
 from .language import language_reward, language_share, language_shares
 
 __all__ = ["accuracy_reward", "format_reward", "language_reward", "language_share",
-           "language_shares", "verdicts"]
+           "language_shares", "think_format_reward", "verdicts"]

@@ -9,9 +9,10 @@ from typing import Any
 
 from ..tokenizer import extract_answer
 from ..verifiers import Verdict, final_answer, verify, verify_answer
+from .text import Completion, texts
 
 
-def verdicts(completions: Sequence[str], template: Sequence[str | None] | None = None,
+def verdicts(completions: Sequence[Completion], template: Sequence[str | None] | None = None,
              task: Sequence[str | None] | None = None,
              numbers: Sequence[Sequence[int] | None] | None = None,
              target: Sequence[int | None] | None = None,
@@ -23,7 +24,7 @@ def verdicts(completions: Sequence[str], template: Sequence[str | None] | None =
     if answer is None and solution is not None:
         answer = [one and (final_answer(one) or one) for one in solution]
     return [_verdict(*row) for row in zip(
-        completions, template or nothing, task or nothing, numbers or nothing, target or nothing,
+        texts(completions), template or nothing, task or nothing, numbers or nothing, target or nothing,
         answer or nothing, strict=True)]
 
 
@@ -35,7 +36,7 @@ def _verdict(text: str, template: str | None, task: str | None, *reference: Any)
     return None if answer is None else verify_answer(final_answer(text), str(answer))
 
 
-def accuracy_reward(prompts: Sequence[str], completions: Sequence[str],
+def accuracy_reward(prompts: Sequence[Any], completions: Sequence[Completion],
                     completion_ids: Sequence[Sequence[int]], **columns: Any
                     ) -> list[float | None]:
     """1.0 right, 0.0 wrong, None not verifiable. Columns: answer or solution; or, in rows of

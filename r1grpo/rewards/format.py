@@ -11,9 +11,10 @@ from typing import Any
 
 from ..tasks.problem import VERIFIABLE
 from ..tokenizer import is_wellformed
+from .text import Completion, texts
 
 
-def format_reward(prompts: Sequence[str], completions: Sequence[str],
+def format_reward(prompts: Sequence[Any], completions: Sequence[Completion],
                   completion_ids: Sequence[Sequence[int]], *, template: Sequence[str],
                   task: Sequence[str] | None = None,
                   finish_reasons: Sequence[str] | None = None, **_: Any) -> list[float | None]:
@@ -23,4 +24,10 @@ def format_reward(prompts: Sequence[str], completions: Sequence[str],
     reasons = finish_reasons or ["stop"] * len(completions)
     return [float(reason != "length" and is_wellformed(text, shape, boxed=kind in VERIFIABLE))
             for text, shape, kind, reason
-            in zip(completions, template, tasks, reasons, strict=True)]
+            in zip(texts(completions), template, tasks, reasons, strict=True)]
+
+
+def think_format_reward(completions: Sequence[Completion], **_: Any) -> list[float]:
+    """TRL's: 1.0 where a thought in <think> and </think> stands first and no tag opens another."""
+    return [float(text.startswith("<think>") and "<think>" not in text[1:] and "</think>" in text)
+            for text in texts(completions)]

@@ -12,6 +12,7 @@ from typing import Any
 from ..tasks.general import THOUGHTLESS
 from ..tasks.wording import word_language
 from ..tokenizer import split_thinking
+from .text import texts
 
 
 def language_share(text: str, language: str) -> float | None:
@@ -30,7 +31,7 @@ def language_shares(prompts: Sequence[str], completions: Sequence[str],
     """The share, 0 to 1, of each completion's chain of thought; None for one without words, which
     is no evidence of either language. Column: language."""
     return [language_share(split_thinking(text)[0], target)
-            for text, target in zip(completions, language, strict=True)]
+            for text, target in zip(texts(completions), language, strict=True)]
 
 
 def language_reward(prompts: Sequence[str], completions: Sequence[str],
