@@ -108,9 +108,8 @@ tile_band(vf (*c)[2], size_t rows, size_t vecs, tile_ab x, ptrdiff_t n, ptrdiff_
     ptrdiff_t last = (ptrdiff_t)rows - 1;
     ptrdiff_t first = clamp_to(from, n), end = clamp_to(until + last, n);
     ptrdiff_t all = clamp_to(from + last, n), all_end = clamp_to(until, n); /* k of every row */
-    if (all >= all_end) {
-        tile_edge(c, rows, vecs, x, first, end, from, until);
-        return;
+    if (all >= all_end) { /* a band narrower than the tile */
+        all = all_end = end;
     }
     tile_edge(c, rows, vecs, x, first, all, from, until);
     tile_all(c, rows, vecs, x, all, all_end);
