@@ -35,6 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import ConfigError, SFTConfig
+from .folder import model_and_tokenizer
 from .packing import best_fit_decreasing
 from .tokenizer import THINK
 from .trainer import Callback, Trainer, check_length, data_order, fingerprint, prompt_ids_of
@@ -141,6 +142,7 @@ class SFTTrainer(Trainer):
                  processing_class: Any = None,
                  callbacks: Sequence[Callback] | None = None, peft_config: Any = None) -> None:
         args = args or SFTConfig()
+        model, processing_class = model_and_tokenizer(model, processing_class)
         if peft_config is not None:
             model = model.add_adapter(peft_config, args.seed)
         super().__init__(model, args, callbacks)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import r1grpo
-from r1grpo import GRPOConfig, GRPOTrainer, Model, ModelConfig, WordTokenizer
+from r1grpo import (GRPOConfig, GRPOTrainer, Model, ModelConfig, SFTConfig, SFTTrainer,
+                    WordTokenizer)
 from r1grpo.rewards import accuracy_reward, think_format_reward
 
 CHAT = [{"prompt": [{"role": "user", "content": q}], "solution": a}
@@ -71,6 +72,12 @@ def test_completions_are_messages_where_prompts_are(folder: Path, chat: bool) ->
         assert all(len(one) == 1 and one[0]["role"] == "assistant" for one in seen)
     else:
         assert all(isinstance(one, str) for one in seen)
+
+
+def test_sft_takes_a_folder_too(folder: Path) -> None:
+    trainer = SFTTrainer(str(folder), SFTConfig(max_steps=1),
+                         [{"prompt": "1 + 2", "completion": "3"}])
+    assert len(trainer.train()) == 1
 
 
 def test_rewards_read_messages_as_text() -> None:
