@@ -149,7 +149,8 @@ static PyType_Spec device_spec = {
 };
 
 PyDoc_STRVAR(tiers_doc, "tiers()\n--\n\n"
-                        "The tiers that this build and this processor have, slowest first.");
+                        "The tiers that this build and this processor have, in the order of their\n"
+                        "instruction sets. Device() takes the fastest, one of the last two.");
 
 static PyObject *
 tiers(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))

@@ -27,11 +27,12 @@
 #include "split.h"
 
 enum {
-    SUM_BLOCK = 128,     /* of the sum: a block of a panel is 16 KiB */
-    MAX_TASK_ROWS = 96,  /* rows of c a task takes at most: a multiple of TILE_ROWS when halved */
-    MAX_TASK_PANELS = 8, /* panels of c a task takes at most */
-    TASKS_A_THREAD = 2,  /* aimed at, so that threads finish together */
-    TINY = 20000,        /* multiply-adds that are not worth a wake-up */
+    SUM_BLOCK = 128,      /* of the sum: a block of a panel is 16 KiB */
+    MAX_TASK_ROWS = 96,   /* of c a task takes at most: a multiple of TILE_ROWS when halved */
+    BF16_TASK_ROWS = 192, /* the same in bf16, where b costs more to copy */
+    MAX_TASK_PANELS = 8,  /* panels of c a task takes at most */
+    TASKS_A_THREAD = 2,   /* aimed at, so that threads finish together */
+    TINY = 20000,         /* multiply-adds that are not worth a wake-up */
 };
 
 static const float ZEROS[R1_PANEL];
@@ -128,21 +129,21 @@ pair_neighbours(u32_u *to, const float *from, size_t K, float pad)
 #endif
 
 /* The block (rows, K) of a that starts at `from`, rounded to bf16, as the tile wants it. The copy's
- * row r is at r SUM_BLOCK; in tn, where the sum runs over rows, its step k at k MAX_TASK_ROWS. */
+ * row r is at r SUM_BLOCK; in tn, where the sum runs over rows, its step k at k BF16_TASK_ROWS. */
 static void
 copy_rounded(float *to, const product *p, const float *from, size_t rows, size_t K)
 {
     int over_rows = p->K == EXPERT_ROWS;
 #if BF16_PAIRS
     if (over_rows) {
-        pair_rows((u32_u *)to, MAX_TASK_ROWS, from, p->a_k, K, rows, -0.0f);
+        pair_rows((u32_u *)to, BF16_TASK_ROWS, from, p->a_k, K, rows, -0.0f);
     }
     for (size_t r = 0; !over_rows && r < rows; r++) {
         pair_neighbours((u32_u *)to + r * SUM_BLOCK, from + r * p->a_row, K, -0.0f);
     }
 #else
     size_t lines = over_rows ? K : rows, length = over_rows ? rows : K;
-    size_t ld = over_rows ? MAX_TASK_ROWS : SUM_BLOCK, from_ld = over_rows ? p->a_k : p->a_row;
+    size_t ld = over_rows ? BF16_TASK_ROWS : SUM_BLOCK, from_ld = over_rows ? p->a_k : p->a_row;
     for (size_t i = 0; i < lines; i++) {
         for (size_t j = 0; j < length; j++) {
             to[i * ld + j] = bf16_round(from[i * from_ld + j]);
@@ -184,7 +185,7 @@ run_tile(tile_args t, size_t rows, size_t columns)
 static __attribute__((noinline)) void
 run_block(const product *p, size_t e, size_t r0, size_t r1, size_t p0, size_t p1)
 {
-    float a_copy[SUM_BLOCK * MAX_TASK_ROWS] __attribute__((aligned(64)));
+    float a_copy[SUM_BLOCK * BF16_TASK_ROWS] __attribute__((aligned(64)));
     float b_copy[SUM_BLOCK * R1_PANEL] __attribute__((aligned(64)));
     size_t n0 = first_row(p, e), rows = r1 - r0, tiles = split_count(rows, TILE_ROWS);
     size_t K = p->K == EXPERT_ROWS ? first_row(p, e + 1) - n0 : p->K;
@@ -205,7 +206,7 @@ run_block(const product *p, size_t e, size_t r0, size_t r1, size_t p0, size_t p1
             }
             a = a_copy;
             t.a_row = p->K == EXPERT_ROWS ? 1 : SUM_BLOCK;
-            t.a_k = p->K == EXPERT_ROWS ? MAX_TASK_ROWS : 1;
+            t.a_k = p->K != EXPERT_ROWS ? 1 : p->bf16 ? BF16_TASK_ROWS : MAX_TASK_ROWS;
         }
         for (size_t panel = p0; panel < p1; panel++) {
             size_t j = panel * R1_PANEL, columns = split_end(p->columns, j, R1_PANEL) - j;
@@ -272,7 +273,7 @@ static void
 run_product(r1_dev *dev, product *p)
 {
     size_t threads = r1_pool_threads(dev->pool), tasks;
-    p->task_rows = MAX_TASK_ROWS;
+    p->task_rows = p->bf16 ? BF16_TASK_ROWS : MAX_TASK_ROWS;
     p->task_panels = MAX_TASK_PANELS;
     while ((tasks = sum_tasks(p)) < TASKS_A_THREAD * threads) {
         if (p->task_panels > 1) {
