@@ -264,7 +264,7 @@ class GRPOConfig(TrainingConfig):
     std_ddof: int = 0  # the papers do not say; ours 0, TRL 1
     reward_weights: tuple[float, ...] | None = None
     mask_truncated_completions: bool = False
-    entropy_coef: float = 0.0  # weighted as the token's loss is
+    entropy_coef: float = 0.0  # weighted as the token's loss is; TRL: always the mean of tokens
     mtp_detach: bool = True  # MTP in RL leaves the trunk alone
     sync_ref_model: bool = False
     ref_model_mixup_alpha: float = 1.0  # reference = alpha policy + (1 - alpha) reference
