@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .distill import distill
     from .evaluate import evaluate
     from .grpo import GRPOTrainer
+    from .hf_tokenizer import Tokenizer
     from .layouts import as_messages
     from .lora import LoraConfig
     from .model import Loss, Model
@@ -43,7 +44,8 @@ _HOME = {
     "run_pipeline": "pipeline", "Recipe": "recipe", "rejection_sample": "rejection",
     "write_report": "report", "ModelReward": "reward_model", "RewardTrainer": "reward_model",
     "check_fits": "plan", "plan_memory": "plan", "plan_training": "plan",
-    "Rollout": "sampling", "SFTTrainer": "sft", "WordTokenizer": "tokenizer",
+    "Rollout": "sampling", "SFTTrainer": "sft", "Tokenizer": "hf_tokenizer",
+    "WordTokenizer": "tokenizer",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]

@@ -112,6 +112,7 @@ class GRPOTrainer(Trainer):
         self.processing_class = processing_class
         if self.args.stop_strings and processing_class is None:
             raise ConfigError("GRPOConfig: stop_strings needs a processing_class")
+        fit_vocabulary(model, processing_class)
         longest = max(len(self._prompt(row, f"train_dataset row {i}"))
                       for i, row in enumerate(self._rows(0)))
         for i, row in enumerate(eval_dataset or ()):

@@ -91,7 +91,7 @@ def rejection_sample(model: Any, problems: Sequence[Row], args: EvalConfig | Non
                     dropped[reason] += 1
                     continue
                 ids = done.completion_ids[i].tolist() if rewrite is None else \
-                    [*processing_class.encode(learned), processing_class.eos_token_id]
+                    completion_ids_of(learned, processing_class)
                 kept[learned] = {**problem, "prompt_ids": prompts[p], "completion": learned,
                                  "completion_ids": ids,
                                  "source": {"model": source, "seed": args.seed,

@@ -25,7 +25,8 @@ SLICE = 16  # tokens decoded between two looks at the text
 
 
 class Tokenizer(Protocol):
-    """What trainers need of a processing_class."""
+    """What trainers need of a processing_class. Where it has more of hf_tokenizer.Tokenizer
+    (check_fits, stop_ids, prefix_ids, opens_thought, encode_completion), that is used too."""
 
     eos_token_id: int | None
 
@@ -43,6 +44,7 @@ class Completions:
     logprobs: list[NDArray[np.float32]]  # (P G), each (T)
     finish_reasons: list[str]  # (P G), "stop" or "length"
     texts: list[str]  # (P G); empty strings without a tokenizer
+    prefilled: list[bool]  # (P G); the prompt opened the thought, the completion begins inside it
 
     def __len__(self) -> int:
         return len(self.completion_ids)
@@ -56,7 +58,8 @@ class Completions:
         flat = [i for p in prompts for i in self.group(p)]
         return Completions([self.prompt_ids[p] for p in prompts], self.group_size,
                            [self.completion_ids[i] for i in flat], [self.logprobs[i] for i in flat],
-                           [self.finish_reasons[i] for i in flat], [self.texts[i] for i in flat])
+                           [self.finish_reasons[i] for i in flat], [self.texts[i] for i in flat],
+                           [self.prefilled[i] for i in flat])
 
     @staticmethod
     def join(parts: Sequence[Completions]) -> Completions:
@@ -64,7 +67,8 @@ class Completions:
         def flat(name: str) -> list[Any]:
             return [one for part in parts for one in getattr(part, name)]
         return Completions(flat("prompt_ids"), parts[0].group_size, flat("completion_ids"),
-                           flat("logprobs"), flat("finish_reasons"), flat("texts"))
+                           flat("logprobs"), flat("finish_reasons"), flat("texts"),
+                           flat("prefilled"))
 
 
 def rollout(model: Any, prompts: Sequence[Sequence[int]], group_size: int, sampling: Sampling,
@@ -75,8 +79,12 @@ def rollout(model: Any, prompts: Sequence[Sequence[int]], group_size: int, sampl
     if stop_strings and tokenizer is None:
         raise ValueError("stop_strings are text: give a tokenizer")
     ids_in = [list(map(int, prompt)) for prompt in prompts]
-    options = {**sampling.filters(), "seed": seed, "step": step,
-               "stop_token_ids": sampling.stop_token_ids, "sample_ids": sample_ids}
+    fit_vocabulary(model, tokenizer)
+    stop = sampling.stop_token_ids
+    if stop is None and getattr(tokenizer, "stop_ids", ()):
+        stop = tuple(dict.fromkeys((*model.config.stop_ids(), *tokenizer.stop_ids)))
+    options = {**sampling.filters(), "seed": seed, "step": step, "stop_token_ids": stop,
+               "sample_ids": sample_ids}
     length = sampling.max_completion_length
     if stop_strings:
         session = model.session(ids_in, group_size, length, **options)
@@ -93,7 +101,22 @@ def rollout(model: Any, prompts: Sequence[Sequence[int]], group_size: int, sampl
     ids = list(sampled.completion_ids)
     texts = [completion_text(tokenizer, one) if tokenizer else "" for one in ids]
     return Completions(ids_in, group_size, ids, list(sampled.logprobs),
-                       list(sampled.finish_reasons), texts)
+                       list(sampled.finish_reasons), texts,
+                       prefilled(tokenizer, ids_in, group_size))
+
+
+def fit_vocabulary(model: Any, tokenizer: Any) -> None:
+    """Ids that the tokenizer does not know are out of the model's support from here on; ValueError
+    where the tokenizer has more ids than the model."""
+    if hasattr(tokenizer, "check_fits"):
+        tokenizer.check_fits(model.config)
+        model.live_vocab = len(tokenizer)
+
+
+def prefilled(tokenizer: Any, prompts: Sequence[Sequence[int]], group_size: int) -> list[bool]:
+    """(P G) whether each completion begins inside a thought that its prompt opened."""
+    opens = getattr(tokenizer, "opens_thought", lambda ids: False)
+    return [opened for ids in prompts for opened in [opens(ids)] * group_size]
 
 
 def find_stop(ids: Sequence[int], stop_strings: Sequence[str], tokenizer: Any) -> int | None:
@@ -118,6 +141,7 @@ def completion_text(tokenizer: Any, ids: Iterable[int]) -> str:
     """Text of a completion without its last token, if that ends the sequence. Every other control
     token is shown, so that no reward is blind to it."""
     plain = [int(one) for one in ids]
-    if plain and plain[-1] == getattr(tokenizer, "eos_token_id", None):
+    ends = getattr(tokenizer, "stop_ids", None) or (getattr(tokenizer, "eos_token_id", None),)
+    if plain and plain[-1] in ends:
         plain.pop()
     return tokenizer.decode(plain, skip_special_tokens=False)

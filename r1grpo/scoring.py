@@ -3,8 +3,9 @@ the verdicts in a log.
 
 A reward function is f(prompts, completions, completion_ids, **columns) -> list[float | None];
 where the prompt is a list of messages, the completion is one too, [{"role": "assistant", "content"}];
-columns are the dataset's, one entry a completion, and finish_reasons ("stop" or "length"); None:
-not applicable (NaN in the arrays here).
+columns are the dataset's, one entry a completion, and finish_reasons ("stop" or "length"), and where
+a prompt opened the thought (<think> last) prefilled (True or False); None: not applicable (NaN in the
+arrays here).
 
     total_i = sum_k weight_k r_ik   over the parts that apply; NaN where none does
 
@@ -28,7 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .rollout import Completions, completion_text
+from .rollout import Completions, completion_text, prefilled
 
 RewardFunction = Callable[..., Sequence[float | None]]
 
@@ -61,12 +62,15 @@ class Rewards:
         """Rewards by part (n, parts); rows (P) are the dataset rows of the prompts."""
         n, group = len(completions), completions.group_size
         keys = {key for row in rows for key in row} - {"prompt", "prompt_ids"}
-        if taken := keys & {"prompts", "completions", "completion_ids", "finish_reasons"}:
+        if taken := keys & {"prompts", "completions", "completion_ids", "finish_reasons",
+                           "prefilled"}:
             raise RewardError(f"the dataset has a column {min(taken)!r}, which reward functions "
                               f"receive from the trainer; rename it")
         columns = {key: [rows[i // group].get(key) for i in range(n)] for key in sorted(keys)}
         prompts = [rows[i // group].get("prompt", completions.prompt_ids[i // group])
                    for i in range(n)]
+        if any(completions.prefilled):
+            columns["prefilled"] = completions.prefilled
         said = [[{"role": "assistant", "content": text}] if _is_chat(prompt) else text
                 for prompt, text in zip(prompts, completions.texts, strict=True)]
         ids = [one.tolist() for one in completions.completion_ids]
@@ -199,4 +203,5 @@ def unpack_rollout(arrays: dict[str, NDArray[Any]], finish_reasons: Sequence[str
     ids = split("completion_ids", "completion_lengths")
     return Completions(prompts, len(ids) // len(prompts), ids,
                        split("logprobs", "completion_lengths"), list(finish_reasons),
-                       [completion_text(tokenizer, one) if tokenizer else "" for one in ids])
+                       [completion_text(tokenizer, one) if tokenizer else "" for one in ids],
+                       prefilled(tokenizer, prompts, len(ids) // len(prompts)))

@@ -11,8 +11,9 @@ Row (one of)                                     prompt                     comp
 
 A conversation gives one example for every turn of the assistant, behind the prompt that the
 template makes of the messages before it: the one that the model meets when it is asked, earlier
-reasoning left out where the template leaves it out. A completion may be text or one message. Where
-the template has written <think> already, the completion's own is left out.
+reasoning left out where the template leaves it out (chat_targets.py, for tokenizers with a template
+that can be looked into). A completion may be text or one message. Where the template has written
+<think> already, the completion's own is left out.
 
 weights: one number a completion token, 0 leaves a token out. A batch is per_device_train_batch_size
 rows, or with packing bins of rows (packing.py), and may straddle two epochs, so every row is used
@@ -34,11 +35,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .chat_targets import chat_examples
 from .config import ConfigError, SFTConfig
 from .folder import model_and_tokenizer
 from .packing import best_fit_decreasing
 from .tokenizer import THINK
-from .trainer import Callback, Trainer, check_length, data_order, fingerprint, prompt_ids_of
+from .trainer import (Callback, Trainer, chat_options, check_length, completion_ids_of, data_order,
+                      fingerprint, prompt_ids_of)
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,11 @@ def encode_row(row: dict[str, Any], processing_class: Any, where: str = "row",
         text = row[name] if isinstance(row[name], str) else _said(row[name], f"{where}: {name}")
         if isinstance(row.get("prompt"), list):
             text = _behind(prompt, text, processing_class)
-        return [*processing_class.encode(text), processing_class.eos_token_id]
+        return completion_ids_of(text, processing_class)
 
     if "ids" in row or "text" in row:
-        whole = list(row["ids"]) if "ids" in row else text_ids("text")
+        whole = list(row["ids"]) if "ids" in row else \
+            [*getattr(processing_class, "prefix_ids", ()), *text_ids("text")]
         prompt, completion = whole[:1], whole[1:]
     else:
         prompt = prompt_ids_of(row, processing_class, where)
@@ -120,6 +124,28 @@ def _behind(prompt: Sequence[int], text: str, processing_class: Any) -> str:
         return text
     text = text.lstrip().removeprefix(THINK)
     return text.removeprefix("\n") if end.endswith("\n") else text
+
+
+def encode_rows(row: dict[str, Any], processing_class: Any, where: str = "row",
+                completion_only_loss: bool | None = None, assistant_only_loss: bool = True
+                ) -> list[Example]:
+    """The examples of a row: one, or of a conversation one for every turn of the assistant; with
+    assistant_only_loss=False one of the whole conversation, all of it learned. Where prompt and
+    completion are a conversation in two parts, its last turn."""
+    chat, last = row.get("messages"), "messages" in row and not assistant_only_loss
+    only = False if last else completion_only_loss
+    if hasattr(processing_class, "render_marked"):  # a chat template: chat_targets.py
+        if chat is None and "completion" in row and not isinstance(row.get("prompt", ""), str):
+            completion, last = row["completion"], True
+            chat = [*row["prompt"], *([{"role": "assistant", "content": completion}]
+                                      if isinstance(completion, str) else completion)]
+        if chat is not None:
+            pairs = chat_examples(chat, processing_class, where=where, **chat_options(row))
+            return [encode_row({"prompt_ids": prompt, "completion_ids": completion},
+                               processing_class, where, only)
+                    for prompt, completion in (pairs[-1:] if last else pairs)]
+    turns = assistant_turns(row, where)
+    return [encode_row(one, processing_class, where, only) for one in (turns[-1:] if last else turns)]
 
 
 def shortened(example: Example, length: int) -> Example | None:
@@ -177,12 +203,10 @@ class SFTTrainer(Trainer):
                   ) -> Iterator[tuple[Example, str]]:
         """Examples of the rows, and where each comes from."""
         for i, row in enumerate(rows):
-            where, only = f"{name} row {i}", self.args.completion_only_loss
-            turns = assistant_turns(row, where)
-            if "messages" in row and not self.args.assistant_only_loss:
-                turns, only = turns[-1:], False
-            for one in turns:
-                yield encode_row(one, self.processing_class, where, only), where
+            where = f"{name} row {i}"
+            for one in encode_rows(row, self.processing_class, where,
+                                   self.args.completion_only_loss, self.args.assistant_only_loss):
+                yield one, where
 
     @property
     def total_steps(self) -> int:

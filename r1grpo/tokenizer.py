@@ -59,9 +59,11 @@ def stop_strings(template: str) -> tuple[str, ...]:
     return (END_ANSWER,) if template == "zero" else ()
 
 
-def split_thinking(text: str) -> tuple[str, str]:
+def split_thinking(text: str, prefilled: bool = False) -> tuple[str, str]:
     """(chain of thought, what follows it). Without `</think>`: all that follows `<think>` is
-    thought, or, without either tag, everything is what follows."""
+    thought, or, without either tag, everything is what follows. prefilled: the prompt has written
+    `<think>` already, so the text begins inside the thought."""
+    text = THINK + text if prefilled else text
     head, tag, rest = text.partition(END_THINK)
     if tag:
         return head.replace(THINK, " ", 1).strip(), rest.strip()
@@ -86,15 +88,16 @@ def extract_answer(text: str, template: str) -> str | None:
     return answer.strip() if tag and end else None
 
 
-def is_wellformed(text: str, template: str, boxed: bool = True) -> bool:
-    """Whether a completion has its template's shape, anchored at both ends, every tag once.
+def is_wellformed(text: str, template: str, boxed: bool = True, prefilled: bool = False) -> bool:
+    """Whether a completion has its template's shape, anchored at both ends, every tag once; with
+    `prefilled` the prompt's last word is the first `<think>`.
 
     zero: `<think> T </think> <answer> A </answer>`, A not empty, T may be (a direct answer).
     r1: `<think> T </think> S`, S not empty and without tags; where `boxed`, S holds exactly one
     `\\boxed{ A }` and only a full stop may follow it. No control word stands in either.
     """
     check_template(template)
-    text = text.strip()
+    text = (THINK + text if prefilled else text).strip()
     tags = [text.count(tag) for tag in _TAGS]
     if any(word in text for word in CONTROL_WORDS):
         return False

@@ -96,7 +96,8 @@ def fingerprint(rows: Sequence[Any]) -> str:
 
 
 def prompt_ids_of(row: Any, processing_class: Any, where: str) -> list[int]:
-    """Token ids of a row's prompt: 'prompt_ids', or 'prompt' as text or as chat messages."""
+    """Token ids of a row's prompt: 'prompt_ids', or 'prompt' as text, or as chat messages with, where
+    the row has them, 'tools' and 'chat_template_kwargs'."""
     if "prompt_ids" in row:
         ids = [int(one) for one in row["prompt_ids"]]
     elif "prompt" not in row:
@@ -105,12 +106,26 @@ def prompt_ids_of(row: Any, processing_class: Any, where: str) -> list[int]:
     elif processing_class is None:
         raise ValueError(f"{where} has a text prompt: give processing_class or 'prompt_ids'")
     elif isinstance(row["prompt"], str):
-        ids = list(processing_class.encode(row["prompt"]))
+        ids = [*getattr(processing_class, "prefix_ids", ()),
+               *processing_class.encode(row["prompt"])]
     else:
-        ids = list(processing_class.apply_chat_template(row["prompt"]))
+        ids = list(processing_class.apply_chat_template(row["prompt"], **chat_options(row)))
     if not ids:
         raise ValueError(f"{where} has an empty prompt")
     return ids
+
+
+def chat_options(row: Any) -> dict[str, Any]:
+    """What a row tells its chat template besides the messages."""
+    tools = {"tools": row["tools"]} if row.get("tools") else {}
+    return {**tools, **(row.get("chat_template_kwargs") or {})}
+
+
+def completion_ids_of(text: str, processing_class: Any) -> list[int]:
+    """Token ids of what the model is to say, and the end: its thinking tags are tokens where the
+    tokenizer has them, in prompts they are text."""
+    encode = getattr(processing_class, "encode_completion", processing_class.encode)
+    return [*encode(text), processing_class.eos_token_id]
 
 
 def check_length(length: int, limit: int | None, option: str, model: Any, where: str) -> None:

@@ -17,17 +17,24 @@ from .text import Completion, texts
 def format_reward(prompts: Sequence[Any], completions: Sequence[Completion],
                   completion_ids: Sequence[Sequence[int]], *, template: Sequence[str],
                   task: Sequence[str] | None = None,
-                  finish_reasons: Sequence[str] | None = None, **_: Any) -> list[float | None]:
+                  finish_reasons: Sequence[str] | None = None,
+                  prefilled: Sequence[bool] | None = None, **_: Any) -> list[float | None]:
     """1.0 well-formed, 0.0 not. Columns: template, task (a general row boxes no answer), and,
-    from the trainer, finish_reasons ("stop" or "length")."""
+    from the trainer, finish_reasons ("stop" or "length") and prefilled (the prompt opened the
+    thought)."""
     tasks = task or [VERIFIABLE[0]] * len(completions)
     reasons = finish_reasons or ["stop"] * len(completions)
-    return [float(reason != "length" and is_wellformed(text, shape, boxed=kind in VERIFIABLE))
-            for text, shape, kind, reason
-            in zip(texts(completions), template, tasks, reasons, strict=True)]
+    opened = prefilled or [False] * len(completions)
+    return [float(reason != "length" and is_wellformed(text, shape, kind in VERIFIABLE, inside))
+            for text, shape, kind, reason, inside
+            in zip(texts(completions), template, tasks, reasons, opened, strict=True)]
 
 
-def think_format_reward(completions: Sequence[Completion], **_: Any) -> list[float]:
+def think_format_reward(completions: Sequence[Completion],
+                        prefilled: Sequence[bool] | None = None, **_: Any) -> list[float]:
     """TRL's: 1.0 where a thought in <think> and </think> stands first and no tag opens another."""
+    opened = prefilled or [False] * len(completions)
+    whole = ["<think>" * inside + text
+             for text, inside in zip(texts(completions), opened, strict=True)]
     return [float(text.startswith("<think>") and "<think>" not in text[1:] and "</think>" in text)
-            for text in texts(completions)]
+            for text in whole]

@@ -27,19 +27,22 @@ def language_share(text: str, language: str) -> float | None:
 
 def language_shares(prompts: Sequence[str], completions: Sequence[str],
                     completion_ids: Sequence[Sequence[int]], *, language: Sequence[str],
-                    **_: Any) -> list[float | None]:
+                    prefilled: Sequence[bool] | None = None, **_: Any) -> list[float | None]:
     """The share, 0 to 1, of each completion's chain of thought; None for one without words, which
-    is no evidence of either language. Column: language."""
-    return [language_share(split_thinking(text)[0], target)
-            for text, target in zip(texts(completions), language, strict=True)]
+    is no evidence of either language. Column: language; prefilled as in format_reward."""
+    opened = prefilled or [False] * len(completions)
+    return [language_share(split_thinking(text, inside)[0], target)
+            for text, target, inside in zip(texts(completions), language, opened, strict=True)]
 
 
 def language_reward(prompts: Sequence[str], completions: Sequence[str],
                     completion_ids: Sequence[Sequence[int]], *, language: Sequence[str],
-                    task: Sequence[str | None] | None = None, **_: Any) -> list[float | None]:
+                    task: Sequence[str | None] | None = None,
+                    prefilled: Sequence[bool] | None = None, **_: Any) -> list[float | None]:
     """language_shares with 0 for a chain of thought without words; None for a task that needs no
     thought. Columns: language and, where there is one, task."""
-    shares = language_shares(prompts, completions, completion_ids, language=language)
+    shares = language_shares(prompts, completions, completion_ids, language=language,
+                             prefilled=prefilled)
     tasks = [None] * len(shares) if task is None else task
     return [None if kind in THOUGHTLESS else share or 0.0
             for share, kind in zip(shares, tasks, strict=True)]
