@@ -41,7 +41,7 @@ from .advantage import (group_advantages, sequence_old_logprobs, token_weights,
 from .config import ConfigError, GRPOConfig
 from .folder import model_and_tokenizer
 from .monitor import rollout_metrics, token_metrics
-from .rollout import Completions, rollout
+from .rollout import Completions, fit_vocabulary, rollout
 from .scoring import RewardFunction, Rewards, VerdictLog, pack_rollout, unpack_rollout
 from .trainer import Callback, Trainer, check_length, data_order, fingerprint, prompt_ids_of
 

@@ -20,7 +20,7 @@ from typing import Any
 from .config import EvalConfig
 from .rollout import rollout
 from .scoring import RewardFunction, Rewards
-from .trainer import prompt_ids_of
+from .trainer import completion_ids_of, prompt_ids_of
 
 Row = dict[str, Any]
 

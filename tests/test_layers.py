@@ -10,9 +10,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "r1grpo"
 
-PLAIN = {"charts", "checkpoint", "config", "contamination", "data", "families", "hub",
+PLAIN = {"charts", "chat_targets", "chat_template", "checkpoint", "config", "contamination", "data", "families", "hf_tokenizer", "hub",
          "json_rows", "layouts", "lora", "model_config", "monitor", "number_formats", "packing", "refusals",
-         "report_style", "rewards", "rope", "rows", "rundir", "safetensors_file", "tasks",
+         "report_style", "rewards", "rope", "rows", "rundir", "safetensors_file", "tasks", "template_sandbox", "text_stream",
          "tokenizer", "toml", "trackers", "verifiers"}
 FACE = {"_core", "advantage", "batch", "device", "load_folder", "model", "plan", "rollout",
         "sampling", "save_folder", "weights"}
@@ -23,7 +23,7 @@ STORY = {"cli", "doctor", "measure", "pipeline", "recipe", "report", "run", "sou
 MAY_SEE = {"plain": PLAIN, "face": PLAIN - {"rewards", "tasks", "verifiers", "tokenizer"} | FACE,
            "trainers": PLAIN | FACE - {"_core"} | TRAINERS,
            "story": PLAIN | FACE - {"_core"} | TRAINERS | STORY}
-LIBRARIES = {"huggingface_hub", "numpy", "pyarrow", "safetensors", "tqdm", "IPython"}
+LIBRARIES = {"huggingface_hub", "jinja2", "numpy", "pyarrow", "safetensors", "tokenizers", "tqdm", "IPython"}
 
 
 def layer_of(module: str) -> str:
