@@ -7,11 +7,11 @@ A tokenizer that the caller gives is used instead of the folder's. Knows nothing
 
 from __future__ import annotations
 
-import importlib
 import os
 from pathlib import Path
 from typing import Any
 
+from .hf_tokenizer import Tokenizer
 from .model import Model
 from .tokenizer import WordTokenizer
 
@@ -31,5 +31,4 @@ def tokenizer_of(folder: str | os.PathLike[str]) -> Any:
     try:
         return WordTokenizer.load(folder)
     except ValueError:
-        module = importlib.import_module(".hf_tokenizer", __package__)
-        return module.Tokenizer.from_pretrained(folder)
+        return Tokenizer.from_pretrained(folder)
