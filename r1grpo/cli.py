@@ -1,8 +1,9 @@
 """cli.py - the command line.
 
     r1grpo pipeline [--out DIR] [--recipe FILE.toml] [--seed N] [--resume] [--quick]
-    r1grpo eval DIR/STAGE [--check]
-    r1grpo generate DIR/STAGE "problem"
+    r1grpo sft | grpo | reject | distill --model FOLDER --data FILE --out DIR [...]
+    r1grpo eval DIR/STAGE [--check] | --model FOLDER --data FILE [...]
+    r1grpo generate DIR/STAGE "problem" | --model FOLDER "prompt" | --model FOLDER --chat
     r1grpo report DIR
     r1grpo doctor
 
@@ -16,7 +17,8 @@ import argparse
 import math
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print(f"r1grpo: {stop or 'interrupted'}", file=sys.stderr)
         return 130
-    except (OSError, ValueError, ImportError, FloatingPointError) as error:
+    except (OSError, ValueError, ImportError, FloatingPointError, MemoryError) as error:
         print(f"r1grpo: {error}", file=sys.stderr)
         return 2
 
@@ -74,20 +76,64 @@ def _parser() -> argparse.ArgumentParser:
     pipeline.add_argument("--resume", action="store_true", help="go on with an unfinished run")
     pipeline.add_argument("--quick", action="store_true",
                           help="a very small run that shows that everything works; not a result")
-    check = command("eval", _eval, "measure a checkpoint of a run on its held-out problems")
-    check.add_argument("checkpoint", type=Path, metavar="DIR/STAGE")
+    stage_options(command("sft", _stage("sft"), "fine-tune a model folder on completions"))
+    stage_options(command("grpo", _stage("grpo"), "reinforce a model folder on problems"),
+                  reward=True)
+    stage_options(command("reject", _stage("reject"), "sample a model and keep what is right"),
+                  reward=True, trains=False)
+    distill = command("distill", _stage("distill"), "a student learns a teacher's right answers")
+    stage_options(distill, reward=True)
+    distill.add_argument("--teacher", metavar="FOLDER",
+                         help="who is asked the problems first; without: data are its rows")
+    check = command("eval", _eval, "measure a checkpoint of a run on its held-out problems, or a "
+                                   "model folder on a data file")
+    check.add_argument("checkpoint", type=Path, metavar="DIR/STAGE", nargs="?")
+    stage_options(check, reward=True, trains=False)
     check.add_argument("--check", action="store_true",
                        help="compare every stored sample and every figure, bit for bit")
     generate = command("generate", _generate, "show a checkpoint think and answer")
-    generate.add_argument("checkpoint", type=Path, metavar="DIR/STAGE")
-    generate.add_argument("problem", help='for example "use 3 7 12 to make 33"')
+    generate.add_argument("words", nargs="*", metavar="DIR/STAGE problem",
+                          help='for example runs/r1-seed0/r1 "use 3 7 12 to make 33"; with '
+                               '--model the prompt alone')
+    generate.add_argument("--model", metavar="FOLDER", help="a Hugging Face folder")
+    generate.add_argument("--dtype", default="float32", help="float32 or bfloat16")
+    generate.add_argument("--chat", action="store_true",
+                          help="a conversation; /reset begins anew, Ctrl-D ends it")
+    generate.add_argument("--raw", action="store_true", help="the prompt without a chat template")
     generate.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (0.7)")
-    generate.add_argument("--max-tokens", type=int, default=256, metavar="N", help="(256)")
+    generate.add_argument("--top-p", type=float, default=1.0, metavar="P", help="(1.0)")
+    generate.add_argument("--max-tokens", type=int, default=None, metavar="N",
+                          help="(256; of a model folder 4096)")
     generate.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
     report = command("report", _report, "write report.html of a run again")
     report.add_argument("folder", type=Path, metavar="DIR")
     command("doctor", _doctor, "what is installed and what the engine will use")
     return parser
+
+
+def stage_options(parser: argparse.ArgumentParser, reward: bool = False, trains: bool = True
+                  ) -> None:
+    """The flags of a command on a model folder and a data file."""
+    parser.add_argument("--model", metavar="FOLDER", help="a Hugging Face folder")
+    parser.add_argument("--data", metavar="FILE", help="rows: .jsonl, .json, .parquet, a folder")
+    parser.add_argument("--layout", metavar="NAME", help="what the columns mean (found by itself)")
+    if reward:
+        parser.add_argument("--reward", metavar="NAME", type=lambda names: names.split(","),
+                            help="accuracy,format or FILE.py:function (accuracy)")
+    if trains:
+        parser.add_argument("--preset", metavar="NAME", help="published options, such as r1_zero")
+    parser.add_argument("--dtype", help="float32 or bfloat16")
+    parser.add_argument("--config", type=Path, metavar="FILE.toml", help="options")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                        help="an option, such as learning_rate=2e-6; over those of the file")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="directory of the run")
+    parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
+    parser.add_argument("--plan", action="store_true", help="show what memory it takes, and stop")
+
+
+def _stage(name: str) -> Callable[[argparse.Namespace], int]:
+    """A command of commands/, imported when it is asked for."""
+    return lambda options: import_module(f".commands.{name}", __package__).run(options)
 
 
 # ---- pipeline -----------------------------------------------------------------------------------
@@ -148,6 +194,8 @@ def _eval(options: argparse.Namespace) -> int:
     from .work import CONFIG
 
     path: Path = options.checkpoint
+    if path is None:
+        return _stage("evaluate")(options)
     template, tokenizer = _template(path), WordTokenizer.load(path)
     if not (path.parent / CONFIG).is_file():
         raise FileNotFoundError(f"{path.parent} has no {CONFIG}: eval needs the directory of a run")
@@ -187,15 +235,21 @@ def _template(path: Path) -> str:
 def _generate(options: argparse.Namespace) -> int:
     from .model import Model
 
-    template, tokenizer = _template(options.checkpoint), WordTokenizer.load(options.checkpoint)
+    if options.model is not None:
+        return _stage("generate")(options)
+    if len(options.words) != 2 or options.chat or options.raw:
+        raise ValueError("generate needs DIR/STAGE and a problem, or --model FOLDER")
+    checkpoint, problem = options.words
+    template, tokenizer = _template(Path(checkpoint)), WordTokenizer.load(checkpoint)
     if not math.isfinite(options.temperature):
         raise ValueError(f"--temperature is {options.temperature}")
-    if not options.problem.split():
+    if not problem.split():
         raise ValueError("the problem is empty")
-    prompt = tokenizer.encode(format_prompt(options.problem, template))
-    model = Model.from_pretrained(options.checkpoint)
-    session = model.session([prompt], 1, options.max_tokens, temperature=options.temperature,
-                            seed=options.seed, stop_token_ids=tokenizer.stop_token_ids(template))
+    prompt = tokenizer.encode(format_prompt(problem, template))
+    model = Model.from_pretrained(checkpoint)
+    session = model.session([prompt], 1, options.max_tokens or 256, top_p=options.top_p,
+                            temperature=options.temperature, seed=options.seed,
+                            stop_token_ids=tokenizer.stop_token_ids(template))
     shown = 0
     while not session.done:
         session.run(1)

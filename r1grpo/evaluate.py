@@ -77,22 +77,24 @@ def evaluate(model: Any, problems: Sequence[Row], args: EvalConfig | None = None
 
 
 def draw_samples(model: Any, problems: Sequence[Row], args: EvalConfig | None = None,
-                 processing_class: Any = None, progress: Callable[[int], None] | None = None
-                 ) -> list[Row]:
-    """The samples of evaluate, not graded: also for rows that no rule can check."""
+                 processing_class: Any = None, progress: Callable[[int], None] | None = None,
+                 first: int = 0) -> list[Row]:
+    """The samples of evaluate, not graded: also for rows that no rule can check. first: the number
+    of problems[0], where they are a part of a longer list."""
     args = args or EvalConfig()
     if not problems:
         raise ValueError("evaluate needs at least one problem")
-    prompts = [prompt_ids_of(row, processing_class, f"problem {i}")
+    prompts = [prompt_ids_of(row, processing_class, f"problem {first + i}")
                for i, row in enumerate(problems)]
     samples: list[Row] = []
     for start in range(0, len(prompts), args.batch_prompts):
         numbers = list(range(start, min(start + args.batch_prompts, len(prompts))))
-        done = _sample(model, [prompts[p] for p in numbers], numbers, args, processing_class)
+        done = _sample(model, [prompts[p] for p in numbers], [first + p for p in numbers], args,
+                       processing_class)
         for i in range(len(done)):
             problem = start + i // args.k
             samples.append({**{k: v for k, v in problems[problem].items() if k not in _OWN},
-                            "problem": problem, "generation": i % args.k,
+                            "problem": first + problem, "generation": i % args.k,
                             "prompt_ids": prompts[problem], "completion": done.texts[i],
                             "completion_ids": done.completion_ids[i].tolist(),
                             "logprobs": done.logprobs[i].tolist(),

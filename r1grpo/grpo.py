@@ -215,7 +215,7 @@ class GRPOTrainer(Trainer):
     def _gradient(self) -> dict[str, Any]:
         args = self.args
         if not self._tried:
-            self._try_rewards()
+            self.try_rewards()
         if self.batch is None or self.batch.position == args.updates_per_rollout:
             self.batch = self._explore()
         batch, done = self.batch, self.batch.completions
@@ -290,7 +290,7 @@ class GRPOTrainer(Trainer):
 
     # ---- before, beside and after the loop ----
 
-    def _try_rewards(self) -> None:
+    def try_rewards(self) -> None:
         """Ask the reward functions about two short samples of a row for each reward model that the
         first and the last dataset name, so that a faulty one fails now."""
         sampling = self.args.sampling(self.step)

@@ -136,7 +136,7 @@ def eval_path(run_path: Path, stage: str, kind: str = "json") -> Path:
 
 def write_stage(run_path: Path, stage: str, samples: Rows, found: Mapping[str, Any]) -> None:
     """Samples first: where the figures are, all of them are."""
-    lines = (json.dumps(_compact(one), ensure_ascii=False, allow_nan=False) for one in samples)
+    lines = (json.dumps(compact(one), ensure_ascii=False, allow_nan=False) for one in samples)
     write_atomic(eval_path(run_path, stage, "jsonl"), "".join(f"{x}\n" for x in lines).encode())
     text = json.dumps(found, indent=1, allow_nan=False)
     write_atomic(eval_path(run_path, stage), text.encode())
@@ -159,7 +159,7 @@ def stage_differences(run_path: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _compact(sample: Row) -> Row:
+def compact(sample: Row) -> Row:
     """Nine digits say a float32 exactly."""
     if "logprobs" not in sample:
         return sample
@@ -171,7 +171,7 @@ def shown_samples(stage: str, samples: Rows) -> Rows:
     columns = ("problem_key", "task", "language", "prompt", "completion", "completion_ids",
                "logprobs", "rewards", "finish_reason")
     return [{"stage": stage, "eval": "test", **{key: one[key] for key in columns}}
-            for one in map(_compact, samples) if one["split"] == "test"
+            for one in map(compact, samples) if one["split"] == "test"
             and one["problem"] < _SHOWN_PROBLEMS and one["generation"] < _SHOWN_SAMPLES]
 
 

@@ -44,13 +44,15 @@ def rejection_sample(model: Any, problems: Sequence[Row], args: EvalConfig | Non
                      correct: RewardFunction, processing_class: Any,
                      filters: Mapping[str, Callable[[Row, str], bool]] | None = None,
                      rewrite: Callable[[Row, str], str | None] | None = None,
-                     max_per_problem: int = 1, source: str = "") -> Rejection:
+                     max_per_problem: int = 1, source: str = "", first: int = 0) -> Rejection:
     """Sample args.k completions of each problem (a dataset row) and keep the good ones.
 
     correct: a reward function, 1.0 is right. filters: name -> f(row, completion), False drops.
     rewrite: f(row, completion) -> the text to learn, None drops ("rewrite"). The completion_ids of
     a row are the sampled ids, or, rewritten, the encoded text and the end-of-text token.
     source: the name of the checkpoint, kept in each row with seed, problem and sample number.
+    first: the number of problems[0], where they are a part of a longer list: a problem's samples
+    are those of its number, however the list is cut.
     """
     args = args or EvalConfig()
     if max_per_problem < 1:
@@ -61,10 +63,11 @@ def rejection_sample(model: Any, problems: Sequence[Row], args: EvalConfig | Non
     sampled = tokens = 0
     for start in range(0, len(problems), args.batch_prompts):
         part = problems[start:start + args.batch_prompts]
-        prompts = [prompt_ids_of(row, processing_class, f"problem {start + p}")
-                   for p, row in enumerate(part)]
+        numbers = list(range(first + start, first + start + len(part)))
+        prompts = [prompt_ids_of(row, processing_class, f"problem {number}")
+                   for number, row in zip(numbers, part)]
         done = rollout(model, prompts, args.k, args.sampling(), args.stop_strings,
-                       processing_class, args.seed, 0, list(range(start, start + len(part))))
+                       processing_class, args.seed, 0, numbers)
         verdicts = judge.score(part, done)[:, 0]
         sampled += len(done)
         tokens += sum(map(len, done.completion_ids))
@@ -95,6 +98,6 @@ def rejection_sample(model: Any, problems: Sequence[Row], args: EvalConfig | Non
                 kept[learned] = {**problem, "prompt_ids": prompts[p], "completion": learned,
                                  "completion_ids": ids,
                                  "source": {"model": source, "seed": args.seed,
-                                            "problem": start + p, "sample": i - p * args.k}}
+                                            "problem": numbers[p], "sample": i - p * args.k}}
             rows += kept.values()
     return Rejection(rows, len(rows), sampled, tokens, dict(sorted(dropped.items())))

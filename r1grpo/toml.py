@@ -103,7 +103,12 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def to_toml(config: Any) -> str:
     """TOML text of a dataclass: scalars first, then one [table] for each nested part."""
-    return "\n".join(_write(to_dict(config), "")).lstrip("\n") + "\n"
+    return table_to_toml(to_dict(config))
+
+
+def table_to_toml(table: Mapping[str, Any]) -> str:
+    """The same of a nested dict."""
+    return "\n".join(_write(table, "")).lstrip("\n") + "\n"
 
 
 def _write(table: Mapping[str, Any], where: str) -> list[str]:

@@ -10,16 +10,17 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "r1grpo"
 
-PLAIN = {"charts", "chat_targets", "chat_template", "checkpoint", "config", "contamination", "data", "families", "hf_tokenizer", "hub",
-         "json_rows", "layouts", "lora", "model_config", "monitor", "number_formats", "packing", "refusals",
-         "report_style", "rewards", "rope", "rows", "rundir", "safetensors_file", "tasks", "template_sandbox", "text_stream",
-         "tokenizer", "toml", "trackers", "verifiers"}
+PLAIN = {"algebra", "charts", "chat_targets", "chat_template", "checkpoint", "config",
+         "contamination", "data", "families", "hf_tokenizer", "hub", "json_rows", "layouts", "lora",
+         "model_config", "monitor", "number_formats", "packing", "refusals", "report_style",
+         "rewards", "rope", "rows", "rundir", "safetensors_file", "tasks", "template_sandbox",
+         "text_stream", "tokenizer", "toml", "trackers", "verifiers"}
 FACE = {"_core", "advantage", "batch", "device", "load_folder", "model", "plan", "rollout",
         "sampling", "save_folder", "weights"}
 TRAINERS = {"distill", "evaluate", "folder", "grpo", "rejection", "reward_model", "scoring", "sft",
             "trainer"}
-STORY = {"cli", "doctor", "measure", "pipeline", "recipe", "report", "run", "sources", "stages",
-         "work"}
+STORY = {"cli", "commands", "doctor", "measure", "pipeline", "recipe", "report", "run", "sources",
+         "stages", "work"}
 MAY_SEE = {"plain": PLAIN, "face": PLAIN - {"rewards", "tasks", "verifiers", "tokenizer"} | FACE,
            "trainers": PLAIN | FACE - {"_core"} | TRAINERS,
            "story": PLAIN | FACE - {"_core"} | TRAINERS | STORY}

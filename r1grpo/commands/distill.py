@@ -1,0 +1,88 @@
+"""distill.py - `r1grpo distill`: a student learns a teacher's rows; the costs with and without it.
+
+    --data ROWS                          rows that a teacher has written (of `r1grpo reject`)
+    --data PROBLEMS --teacher FOLDER     the teacher is asked first; its right answers are the rows
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable
+
+from ..checkpoint import write_atomic
+from ..config import EvalConfig
+from ..work import Work
+from .inputs import (Row, check_columns, open_model, open_rows, open_tokenizer, require,
+                     sampling_args, sampling_plan, with_prompt_ids)
+from .options import DISTILL, Options
+from .reject import ROWS, describe, draw_rows, open_correct
+from .sft import as_ids, open_trainer, sft_plan
+from .stage import (FINAL, check_fits, fits, options_of, planned, show_sft, showing, train, working,
+                    write_rows)
+
+COSTS = "costs.json"
+
+
+def run(flags: argparse.Namespace) -> int:
+    """The command; flags are those of cli.py."""
+    options = options_of(DISTILL, flags, "model", "teacher", "data", "layout", "dtype", "preset",
+                         "reward")
+    inputs = options.inputs
+    require(inputs, "model", "data")
+    tokenizer = open_tokenizer(inputs.model)
+    if inputs.teacher:
+        ask = _teacher(options, flags)
+        if ask is None:
+            return 0
+    else:
+        rows = as_ids(open_rows(inputs, tokenizer), tokenizer, inputs.data)
+        if not fits(flags, sft_plan(options, rows)):
+            return 0
+    with working(options, flags.out, flags.resume) as work:
+        if inputs.teacher:
+            kept = ask(work)
+            write_rows(flags.out / ROWS, kept)
+            rows = as_ids(with_prompt_ids(kept, inputs, tokenizer), tokenizer, ROWS)
+            check_fits(sft_plan(options, rows))
+        trainer = open_trainer(options, rows, tokenizer, flags.out)
+        print(show_sft(trainer))
+        with showing(work, {"distill": planned(trainer)}):
+            train(work, "distill", trainer, options.args.save_steps)
+        # the teacher's own training is left out: nobody here knows it
+        costs = {"without_teacher": work.ledger.cost("distill"),
+                 "with_teacher": work.ledger.cost("distill", "samples")}
+        write_atomic(flags.out / COSTS, json.dumps(costs, indent=1).encode())
+    for name, cost in costs.items():
+        print(f"{name:18}{cost['processed_tokens']:,} tokens trained on, "
+              f"{cost['sampled_tokens']:,} sampled, {cost['seconds']:,.0f} s")
+    print(flags.out / FINAL)
+    return 0
+
+
+def _teacher(options: Options, flags: argparse.Namespace) -> Callable[[Work], list[Row]] | None:
+    """The teacher's request, checked; what comes back asks it, and lets go of it, since two models
+    at once would be twice the memory. None where only its memory plan was asked for."""
+    inputs = dataclasses.replace(options.inputs, model=options.inputs.teacher)
+    correct = open_correct(inputs.reward)
+    tokenizer = open_tokenizer(inputs.model)
+    problems = open_rows(inputs, tokenizer)
+    check_columns(inputs, problems)
+    args = sampling_args(EvalConfig(k=inputs.samples, temperature=inputs.temperature,
+                                    max_completion_length=inputs.max_completion_length,
+                                    batch_prompts=16, seed=options.args.seed), tokenizer)
+    if not fits(flags, sampling_plan(inputs, args, problems)):
+        return None
+
+    def ask(work: Work) -> list[Row]:
+        model = open_model(inputs.model, inputs.dtype, tokenizer)
+        with showing(work, {"samples": len(problems)}):
+            rows, counts = draw_rows(work, model, problems, args, tokenizer, correct,
+                                     inputs.max_per_problem, inputs.model)
+        print(describe(counts))
+        if not rows:
+            raise ValueError(f"no sample of {inputs.model} is right: there is nothing to learn")
+        return rows
+
+    return ask

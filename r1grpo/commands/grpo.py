@@ -1,0 +1,58 @@
+"""grpo.py - `r1grpo grpo`: reinforcement learning of a model folder on a file of problems."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from ..algebra import grpo_algebra, show
+from ..grpo import GRPOTrainer
+from ..plan import MICRO_TOKENS, plan_training
+from ..toml import ConfigError
+from .inputs import (Row, check_columns, open_config, open_model, open_rewards, open_rows,
+                     open_tokenizer, require)
+from .options import GRPO, with_output_dir
+from .stage import FINAL, fits, options_of, planned, showing, train, working
+
+
+def run(flags: argparse.Namespace) -> int:
+    """The command; flags are those of cli.py."""
+    options = options_of(GRPO, flags, "model", "data", "layout", "dtype", "preset", "reward")
+    inputs = options.inputs
+    require(inputs, "model", "data", "reward")
+    args = with_output_dir(options.args, flags.out or Path())
+    config = open_config(inputs.model)
+    rewards = open_rewards(inputs.reward)
+    tokenizer = open_tokenizer(inputs.model)
+    rows = open_rows(inputs, tokenizer)
+    check_columns(inputs, rows)
+    if inputs.long_prompts == "drop":
+        rows = _without_long(rows, args.max_prompt_length)
+    longest = max(len(row["prompt_ids"]) for row in rows)
+    if not fits(flags, plan_training(config, args, inputs.dtype, prompt_length=longest)):
+        return 0
+    if args.stop_token_ids is None:
+        args = dataclasses.replace(args, stop_token_ids=tuple(tokenizer.stop_ids))
+    model = open_model(inputs.model, inputs.dtype, tokenizer)
+    trainer = GRPOTrainer(model, rewards, args, rows, processing_class=tokenizer)
+    trainer.try_rewards()
+    print(show(grpo_algebra(args, len(rows), trainer.total_steps, longest,
+                            args.micro_batch_tokens or MICRO_TOKENS)))
+    with working(options, flags.out, flags.resume) as work, \
+            showing(work, {"grpo": planned(trainer)}):
+        train(work, "grpo", trainer, options.args.save_steps)
+    print(f"max_logprob_gap {trainer.max_logprob_gap!r} over {trainer.gap_tokens:,} tokens")
+    print(flags.out / FINAL)
+    return 0
+
+
+def _without_long(rows: list[Row], limit: int | None) -> list[Row]:
+    if limit is None:
+        raise ConfigError("long_prompts is 'drop': max_prompt_length says which those are")
+    kept = [row for row in rows if len(row["prompt_ids"]) <= limit]
+    print(f"{len(rows) - len(kept):,} of {len(rows):,} prompts are longer than {limit:,} tokens, "
+          f"left out")
+    if not kept:
+        raise ValueError(f"every prompt is longer than max_prompt_length = {limit:,}")
+    return kept

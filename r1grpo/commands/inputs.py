@@ -1,0 +1,208 @@
+"""inputs.py - what a command works with: model folder, tokenizer, rows with prompts, rewards.
+
+    tokenizer of the folder, rows of the file    text and columns, no weights read yet
+    prompts                                      through the chat template where there is one
+    rewards                                      names, or FILE.py:function of the user's
+
+Everything that can be wrong with a request is found here, before weights are loaded and before a
+file is written. Knows nothing about trainers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..config import EvalConfig
+from ..contamination import decontaminate
+from ..hf_tokenizer import Tokenizer
+from ..hub import find_folder
+from ..layouts import as_messages
+from ..load_folder import ModelFolder, is_whole
+from ..model import Model
+from ..model_config import ModelConfig
+from ..plan import MemoryPlan, plan_memory
+from ..rewards import accuracy_reward, format_reward, language_reward
+from ..rows import load_rows
+from ..scoring import RewardFunction
+from ..toml import ConfigError, suggest
+from ..trainer import prompt_ids_of
+from .options import Inputs, TrainInputs
+
+Row = dict[str, Any]
+
+REWARDS: dict[str, RewardFunction] = {
+    "accuracy": accuracy_reward, "format": format_reward, "language": language_reward}
+
+_COLUMNS = {"accuracy": ("answer", "solution"), "language": ("language",)}
+
+# prompts of base models, which know no chat; {prompt} is the question. Our wording of what
+# DeepSeek-R1's table 1 asks for (arXiv 2501.12948v2)
+TEMPLATES = {
+    "zero": "A user asks and an assistant answers. The assistant first works the problem out in "
+            "its mind, between <think> and </think>, then gives the answer between <answer> and "
+            "</answer>.\nUser: {prompt}\nAssistant:",
+}
+
+
+def require(inputs: Inputs, *names: str) -> None:
+    """Refuse a request that lacks one of the options."""
+    for name in names:
+        if not getattr(inputs, name):
+            raise ConfigError(f"--{name} is missing" if name in ("model", "data")
+                              else f"{name} is missing: --set {name}=...")
+
+
+def open_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer of a model folder, whose architecture is checked on the way."""
+    tokenizer = Tokenizer.from_pretrained(local(name))
+    tokenizer.check_fits(open_config(name))
+    return tokenizer
+
+
+def local(name: str) -> Path:
+    """The folder of a model: a path, or an id of the hub."""
+    return find_folder(name, None, is_whole)
+
+
+def open_config(name: str) -> ModelConfig:
+    """The architecture; the headers of all its files are checked, no weight is read."""
+    with ModelFolder(local(name)) as folder:
+        return folder.config
+
+
+def open_model(name: str, dtype: str, tokenizer: Tokenizer) -> Model:
+    """The weights; ids that the tokenizer has not are never sampled."""
+    model = Model.from_pretrained(local(name), dtype=dtype)
+    model.live_vocab = len(tokenizer)
+    return model
+
+
+def sampling_plan(inputs: Inputs, args: EvalConfig, rows: Sequence[Row]) -> MemoryPlan:
+    """What sampling these problems takes, batch_prompts at a time."""
+    return plan_memory(open_config(inputs.model), dtype=inputs.dtype, training=False,
+                       prompts=min(args.batch_prompts, len(rows)), num_generations=args.k,
+                       prompt_length=max(len(row["prompt_ids"]) for row in rows),
+                       max_new_tokens=args.max_completion_length)
+
+
+def open_rows(inputs: Inputs, tokenizer: Tokenizer) -> list[Row]:
+    """The rows of the data file, without those that stand in eval_data, with the ids of their
+    prompts; says what they are."""
+    rows = load_rows(inputs.data, inputs.layout, inputs.columns, inputs.split, inputs.limit)
+    print(rows.note)
+    if isinstance(inputs, TrainInputs) and inputs.eval_data:
+        held_out = load_rows(inputs.eval_data)
+        print(held_out.note)
+        rows, report = decontaminate(rows, held_out, inputs.ngram)
+        print(report)
+        if not rows:
+            raise ValueError(f"{inputs.data}: no row is left that eval_data does not hold")
+    return with_prompt_ids(rows, inputs, tokenizer)
+
+
+def tokenizer_mark(name: str) -> str:
+    """What tells two tokenizers apart: rows that hold ids name theirs in a column."""
+    content = json.loads((local(name) / "tokenizer.json").read_bytes())
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def with_prompt_ids(rows: Sequence[Row], inputs: Inputs, tokenizer: Tokenizer) -> list[Row]:
+    """Rows with prompt_ids, the prompt as the model will see it: a text goes through the chat
+    template (with system and instruction) or through `template`; the column prompt stays what the
+    file has. Ids that another model's tokenizer made are dropped. Rows without a prompt (whole
+    conversations) stay as they are, those with a completion get messages for a prompt."""
+    chat = tokenizer.chat_template is not None if inputs.chat is None else inputs.chat
+    if chat and inputs.template is not None:
+        raise ConfigError("template is for models without a chat template; set system or "
+                          "instruction, or chat=false")
+    if not chat and inputs.system is not None:
+        raise ConfigError("system needs a chat template, which this model has not; set template")
+    template = TEMPLATES.get(inputs.template or "", inputs.template) or "{prompt}"
+    if "{prompt}" not in template:
+        raise ConfigError(f"template {template!r} has no {{prompt}}{suggest(template, TEMPLATES)}")
+    mark, done = tokenizer_mark(inputs.model), []
+    for i, row in enumerate(rows):
+        if row.get("tokenizer", mark) != mark:
+            row = {key: value for key, value in row.items()
+                   if key not in ("prompt_ids", "completion_ids", "tokenizer")}
+        if "prompt" not in row or "prompt_ids" in row:
+            done.append(row)
+            continue
+        if chat:
+            [shown] = as_messages([row], inputs.system, inputs.instruction)
+            if "completion" in row:  # what the template makes of both is sft.py's business
+                done.append(shown)
+                continue
+        elif isinstance(row["prompt"], str):
+            question = row["prompt"] if inputs.instruction is None \
+                else f"{row['prompt']}\n\n{inputs.instruction}"
+            shown = {"prompt": template.replace("{prompt}", question)}
+        else:
+            raise ConfigError(f"{inputs.data}: the prompts are messages, and the model has no chat "
+                              f"template")
+        done.append({**row, "prompt_ids": prompt_ids_of(shown, tokenizer,
+                                                        f"{inputs.data} row {i}")})
+    return done
+
+
+def sampling_args(args: EvalConfig, tokenizer: Tokenizer) -> EvalConfig:
+    """Options that stop at the tokenizer's ends, unless others are given."""
+    if args.stop_token_ids is not None:
+        return args
+    return dataclasses.replace(args, stop_token_ids=tuple(tokenizer.stop_ids))
+
+
+# ---- rewards ------------------------------------------------------------------------------------
+
+
+def open_rewards(names: Sequence[str]) -> list[RewardFunction]:
+    """Reward functions by name, or FILE.py:function; such a file is the user's code and is run."""
+    return [_reward(name) for name in names]
+
+
+def check_columns(inputs: Any, rows: Sequence[Row]) -> None:
+    """Refuse rows that a named reward could say nothing about."""
+    for name in inputs.reward:
+        wanted = _COLUMNS.get(name, ())
+        if wanted and not any(row.get(one) is not None for row in rows for one in wanted):
+            raise ValueError(f"{inputs.data}: reward {name!r} needs a column "
+                             f"{' or '.join(map(repr, wanted))}; the rows have "
+                             f"{', '.join(map(repr, rows[0]))}")
+
+
+def _reward(name: str) -> RewardFunction:
+    if name in REWARDS:
+        return REWARDS[name]
+    file, colon, function = name.rpartition(":")
+    if not colon or not file.endswith(".py"):
+        raise ConfigError(f"reward {name!r} is none of {', '.join(REWARDS)}, nor of the form "
+                          f"FILE.py:function{suggest(name, REWARDS)}")
+    path = Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(f"reward {name!r}: there is no file {path}")
+    # the name is of the file's content, so that no other module is met under it
+    key = f"r1grpo_reward_{hashlib.blake2b(path.read_bytes(), digest_size=4).hexdigest()}"
+    spec = importlib.util.spec_from_file_location(key, path)
+    assert spec and spec.loader  # a .py file has both
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[key] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"reward {name!r}: {path} raises {type(error).__name__}: {error}"
+                          ) from error
+    found = getattr(module, function, None)
+    if not callable(found):
+        known = [one for one, value in vars(module).items()
+                 if callable(value) and not one.startswith("_")]
+        raise ConfigError(f"reward {name!r}: {path} has no function {function!r}"
+                          f"{suggest(function, known)}; it has {', '.join(known) or 'none'}")
+    return found

@@ -1,0 +1,265 @@
+"""options.py - what a command was asked to do: preset, then FILE.toml, then --set, then flags.
+
+    model = "Qwen2.5-0.5B"         own options of the command (a dataclass below)
+    data = "gsm8k_train.jsonl"
+    preset = "r1_zero"             named options of the trainer, which the other keys change
+    learning_rate = 2e-6           options of the trainer (GRPOConfig, SFTConfig, EvalConfig)
+
+One flat table: the keys of FILE.toml are those of --set key=value, whose value is TOML or, failing
+that, text; "none" is no value where an option may have none. A key that neither half has is refused
+with the nearest one that exists. What a run was given is written to its config.toml, where --resume
+finds it and another --config may start from it. A resumed run may change what cannot change its
+bits, nothing else.
+Knows nothing about models or data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from ..config import EvalConfig, GRPOConfig, SFTConfig
+from ..toml import ConfigError, from_dict, suggest, table_to_toml, to_dict
+from ..trainer import FREE_OPTIONS, LENGTH_OPTIONS
+
+Table = dict[str, Any]
+
+# where a run finds things may change between two of its processes: what it finds is compared
+# (the dataset's fingerprint, the state's tensors)
+_PLACES = {"model", "data", "eval_data", "teacher"}
+
+
+@dataclass
+class Inputs:
+    """What every command on a model and a data file takes."""
+
+    model: str = ""
+    data: str = ""
+    layout: str | None = None  # of the data's columns; None: found by the first row
+    columns: dict[str, str] = field(default_factory=dict)  # our name -> the file's
+    split: str | None = None  # where data is a folder of files
+    limit: int | None = None  # the first rows alone
+    system: str | None = None  # a system message in front of every prompt
+    instruction: str | None = None  # behind every question
+    template: str | None = None  # of a text prompt, with {prompt} in it; or a name: zero
+    chat: bool | None = None  # the model's chat template; None: where it has one
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclass
+class TrainInputs(Inputs):
+    """And what must not be learned."""
+
+    eval_data: str | None = None  # rows like these are dropped from data, and shown
+    ngram: int = 10  # words in a row that make two rows alike; DeepSeek-R1's number
+
+
+@dataclass
+class RewardInputs(TrainInputs):
+    """And what decides over a completion."""
+
+    reward: tuple[str, ...] = ("accuracy",)  # names, or FILE.py:function
+
+
+@dataclass
+class GRPOInputs(RewardInputs):
+    """And what becomes of prompts longer than max_prompt_length."""
+
+    long_prompts: Literal["refuse", "drop"] = "refuse"
+
+
+@dataclass
+class EvalInputs(Inputs):
+    """The same for a measurement."""
+
+    reward: tuple[str, ...] = ("accuracy",)
+
+
+@dataclass
+class RejectInputs(RewardInputs):
+    """And what is kept of the samples."""
+
+    max_per_problem: int = 1
+
+
+@dataclass
+class DistillInputs(RejectInputs):
+    """And who is asked: without a teacher, data are rows that one has written."""
+
+    teacher: str | None = None
+    samples: int = 4  # of the teacher, a problem
+    temperature: float = 1.0
+    max_completion_length: int = 512
+
+
+@dataclass(frozen=True)
+class Command:
+    """The two halves of a command's options, its defaults and its presets."""
+
+    name: str
+    inputs: type[Inputs]
+    trainer: type
+    presets: Mapping[str, Callable[..., Any]]
+    defaults: Mapping[str, Any]
+
+    def base(self, preset: str | None) -> Table:
+        """The trainer's options before anything is changed."""
+        if preset is None:
+            return to_dict(self.trainer(**self.defaults))
+        name = preset.removeprefix(f"{self.name}.")
+        if name not in self.presets:
+            raise ConfigError(f"preset {preset!r} is none of {', '.join(self.presets)}"
+                              f"{suggest(name, self.presets)}")
+        return to_dict(self.presets[name](**self.defaults))
+
+
+@dataclass
+class Options:
+    """The checked options of one command."""
+
+    command: Command
+    inputs: Any
+    args: Any
+    preset: str | None = None
+
+    def table(self) -> Table:
+        """All of them, as in config.toml; the preset is spelled out."""
+        table = {**to_dict(self.inputs), **to_dict(self.args)}
+        return {key: value for key, value in table.items() if value != {}}
+
+    def toml(self) -> bytes:
+        """The text of config.toml."""
+        title = f"# r1grpo {self.command.name} --config THIS --out DIR"
+        note = f"; began as preset {self.preset}" if self.preset else ""
+        return f"{title}{note}\n\n{table_to_toml(self.table())}".encode()
+
+    def fixed(self) -> Table:
+        """The options that a resumed run must share, as JSON would give them back."""
+        free = FREE_OPTIONS | _PLACES
+        if getattr(self.args, "lr_scheduler_type", "") == "constant":
+            free |= LENGTH_OPTIONS
+        table = {key: value for key, value in self.table().items() if key not in free}
+        return json.loads(json.dumps({"command": self.command.name, **table}))
+
+    def hash(self) -> str:
+        """What tells two runs apart."""
+        text = json.dumps(self.fixed(), sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def read_options(command: Command, file: Path | None, settings: Sequence[str],
+                 flags: Mapping[str, Any], stored: Path | None = None) -> Options:
+    """The options of a command line. stored: config.toml of the run that is resumed, under all
+    others; a difference that would change its bits raises ConfigError."""
+    before = _read_table(stored) if stored else {}
+    table = _merge(before, _read_table(file) if file else {})
+    for one in settings:
+        table = _merge(table, _setting(one))
+    table = _merge(table, {key: value for key, value in flags.items() if value is not None})
+    options = _build(command, table)
+    if stored:
+        then, now = _build(command, before).fixed(), options.fixed()
+        changed = [f"{key} is {then.get(key)!r} there, {now.get(key)!r} here"
+                   for key in sorted(then.keys() | now) if then.get(key) != now.get(key)]
+        if changed:
+            raise ConfigError(f"{stored.parent} holds a run with other options: "
+                              f"{'; '.join(changed)}; leave them as they are, or choose another "
+                              f"--out")
+    return options
+
+
+def _build(command: Command, table: Mapping[str, Any]) -> Options:
+    table = dict(table)
+    preset = table.pop("preset", None)
+    own, theirs = (typing.get_type_hints(one) for one in (command.inputs, command.trainer))
+    if "output_dir" in table:
+        raise ConfigError("output_dir is set by --out; leave it out")
+    for key in table:
+        if key not in own and key not in theirs:
+            refusal = command.trainer.refusal(key)  # type: ignore[attr-defined]
+            near = suggest(key, [*own, *theirs])
+            raise ConfigError(refusal if "not supported" in refusal
+                              else f"unknown option {key!r}{near}")
+    inputs = from_dict(command.inputs, {key: _placed(key, _read_as(own[key], value))
+                                        for key, value in table.items() if key in own})
+    args = from_dict(command.trainer, {
+        **command.base(preset), **{key: _read_as(theirs[key], value)
+                                   for key, value in table.items() if key in theirs}})
+    return Options(command, inputs, args, preset)
+
+
+def _read_as(hint: Any, value: Any) -> Any:
+    """A single value for an option that takes several; none for one that may have none."""
+    optional = type(None) in typing.get_args(hint)
+    if optional and value == "none":
+        return None
+    kinds = [one for one in typing.get_args(hint) if one is not type(None)] if optional else [hint]
+    several = all(typing.get_origin(one) is tuple for one in kinds)
+    return [value] if several and not isinstance(value, list) else value
+
+
+def _placed(key: str, value: Any) -> Any:
+    """Where a run finds things, whole: it may be resumed from another directory."""
+    if key in _PLACES and value and isinstance(value, str) and Path(value).exists():
+        return str(Path(value).absolute())
+    if key == "reward" and isinstance(value, list):
+        return [f"{Path(file).absolute()}:{name}" if colon and file.endswith(".py") else one
+                for one in value for file, colon, name in [str(one).rpartition(":")]]
+    return value
+
+
+def _read_table(path: Path) -> Table:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot read {path}: {reason}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _setting(text: str) -> Table:
+    """key=value as a table; dots in the key go down."""
+    key, sign, value = text.partition("=")
+    if not sign or not key.strip():
+        raise ConfigError(f"--set {text!r} is not of the form key=value")
+    try:
+        found: Any = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        found = value
+    for part in reversed(key.strip().split(".")):
+        found = {part: found}
+    return found
+
+
+def _merge(table: Mapping[str, Any], changes: Mapping[str, Any]) -> Table:
+    both = {key: _merge(table[key], value) for key, value in changes.items()
+            if isinstance(value, Mapping) and isinstance(table.get(key), Mapping)}
+    return {**table, **changes, **both}
+
+
+def with_output_dir(args: Any, path: Path) -> Any:
+    """A trainer's options for a run in `path`, whose states work.py saves."""
+    return dataclasses.replace(args, output_dir=str(path), save_steps=0)
+
+
+# ---- the commands -------------------------------------------------------------------------------
+
+_GRPO_PRESETS = {name: getattr(GRPOConfig, name) for name in (
+    "r1_zero", "r1_stage1", "r1_stage2", "deepseekmath", "dapo", "dr_grpo", "gspo", "trl")}
+_STUDENTS = {name: partial(SFTConfig.distill, name) for name in (
+    "qwen_1_5b", "qwen_7b", "qwen_14b", "qwen_32b", "llama_8b", "llama_70b")}
+
+GRPO = Command("grpo", GRPOInputs, GRPOConfig, _GRPO_PRESETS, {"save_steps": 10})
+SFT = Command("sft", TrainInputs, SFTConfig, {"r1": SFTConfig.r1}, {"save_steps": 50})
+DISTILL = Command("distill", DistillInputs, SFTConfig, _STUDENTS, {"save_steps": 50})
+REJECT = Command("reject", RejectInputs, EvalConfig, {}, {"batch_prompts": 16})
+EVAL = Command("eval", EvalInputs, EvalConfig, {}, {"batch_prompts": 16})

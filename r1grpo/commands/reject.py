@@ -1,0 +1,84 @@
+"""reject.py - `r1grpo reject`: k samples a problem, the right ones kept, as rows to learn from."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..config import EvalConfig
+from ..model import Model
+from ..rejection import Row, rejection_sample
+from ..scoring import RewardFunction
+from ..toml import ConfigError
+from ..work import Work
+from .inputs import (check_columns, open_model, open_rewards, open_rows, open_tokenizer, require,
+                     sampling_args, sampling_plan, tokenizer_mark)
+from .options import REJECT
+from .stage import fits, in_chunks, options_of, showing, working, write_rows
+
+ROWS = "rows.jsonl"
+
+
+def run(flags: argparse.Namespace) -> int:
+    """The command; flags are those of cli.py."""
+    options = options_of(REJECT, flags, "model", "data", "layout", "dtype", "reward")
+    inputs = options.inputs
+    require(inputs, "model", "data", "reward")
+    correct = open_correct(inputs.reward)
+    tokenizer = open_tokenizer(inputs.model)
+    rows = open_rows(inputs, tokenizer)
+    check_columns(inputs, rows)
+    args = sampling_args(options.args, tokenizer)
+    if not fits(flags, sampling_plan(inputs, args, rows)):
+        return 0
+    model = open_model(inputs.model, inputs.dtype, tokenizer)
+    with working(options, flags.out, flags.resume) as work, \
+            showing(work, {"samples": len(rows)}):
+        kept, counts = draw_rows(work, model, rows, args, tokenizer, correct,
+                                 inputs.max_per_problem, inputs.model)
+        write_rows(flags.out / ROWS, kept)
+    print(describe(counts))
+    print(flags.out / ROWS)
+    return 0
+
+
+def open_correct(names: Sequence[str]) -> RewardFunction:
+    """The one reward function that says which samples are right (1.0)."""
+    if len(names) != 1:
+        raise ConfigError(f"reward names {len(names)} functions; one says which samples are right")
+    return open_rewards(names)[0]
+
+
+def draw_rows(work: Work, model: Model, problems: Sequence[Row], args: EvalConfig, tokenizer: Any,
+              correct: RewardFunction, most: int, name: str
+              ) -> tuple[list[Row], dict[str, Any]]:
+    """The kept rows, and what was sampled and dropped."""
+    mark = tokenizer_mark(name)
+
+    def make(first: int, part: Sequence[Row]) -> Row:
+        found = rejection_sample(model, part, args, correct=correct, processing_class=tokenizer,
+                                 max_per_problem=most, source=Path(name).name,
+                                 first=first)
+        return {"rows": [{**row, "tokenizer": mark} for row in found.rows],
+                "sampled": found.sampled, "sampled_tokens": found.sampled_tokens,
+                "dropped": found.dropped}
+
+    parts = in_chunks(work, "samples", problems, args.batch_prompts, make)
+    dropped: Counter[str] = Counter()
+    for part in parts:
+        dropped.update(part["dropped"])
+    rows = [row for part in parts for row in part["rows"]]
+    work.ledger.phases["samples"]["sampled_tokens"] = sum(part["sampled_tokens"] for part in parts)
+    work.ledger.save()
+    return rows, {"problems": len(problems), "kept": len(rows), "dropped": dict(dropped),
+                  **{key: sum(part[key] for part in parts)
+                     for key in ("sampled", "sampled_tokens")}}
+
+
+def describe(counts: dict[str, Any]) -> str:
+    reasons = ", ".join(f"{count:,} {why}" for why, count in sorted(counts["dropped"].items()))
+    return (f"{counts['kept']:,} of {counts['sampled']:,} samples of {counts['problems']:,} "
+            f"problems kept; dropped: {reasons or 'none'}")

@@ -1,0 +1,150 @@
+"""stage.py - what the commands that write a directory share: checks, safe points, DIR/final.
+
+    DIR/config.toml         every option (options.py); --resume reads it
+    DIR/manifest.json       who ran what
+    DIR/metrics.jsonl       one line an update
+    DIR/completions.jsonl   completions of each rollout, with rewards
+    DIR/verdicts.jsonl      every verdict, durable before the update that uses it
+    DIR/work/               states to go on from; may be removed when the run is done
+    DIR/final/              the model and its tokenizer, as transformers and vLLM load them
+
+A command checks its request, reads text, plans memory, loads weights, makes its trainer and has it
+try the rewards; only then does it write. Ctrl-C stops at the next safe point and names the command
+that goes on, to the same bits. Knows nothing about what is trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..algebra import sft_algebra, show
+from ..checkpoint import CheckpointError, load_newest, write_atomic
+from ..monitor import Progress
+from ..plan import MICRO_TOKENS, MemoryPlan, check_fits
+from ..rundir import RunDir, check_run_dir
+from ..sft import SFTTrainer
+from ..toml import ConfigError
+from ..trainer import Trainer
+from ..work import CONFIG, Meter, StopRequest, Work, run_facts, sequences_a_step
+from .options import EVAL, Command, Options, read_options
+
+Row = dict[str, Any]
+FINAL = "final"
+_SHOWN = 64  # completions of a rollout that go to completions.jsonl: whole groups, at least one
+
+
+def options_of(command: Command, flags: argparse.Namespace, *names: str) -> Options:
+    """The options of a command line, its directory checked; names: flags that are options. A run
+    that is resumed or checked brings its own."""
+    out: Path | None = flags.out
+    again = flags.resume or getattr(flags, "check", False)
+    if out is None and (again or not flags.plan and command is not EVAL):
+        raise ConfigError("--out is missing: the directory of the run")
+    if again and not (out / CONFIG).is_file():  # type: ignore[operator]
+        raise CheckpointError(f"{out} holds no run: {CONFIG} is missing", out or "")
+    given = {name: getattr(flags, name) for name in names}
+    options = read_options(command, flags.config, flags.set, given,
+                           out / CONFIG if out and again else None)
+    if out and not flags.plan and not getattr(flags, "check", False):
+        check_run_dir(out, options.hash(), flags.resume, f"r1grpo {command.name}")
+    return options
+
+
+@contextlib.contextmanager
+def working(options: Options, out: Path, resumed: bool) -> Iterator[Work]:
+    """The directory of a run in work; when the block ends well the run is finished."""
+    command = f"r1grpo {options.command.name}"
+    facts = {**run_facts(options.args.seed, options.inputs.dtype), "model": options.inputs.model}
+    with RunDir(out, options.hash(), facts, resumed, command) as rundir, StopRequest() as stop:
+        work = Work(rundir, stop, resumed, f"{command} --out {out} --resume")
+        write_atomic(out / CONFIG, options.toml())
+        yield work
+        rundir.finish()
+
+
+@contextlib.contextmanager
+def showing(work: Work, phases: Mapping[str, int]) -> Iterator[None]:
+    """A bar over the sequences of some phases."""
+    with Progress(sum(phases.values()), next(iter(phases)), file=sys.stderr) as bar:
+        work.meter = Meter(dict(phases), bar)
+        yield
+
+
+def planned(trainer: Trainer) -> int:
+    """The sequences of a whole training, for the bar."""
+    return sequences_a_step(trainer) * trainer.total_steps
+
+
+def show_sft(trainer: SFTTrainer) -> str:
+    """What the batch options of an SFT mean."""
+    found = f"{trainer.dropped:,} rows dropped, {trainer.shortened:,} cut\n" \
+        if trainer.dropped or trainer.shortened else ""
+    lengths = [len(one) for one in trainer.examples]
+    return found + show(sft_algebra(trainer.args, lengths, len(trainer.bins), trainer.total_steps,
+                                    trainer.args.micro_batch_tokens or MICRO_TOKENS))
+
+
+def fits(flags: argparse.Namespace, plan: MemoryPlan) -> bool:
+    """Whether to go on: --plan shows the plan and stops; what cannot fit raises with its table."""
+    if flags.plan:
+        print(plan)
+        return False
+    check_fits(plan)
+    return True
+
+
+def train(work: Work, phase: str, trainer: Trainer, save_steps: int) -> None:
+    """Run a trainer to its end and write DIR/final, whole or not at all; the tokenizer's files are
+    those of the folder that the model was loaded from."""
+    group = getattr(trainer.args, "num_generations", _SHOWN)
+    work.shown_groups = max(1, _SHOWN // group)
+    folder = work.path / "work" / "train"
+    finished = work.rundir.manifest.run.get("finished", False)
+    if finished and not (folder.exists() and load_newest(folder)):
+        return  # its states were removed; there is nothing to go on from
+    step = work.run_trainer(phase, trainer, folder, save_steps or sys.maxsize)
+    trainer.model.save_pretrained(work.path / FINAL)
+    work.rundir.manifest.add(FINAL, None, step, folder_hash(work.path / FINAL))
+
+
+def folder_hash(folder: Path) -> str:
+    """SHA-256 over the names and contents of a folder's files."""
+    total = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+def in_chunks(work: Work, phase: str, rows: Sequence[Row], size: int,
+              make: Callable[[int, Sequence[Row]], Row]) -> list[Row]:
+    """make(first, part) of every `size` rows, from DIR/work/PHASE where it was done already."""
+    folder = work.path / "work" / phase
+    folder.mkdir(exist_ok=True)
+    found = []
+    with work.ledger.timing(phase):
+        for first in range(0, len(rows), size):
+            path, part = folder / f"{first:08d}.json", rows[first:first + size]
+            done = path.exists()
+            if not done:
+                work.safe_point()
+                text = json.dumps(make(first, part), ensure_ascii=False, allow_nan=False)
+                write_atomic(path, text.encode())
+            found.append(json.loads(path.read_bytes()))
+            if work.meter:
+                work.meter.advance(phase, len(part), skipped=done)
+    work.safe_point()
+    return found
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """JSON lines, whole or not at all."""
+    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    write_atomic(path, "".join(lines).encode())
