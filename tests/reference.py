@@ -12,6 +12,9 @@ Hugging Face tensor names, and builds what they describe:
 
     x = Emb(t);  x += Attn(norm(x));  x += FFN(norm(x));  h = norm(x);  logits = h W_head
 
+`bf16`: every product's operands are rounded, queries, keys and values too, and the embedding; the
+router and the score head are not.
+
 Everything is expanded and unblocked; speed is no aim.  Imports nothing of the package.  Knows
 nothing about text, optimisers (see reference_rl.py) or sampling beyond a token's log-prob.
 """
@@ -26,7 +29,7 @@ import numpy as np
 
 from autodiff import Tensor, concat, gradients, stop_gradient
 from reference_ops import (Routing, Span, attention, balance_loss, embedding, experts_ffn, linear,
-                           mla_expand, pack_spans, rmsnorm, rope, router, swiglu,
+                           linear_bf16, mla_expand, pack_spans, rmsnorm, rope, rounded, router, swiglu,
                            token_logprobs)
 from reference_rl import pairwise_loss, pointwise_loss, policy_loss, sequence_old_logp
 from reference_rope import deepseek_score_scale, frequencies
@@ -80,8 +83,11 @@ class Reference:
     """`margin` is the smallest routing gap of the last forward: below float32 rounding, a float32
     engine may legitimately have chosen another expert."""
 
-    def __init__(self, config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, config: Mapping[str, Any], state: Mapping[str, np.ndarray],
+                 bf16: bool = False) -> None:
         self.config = dict(config)
+        self.multiply = linear_bf16 if bf16 else linear
+        self.seen = rounded if bf16 else lambda x: x
         self.live = config["vocab_size"]  # ids from here on are in no softmax
         self.params = {name: Tensor(array) for name, array in state.items()}
         self.margin = np.inf
@@ -168,7 +174,7 @@ class Reference:
     # ---- the model
 
     def _trunk(self, batch: Batch) -> Trunk:
-        x = embedding(self.params["model.embed_tokens.weight"], batch.tokens)
+        x = embedding(self.seen(self.params["model.embed_tokens.weight"]), batch.tokens)
         routings: list[Routing] = []
         for layer in range(self.config["num_hidden_layers"]):
             x = self._block(f"model.layers.{layer}", x, batch, routings)
@@ -194,6 +200,7 @@ class Reference:
         if f"{name}.q_norm.weight" in self.params:  # Qwen3, before the rotation
             q, k = self._norm(f"{name}.q_norm", q), self._norm(f"{name}.k_norm", k)
         q, k = self._rope(q, batch, False), self._rope(k, batch, False)
+        q, k, v = map(self.seen, (q, k, v))
         out = attention(q, k, v, batch.spans, width ** -0.5, self._window(name))
         return self._linear(f"{name}.o_proj", out.reshape(n, heads * width))
 
@@ -220,6 +227,7 @@ class Reference:
         k_rot = self._rope(down[:, rank:].reshape(n, 1, rot), batch, True)
         kv = self._linear(f"{name}.kv_b_proj", latent).reshape(n, heads, nope + wide)
         k, v = mla_expand(kv, k_rot, nope)
+        q, k, v = map(self.seen, (q, k, v))
         scale = (nope + rot) ** -0.5 * deepseek_score_scale(c)
         out = attention(q, k, v, batch.spans, scale)
         return self._linear(f"{name}.o_proj", out.reshape(n, heads * wide))
@@ -247,7 +255,7 @@ class Reference:
         c = self.config
         qwen = c.get("model_type") == "qwen3_moe"
         bias = self.params.get(f"{name}.gate.{SELECTION_BIAS}")
-        routing = router(self._linear(f"{name}.gate", h), c["num_experts_per_tok"],
+        routing = router(linear(h, self.params[f"{name}.gate.weight"]), c["num_experts_per_tok"],
                          bias=None if bias is None else bias.data,
                          n_group=c.get("n_group") or 1, topk_group=c.get("topk_group") or 1,
                          scoring="softmax" if qwen else c.get("scoring_func", "sigmoid"),
@@ -279,7 +287,7 @@ class Reference:
         following = np.roll(batch.tokens, -1)
         for span in batch.spans:
             following[span.rows[-1:]] = -1
-        joined = concat([self._norm(f"{name}.enorm", embedding(table, following)),
+        joined = concat([self._norm(f"{name}.enorm", embedding(self.seen(table), following)),
                          self._norm(f"{name}.hnorm", hidden)], axis=1)
         routings: list[Routing] = []
         x = self._block(name, self._linear(f"{name}.eh_proj", joined), batch, routings)
@@ -288,12 +296,12 @@ class Reference:
 
     def _head(self, hidden: Tensor, detach: bool = False) -> Tensor:
         weight = self.params.get("lm_head.weight", self.params["model.embed_tokens.weight"])
-        return linear(hidden, stop_gradient(weight) if detach else weight)[:, :self.live]
+        return self.multiply(hidden, stop_gradient(weight) if detach else weight)[:, :self.live]
 
     # ---- small parts
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
-        return linear(x, self.params[f"{name}.weight"], self.params.get(f"{name}.bias"))
+        return self.multiply(x, self.params[f"{name}.weight"], self.params.get(f"{name}.bias"))
 
     def _norm(self, name: str, x: Tensor, eps: float | None = None) -> Tensor:
         if eps is None:

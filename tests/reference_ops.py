@@ -82,6 +82,24 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return y if bias is None else y + bias
 
 
+def bf16(x: np.ndarray) -> np.ndarray:
+    """The nearest number of 8 significant bits, ties to even (finite, nothing tiny)."""
+    mantissa, exponent = np.frexp(x)
+    return np.ldexp(np.rint(mantissa * 256.0), exponent - 8)
+
+
+def rounded(x: Tensor) -> Tensor:
+    """x in bf16; the gradient passes the rounding by."""
+    return Tensor(bf16(x.data), [(x, lambda g: g)])
+
+
+def linear_bf16(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Both operands of the product in bf16, forward and (with dy) backward; sums are exact."""
+    y = linear(rounded(x), rounded(weight))
+    y = Tensor(y.data, [(y, bf16)])
+    return y if bias is None else y + bias
+
+
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up.  Shazeer 2020, eq. 6."""
     return gate * sigmoid(gate) * up
