@@ -29,7 +29,7 @@ _HARMLESS = frozenset(
     "is_encoder_decoder id2label label2id qk_head_dim model_name "
     "original_max_position_embeddings".split())
 # Of these, the ones that would change it at any other value.
-_PLAIN = {"hidden_act": "silu", "moe_layer_freq": 1}
+_PLAIN = {"hidden_act": "silu", "moe_layer_freq": 1, "partial_rotary_factor": 1.0}
 # Published files write null where a model has none of these.
 _NULL_IS_DEFAULT = (
     "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "n_routed_experts",
@@ -146,15 +146,15 @@ class ModelConfig:
         self._check_windows()
         if self.initializer_range < 0:
             raise ValueError(f"initializer_range is {self.initializer_range}, must be 0 or above")
-        if self.first_k_dense_replace > self.num_hidden_layers and self.n_routed_experts:
+        if self.first_k_dense_replace > self.num_hidden_layers:
             raise ValueError(f"first_k_dense_replace {self.first_k_dense_replace} exceeds "
                              f"num_hidden_layers {self.num_hidden_layers}")
         if self.decoder_sparse_step < 1:
             raise ValueError("decoder_sparse_step is 0, must be at least 1")
         for layer in self.mlp_only_layers or ():
             _checked("mlp_only_layers", "int", layer)
-        self.rope_theta = self._rope_dict()["rope_theta"]
         self.rope()
+        self.rope_theta = float(self._rope_dict()["rope_theta"])
 
     def _settle_family(self, family: Family) -> None:
         """What the family decides; ValueError for what it has not."""
@@ -166,6 +166,8 @@ class ModelConfig:
                 raise ValueError(f"model_type '{self.model_type}' needs a kv_lora_rank above 0")
             self.head_dim = self.qk_rope_head_dim  # what transformers calls so under MLA
             self.num_key_value_heads = self.num_attention_heads
+            if not self.n_routed_experts:  # transformers would look for experts behind it
+                self.first_k_dense_replace = self.num_hidden_layers
         for f in fields(self):
             plain, value = family.decides.get(f.name, f.default), getattr(self, f.name)
             if f.name not in {*family.keys, "head_dim", "extra"} and value not in (plain, None):
@@ -185,10 +187,11 @@ class ModelConfig:
             name = ALIASES.get(key, key)
             if name not in known or (family and value is None and name not in family.keys):
                 extra[key] = value
-            elif given.setdefault(name, value) != value:
-                raise ValueError(f"{key} is {value!r}, but the same is {given[name]!r} elsewhere")
-            elif value is None and name in _NULL_IS_DEFAULT:
-                given[name] = known[name]
+            elif name in given and given[name] != value:
+                raise ValueError(f"{key} is {value!r}, but {name} is {given[name]!r} by another name")
+            else:
+                null = value is None and name in _NULL_IS_DEFAULT
+                given[name] = known[name] if null else value
         for key in extra.keys() - _HARMLESS - known.keys():
             close = difflib.get_close_matches(str(key).lower(), {*known, *ALIASES}, n=1, cutoff=0.85)
             if close:

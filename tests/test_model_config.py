@@ -105,6 +105,68 @@ def test_published_configs_are_read(name: str) -> None:
     assert config.stop_ids() == {"DeepSeek-V3": [1], "Qwen2": [3], "Llama": [2, 3]}[name]
 
 
+@pytest.mark.parametrize("values, message", [
+    ({"model_type": "gpt2"}, "unknown model_type 'gpt2'; known are deepseek_v3, llama, mistral, "),
+    ({"model_type": 7}, "unknown model_type 7"),
+    ({"model_type": "llama", "num_experts": 8}, "'llama' has no n_routed_experts: it is 8"),
+    ({"model_type": "llama", "kv_lora_rank": 8}, "'llama' has no kv_lora_rank"),
+    ({"model_type": "llama", "rope_interleave": True}, "'llama' has no rope_interleave"),
+    ({"model_type": "qwen2", "attention_bias": False}, "'qwen2' has no attention_bias: it is False, only"),
+    ({"model_type": "mistral", "attention_bias": True}, "'mistral' has no attention_bias"),
+    ({"model_type": "qwen3", "mlp_bias": True}, "'qwen3' has no mlp_bias"),
+    ({"model_type": "qwen3_moe", "n_shared_experts": 1}, "'qwen3_moe' has no n_shared_experts"),
+    ({"model_type": "qwen3_moe", "scoring_func": "sigmoid"}, "'qwen3_moe' has no scoring_func"),
+    ({"model_type": "qwen3_moe", "num_experts": 8, "num_local_experts": 9}, "num_local_experts is 9"),
+    ({"model_type": "qwen3_moe", "decoder_sparse_step": 0}, "decoder_sparse_step is 0"),
+    ({"model_type": "qwen3_moe", "mlp_only_layers": ["x"]}, "mlp_only_layers is 'x'"),
+    ({"model_type": "deepseek_v3", "kv_lora_rank": None}, "'deepseek_v3' needs a kv_lora_rank"),
+    ({"model_type": "llama", "num_expert": 8}, "did you mean 'num_experts'"),
+    ({"model_type": "llama", "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+])
+def test_what_a_family_has_not(values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ModelConfig.from_dict(values)
+
+
+def test_a_family_speaks_for_itself() -> None:
+    """What comes from model_type alone, in the constructor too; its own keys are written, no others'."""
+    qwen2, qwen3 = ModelConfig(model_type="qwen2"), ModelConfig(model_type="qwen3")
+    assert qwen2.attention_bias and not qwen3.attention_bias
+    sizes = {c.model_type: c.core()[0] for c in (qwen2, qwen3, ModelConfig(attention_bias=True))}
+    for name, wanted in (("qwen2", (True, False, False)), ("qwen3", (False, False, True)),
+                         ("llama", (True, True, False))):
+        assert tuple(sizes[name][key] for key in ("qkv_bias", "o_bias", "qk_norm")) == wanted
+    for config in (qwen2, qwen3):
+        assert not config.to_dict().keys() & {"kv_lora_rank", "n_routed_experts", "scoring_func", "mlp_bias"}
+    assert "attention_bias" not in qwen2.to_dict() and "attention_bias" in qwen3.to_dict()
+    assert ModelConfig(kv_lora_rank=8, qk_rope_head_dim=4).model_type == "deepseek_v3"
+
+
+def test_names_of_qwen3_moe() -> None:
+    """Published as num_experts, written by transformers 5 as num_local_experts."""
+    values = {"model_type": "qwen3_moe", "num_hidden_layers": 6, "decoder_sparse_step": 2,
+              "mlp_only_layers": [3]}
+    for key in ("num_experts", "num_local_experts"):
+        config = ModelConfig.from_dict({**values, key: 16})
+        assert config.n_routed_experts == 16 and config.to_dict()["num_experts"] == 16
+        assert not config.to_dict().keys() & {"n_routed_experts", "num_local_experts", "topk_method"}
+        assert ModelConfig.from_dict(config.to_dict()) == config
+        assert [config.mixture(i) for i in range(6)] == [False, True, False, False, False, True]
+        assert config.core()[0]["moe"] == bytes([0, 1, 0, 0, 0, 1])
+
+
+def test_names_of_deepseek_v3() -> None:
+    """Its head_dim is the rotary width, to those who read the file; MLA has as many KV heads as heads."""
+    moe = ModelConfig.tiny_moe(head_dim=24, num_key_value_heads=2)
+    assert (moe.head_dim, moe.num_key_value_heads) == (moe.qk_rope_head_dim, 4)
+    assert "head_dim" not in moe.to_dict()
+    assert ModelConfig.from_dict({**moe.to_dict(), "head_dim": 8}) == moe
+    dense = ModelConfig.tiny_moe(n_routed_experts=0)
+    assert dense.first_k_dense_replace == dense.num_hidden_layers
+    assert ModelConfig.from_dict({"model_type": "deepseek_v3", "num_mtp_layers": 0}
+                                 ).num_nextn_predict_layers == 0
+
+
 @pytest.mark.parametrize("values, windows", [
     ({"model_type": "llama", "sliding_window": 5}, [0, 0, 0]),
     ({"model_type": "mistral"}, [4096] * 3), ({"model_type": "mistral", "sliding_window": None}, [0] * 3),

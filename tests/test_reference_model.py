@@ -156,8 +156,10 @@ def test_sft_gradients_moe_without_q_lora_or_mtp():
                     ("score.", "model.layers.2."))
 
 
-def test_sft_gradients_dense():
-    model = random_model(DENSE)
+@pytest.mark.parametrize("rope", [None, {"type": "yarn", "factor": 8.0, "attention_factor": 1.3,
+                                         "original_max_position_embeddings": 16}])
+def test_sft_gradients_dense(rope):
+    model = random_model({**DENSE, "rope_scaling": rope})
     check_gradients(model, lambda: model.loss_sft(PROMPTS, COMPLETIONS, WEIGHTS))
 
 
