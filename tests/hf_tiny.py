@@ -55,7 +55,8 @@ ROPES: dict[str, dict[str, Any]] = {
                    original_max_position_embeddings=32, rope_theta=100.0),
     "yarn": dict(_YARN, rope_theta=1000.0),
     "yarn, mscale": dict(_YARN, mscale=0.7, mscale_all_dim=1.3, beta_fast=20, beta_slow=2),
-    "yarn, factor given": dict(_YARN, attention_factor=1.4, truncate=False),
+    "yarn, factor given": dict(rope_type="yarn", factor=8.0, original_max_position_embeddings=64,
+                               rope_theta=20.0, attention_factor=1.4, truncate=False),
 }
 
 
