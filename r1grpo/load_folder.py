@@ -268,11 +268,11 @@ def _check_shard(file: SafetensorsFile, expected: set[str]) -> None:
 
 
 def _read_bounded(path: Path, most: int) -> bytes:
-    with path.open("rb") as file:
-        data = file.read(most + 1)
-    if len(data) > most:
+    size = path.stat().st_size
+    if size > most:
         raise ValueError(f"{path.name} is larger than {most} bytes")
-    return data
+    with path.open("rb") as file:
+        return file.read(size)
 
 
 def _read_carried(folder: Path) -> dict[str, bytes]:

@@ -27,7 +27,7 @@ from .number_formats import scale_shape
 __all__ = ["Source", "find_sources", "from_hf", "init_weights", "to_hf"]
 
 _FLOATS = frozenset("float64 float32 float16 F64 F32 F16 BF16 F8_E4M3".split())
-_LISTED = 50  # lines of an error message; a line may stand for many tensors
+_LISTED = 50  # lines of each kind of fault in a message; one may stand for many tensors
 _FUSED = re.compile(r"(.*\.experts)\.\*\.(gate|up|down)_proj\.weight")
 
 
@@ -136,26 +136,32 @@ def _lines(faults: Iterable[tuple[str, str, str]]) -> list[str]:
     """Faults that differ in numbers between dots only share a line:
     missing model.layers.{1-47}.mlp.experts.{0-127}.up_proj.weight (768, 2048)."""
     groups: dict[tuple[str, tuple[str, ...], str], list[tuple[int, ...]]] = {}
+    lines: dict[str, list[str]] = {}
     for what, name, more in faults:
-        parts = re.split(r"(?<=\.)(0|[1-9][0-9]{0,5})(?=\.)", name) if len(name) <= 200 else \
+        parts = re.split(r"(?<=\.)(0|[1-9][0-9]{0,5})(?=\.|$)", name) if len(name) <= 200 else \
             [name[:200] + "..."]
         key = (what, tuple(parts[::2]), more)
         groups.setdefault(key, []).append(tuple(int(n) for n in parts[1::2]))
-    lines = [what + "".join(map("".join, zip(texts, (*numbers, ""), strict=True))) + more
-             for (what, texts, more), rows in groups.items() for numbers in _boxes(rows)]
-    if len(lines) > _LISTED:
-        lines[_LISTED:] = [f"and {len(lines) - _LISTED} lines like these"]
-    return lines
+    for (what, texts, more), rows in groups.items():
+        lines.setdefault(what, []).extend(
+            what + "".join(map("".join, zip(texts, (*numbers, ""), strict=True))) + more
+            for numbers in _boxes(rows))
+    for kind in lines.values():
+        if len(kind) > _LISTED:
+            kind[_LISTED:] = [f"and {len(kind) - _LISTED} lines like these"]
+    return [line for kind in lines.values() for line in kind]
 
 
 def _boxes(rows: list[tuple[int, ...]]) -> list[tuple[str, ...]]:
     """Tuples of numbers -> the same in brace notation: one entry where they are a full product of
-    their columns, else one for each first number, and so on."""
+    their columns, else one for the first numbers that go with the same rest."""
     columns = [sorted(set(column)) for column in zip(*rows, strict=True)]
     if math.prod(map(len, columns)) == len(set(rows)):
         return [tuple(map(_braces, columns))]
-    return [(str(first), *rest) for first, group in groupby(sorted(rows), key=itemgetter(0))
-            for rest in _boxes([row[1:] for row in group])]
+    firsts: dict[tuple[tuple[str, ...], ...], list[int]] = {}
+    for first, group in groupby(sorted(rows), key=itemgetter(0)):
+        firsts.setdefault(tuple(_boxes([row[1:] for row in group])), []).append(first)
+    return [(_braces(numbers), *rest) for boxes, numbers in firsts.items() for rest in boxes]
 
 
 def _braces(numbers: list[int]) -> str:

@@ -6,6 +6,10 @@ Files are written here byte by byte, so that reader and writer are not each othe
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import tracemalloc
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+import r1grpo.model
 from models import configs, make
-from r1grpo import Model, ModelConfig
+from r1grpo import Model, ModelConfig, _core
 from r1grpo.number_formats import narrow, widen
+from r1grpo.safetensors_file import SafetensorsFile
 from safetensors.numpy import load_file
 
 
@@ -315,3 +321,86 @@ def test_mtp_is_saved_where_transformers_does_not_look_for_surplus(tmp_path: Pat
         names = {n for file in files for n in load_file(folder / file)}
         assert f"model.layers.{layers}.eh_proj.weight" in names
         assert same(Model.from_pretrained(folder), model.state_dict())
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+
+def large_folder(folder: Path, layers: int) -> tuple[Path, int]:
+    """A bfloat16 model whose weights dwarf everything else, and the bytes of its largest parameter."""
+    config = ModelConfig(vocab_size=2048, hidden_size=512, num_hidden_layers=layers,
+                         num_attention_heads=8, intermediate_size=2048, eos_token_id=1)
+    shapes = {name: (O, I) if O else (I,) for name, _, O, I, _ in _core.Model.layout(config.core()[0])}
+    raw = np.random.default_rng(0).integers(0, 0x4000, 2**20, dtype="<u2").tobytes()
+    write_folder(folder, config, {name: ("BF16", shape, raw[:2 * int(np.prod(shape))])
+                                  for name, shape in shapes.items()})
+    return folder, 4 * 2048 * 512
+
+
+def traced_peak(call: Callable[[], object]) -> int:
+    """Bytes that Python and NumPy held at most during a call; the core's own are not among them."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_loading_and_saving_hold_one_parameter_at_a_time(tmp_path: Path) -> None:
+    folder, largest = large_folder(tmp_path / "m", 4)
+    model = Model.from_pretrained(folder)
+    assert 4 * sum(p[1] * max(p[2], 1) * p[3] for p in model._params) > 14 * largest
+    slack = 2 << 20  # a block of each kind, headers
+    assert traced_peak(lambda: Model.from_pretrained(folder)) < largest + slack
+    for dtype in ("float32", "bfloat16"):
+        assert traced_peak(lambda d=dtype: model.save_pretrained(tmp_path / d, dtype=d)) < largest + slack
+    assert same(Model.from_pretrained(tmp_path / "bfloat16"), model.state_dict())
+
+
+RSS = """
+import sys
+from r1grpo import Model
+
+def memory():
+    with open("/proc/self/status") as file:
+        found = dict(line.split(":", 1) for line in file)
+    return [1024 * int(found[key].split()[0]) for key in ("VmHWM", "VmRSS")]
+
+model = Model.from_pretrained(sys.argv[1])
+peak, after = memory()
+print(peak - after)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_the_process_never_holds_more_than_the_model_and_its_largest_parameter(tmp_path: Path) -> None:
+    folder, largest = large_folder(tmp_path / "m", 6)
+    done = subprocess.run([sys.executable, "-c", RSS, folder], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, check=True)
+    assert int(done.stdout) < largest + (8 << 20), done.stdout
+
+
+def test_loading_draws_no_random_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make("dense")
+    model.save_pretrained(tmp_path / "m")
+    monkeypatch.setattr(r1grpo.model, "init_weights", None)
+    assert same(Model.from_pretrained(tmp_path / "m"), model.state_dict())
+
+
+@pytest.mark.parametrize("name", ["dense", "moe"])
+def test_a_bfloat16_model_comes_back_with_its_bits(name: str, tmp_path: Path) -> None:
+    """Its files are bfloat16 too, and say so; what it computes with is what was stored."""
+    model = make(name, dtype="bfloat16")
+    model.save_pretrained(tmp_path / "m")
+    assert json.loads((tmp_path / "m/config.json").read_text())["dtype"] == "bfloat16"
+    with SafetensorsFile(tmp_path / "m/model.safetensors") as file:
+        kinds = {k.rpartition(".")[2]: t.dtype for k, t in file.tensors.items()}
+    assert kinds == {"weight": "BF16", "bias": "BF16"} if name == "dense" else {
+        "weight": "BF16", "e_score_correction_bias": "F32"}
+    again = Model.from_pretrained(tmp_path / "m", dtype="bfloat16")
+    calls = [m.logprobs([[3, 4, 5]], [[6, 7, 39]])[0] for m in (model, again)]
+    if name == "moe":  # its norms are stored rounded: let the first model have them so too
+        model.load_state_dict(again.state_dict())
+        calls[0] = model.logprobs([[3, 4, 5]], [[6, 7, 39]])[0]
+    assert calls[0].tobytes() == calls[1].tobytes() or name == "dense"
