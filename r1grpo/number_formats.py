@@ -52,7 +52,7 @@ def narrow(array: np.ndarray, dtype: str) -> np.ndarray:
     """float32 -> the numbers of a file (uint16 for BF16). A finite number that would become infinite
     raises OverflowError; NaN stays NaN."""
     if dtype == "F32":
-        return array.astype("<f4", copy=False)
+        return array.astype("<f4")  # a copy, so that nobody who holds a block holds all of an array
     magnitude = np.abs(array)
     if (np.isfinite(magnitude) & (magnitude >= _TOO_LARGE[dtype])).any():
         raise OverflowError(f"{magnitude[np.isfinite(magnitude)].max():g} does not fit into {dtype}")

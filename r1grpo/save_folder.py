@@ -120,9 +120,10 @@ def _weights(tensors: Mapping[str, _Tensor], read: Read) -> Stream:
 
     def pieces() -> Iterator[bytes | memoryview]:
         yield head
-        held, array = -1, np.empty(0, np.float32)
+        held, array = -1, None
         for name, one in ordered.items():
             if one.index != held:  # experts of a parameter follow each other
+                array = flat = None  # not two at a time
                 held, array = one.index, read(one.index)
             flat = (array[one.e] if array.ndim == 3 else array).reshape(-1)
             for at in range(0, flat.size, _BLOCK_ITEMS):
