@@ -38,7 +38,7 @@ _SKIPPED_LAYER = 61
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _OURS = re.compile(r"(model(-\d{5}-of-\d{5})?|mtp)\.safetensors|model\.safetensors\.index\.json")
-_BLOCK_ITEMS = 1 << 18  # numbers that are narrowed at a time
+_BLOCK_ITEMS = 1 << 16  # numbers that are narrowed at a time: 256 KiB, a few times over
 
 Read = Callable[[int], np.ndarray]  # index of a parameter -> its array, float32 (E, O, I) or (I)
 

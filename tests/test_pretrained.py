@@ -351,7 +351,7 @@ def test_loading_and_saving_hold_one_parameter_at_a_time(tmp_path: Path) -> None
     folder, largest = large_folder(tmp_path / "m", 4)
     model = Model.from_pretrained(folder)
     assert 4 * sum(p[1] * max(p[2], 1) * p[3] for p in model._params) > 14 * largest
-    slack = 2 << 20  # a block of each kind, headers
+    slack = 3 << 20  # blocks, headers
     assert traced_peak(lambda: Model.from_pretrained(folder)) < largest + slack
     for dtype in ("float32", "bfloat16"):
         assert traced_peak(lambda d=dtype: model.save_pretrained(tmp_path / d, dtype=d)) < largest + slack
