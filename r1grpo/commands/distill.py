@@ -15,10 +15,10 @@ from ..checkpoint import write_atomic
 from ..config import EvalConfig
 from ..work import Work
 from .inputs import (Row, check_columns, open_model, open_rows, open_tokenizer, require,
-                     sampling_args, sampling_plan, with_prompt_ids)
+                     sampling_plan, with_prompt_ids)
 from .options import DISTILL, Options
 from .reject import ROWS, describe, draw_rows, open_correct
-from .sft import as_ids, open_trainer, sft_plan
+from .sft import sft_plan, without_weights
 from .stage import (FINAL, check_fits, fits, options_of, planned, show_sft, showing, train, working,
                     write_rows)
 
@@ -37,19 +37,20 @@ def run(flags: argparse.Namespace) -> int:
         if ask is None:
             return 0
     else:
-        rows = as_ids(open_rows(inputs, tokenizer), tokenizer, inputs.data)
-        if not fits(flags, sft_plan(options, rows)):
+        student = without_weights(options, open_rows(inputs, tokenizer), tokenizer, flags.out)
+        if not fits(flags, sft_plan(options, student)):
             return 0
     with working(options, flags.out, flags.resume) as work:
         if inputs.teacher:
             kept = ask(work)
             write_rows(flags.out / ROWS, kept)
-            rows = as_ids(with_prompt_ids(kept, inputs, tokenizer), tokenizer, ROWS)
-            check_fits(sft_plan(options, rows))
-        trainer = open_trainer(options, rows, tokenizer, flags.out)
-        print(show_sft(trainer))
-        with showing(work, {"distill": planned(trainer)}):
-            train(work, "distill", trainer, options.args.save_steps)
+            rows = with_prompt_ids(kept, inputs, tokenizer)
+            student = without_weights(options, rows, tokenizer, flags.out)
+            check_fits(sft_plan(options, student))
+        student.model = open_model(inputs.model, inputs.dtype, tokenizer)
+        print(show_sft(student))
+        with showing(work, {"distill": planned(student)}):
+            train(work, "distill", student, options.args.save_steps)
         # the teacher's own training is left out: nobody here knows it
         costs = {"without_teacher": work.ledger.cost("distill"),
                  "with_teacher": work.ledger.cost("distill", "samples")}
@@ -69,9 +70,9 @@ def _teacher(options: Options, flags: argparse.Namespace) -> Callable[[Work], li
     tokenizer = open_tokenizer(inputs.model)
     problems = open_rows(inputs, tokenizer)
     check_columns(inputs, problems)
-    args = sampling_args(EvalConfig(k=inputs.samples, temperature=inputs.temperature,
-                                    max_completion_length=inputs.max_completion_length,
-                                    batch_prompts=16, seed=options.args.seed), tokenizer)
+    args = EvalConfig(k=inputs.samples, temperature=inputs.temperature,
+                      max_completion_length=inputs.max_completion_length, batch_prompts=16,
+                      seed=options.args.seed)
     if not fits(flags, sampling_plan(inputs, args, problems)):
         return None
 

@@ -25,7 +25,7 @@ from ..monitor import Progress
 from ..rundir import read_jsonl
 from ..scoring import RewardFunction
 from .inputs import (Row, check_columns, open_model, open_rows, open_tokenizer, require,
-                     sampling_args, sampling_plan)
+                     sampling_plan)
 from .options import EVAL, Options
 from .reject import open_correct
 from .stage import fits, in_chunks, options_of, showing, working, write_rows
@@ -36,11 +36,10 @@ SAMPLES, FIGURES = "samples.jsonl", "figures.json"
 def run(flags: argparse.Namespace) -> int:
     """The command; flags are those of cli.py."""
     options = options_of(EVAL, flags, "model", "data", "layout", "dtype", "reward")
-    inputs = options.inputs
+    inputs, args = options.inputs, options.args
     require(inputs, "model", "data", "reward")
     graders = _graders(open_correct(inputs.reward))
     tokenizer = open_tokenizer(inputs.model)
-    args = sampling_args(options.args, tokenizer)
     if flags.check:
         model = open_model(inputs.model, inputs.dtype, tokenizer)
         wrong = _check(flags.out, model, args, tokenizer, graders)

@@ -69,8 +69,9 @@ def answer(model: Model, tokenizer: Tokenizer, prompt: list[int], flags: argpars
            seed: int, out: TextIO) -> str:
     """Stream one completion; returns its text. Ctrl-C ends it early."""
     session = model.session([prompt], 1, flags.max_tokens or _MOST, temperature=flags.temperature,
-                            top_p=flags.top_p, seed=seed, stop_token_ids=tokenizer.stop_ids)
-    screen = Dimmed(out, tokenizer.prefills_thinking and not flags.raw)
+                            top_p=flags.top_p, seed=seed,
+                            stop_token_ids=(*model.config.stop_ids(), *tokenizer.stop_ids))
+    screen = Dimmed(out, tokenizer.opens_thought(prompt))
     text, decoder = "", tokenizer.stream()
     try:
         while not session.done:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 
 from ..algebra import grpo_algebra, show
@@ -32,8 +31,6 @@ def run(flags: argparse.Namespace) -> int:
     longest = max(len(row["prompt_ids"]) for row in rows)
     if not fits(flags, plan_training(config, args, inputs.dtype, prompt_length=longest)):
         return 0
-    if args.stop_token_ids is None:
-        args = dataclasses.replace(args, stop_token_ids=tuple(tokenizer.stop_ids))
     model = open_model(inputs.model, inputs.dtype, tokenizer)
     trainer = GRPOTrainer(model, rewards, args, rows, processing_class=tokenizer)
     trainer.try_rewards()

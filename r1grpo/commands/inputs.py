@@ -10,7 +10,6 @@ file is written. Knows nothing about trainers.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -28,7 +27,7 @@ from ..load_folder import ModelFolder, is_whole
 from ..model import Model
 from ..model_config import ModelConfig
 from ..plan import MemoryPlan, plan_memory
-from ..rewards import accuracy_reward, format_reward, language_reward
+from ..rewards import accuracy_reward, language_reward, think_format_reward
 from ..rows import load_rows
 from ..scoring import RewardFunction
 from ..toml import ConfigError, suggest
@@ -38,7 +37,7 @@ from .options import Inputs, TrainInputs
 Row = dict[str, Any]
 
 REWARDS: dict[str, RewardFunction] = {
-    "accuracy": accuracy_reward, "format": format_reward, "language": language_reward}
+    "accuracy": accuracy_reward, "format": think_format_reward, "language": language_reward}
 
 _COLUMNS = {"accuracy": ("answer", "solution"), "language": ("language",)}
 
@@ -151,13 +150,6 @@ def with_prompt_ids(rows: Sequence[Row], inputs: Inputs, tokenizer: Tokenizer) -
         done.append({**row, "prompt_ids": prompt_ids_of(shown, tokenizer,
                                                         f"{inputs.data} row {i}")})
     return done
-
-
-def sampling_args(args: EvalConfig, tokenizer: Tokenizer) -> EvalConfig:
-    """Options that stop at the tokenizer's ends, unless others are given."""
-    if args.stop_token_ids is not None:
-        return args
-    return dataclasses.replace(args, stop_token_ids=tuple(tokenizer.stop_ids))
 
 
 # ---- rewards ------------------------------------------------------------------------------------

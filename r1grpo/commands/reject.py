@@ -15,7 +15,7 @@ from ..scoring import RewardFunction
 from ..toml import ConfigError
 from ..work import Work
 from .inputs import (check_columns, open_model, open_rewards, open_rows, open_tokenizer, require,
-                     sampling_args, sampling_plan, tokenizer_mark)
+                     sampling_plan, tokenizer_mark)
 from .options import REJECT
 from .stage import fits, in_chunks, options_of, showing, working, write_rows
 
@@ -25,13 +25,12 @@ ROWS = "rows.jsonl"
 def run(flags: argparse.Namespace) -> int:
     """The command; flags are those of cli.py."""
     options = options_of(REJECT, flags, "model", "data", "layout", "dtype", "reward")
-    inputs = options.inputs
+    inputs, args = options.inputs, options.args
     require(inputs, "model", "data", "reward")
     correct = open_correct(inputs.reward)
     tokenizer = open_tokenizer(inputs.model)
     rows = open_rows(inputs, tokenizer)
     check_columns(inputs, rows)
-    args = sampling_args(options.args, tokenizer)
     if not fits(flags, sampling_plan(inputs, args, rows)):
         return 0
     model = open_model(inputs.model, inputs.dtype, tokenizer)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 from ..plan import MemoryPlan, plan_training
-from ..sft import SFTTrainer, encode_row
+from ..sft import SFTTrainer
 from .inputs import Row, Tokenizer, open_config, open_model, open_rows, open_tokenizer, require
 from .options import SFT, Options, with_output_dir
 from .stage import FINAL, fits, options_of, planned, show_sft, showing, train, working
@@ -19,10 +20,10 @@ def run(flags: argparse.Namespace) -> int:
     inputs = options.inputs
     require(inputs, "model", "data")
     tokenizer = open_tokenizer(inputs.model)
-    rows = as_ids(open_rows(inputs, tokenizer), tokenizer, inputs.data)
-    if not fits(flags, sft_plan(options, rows)):
+    trainer = without_weights(options, open_rows(inputs, tokenizer), tokenizer, flags.out)
+    if not fits(flags, sft_plan(options, trainer)):
         return 0
-    trainer = open_trainer(options, rows, tokenizer, flags.out)
+    trainer.model = open_model(inputs.model, inputs.dtype, tokenizer)
     print(show_sft(trainer))
     with working(options, flags.out, flags.resume) as work, \
             showing(work, {"sft": planned(trainer)}):
@@ -31,26 +32,19 @@ def run(flags: argparse.Namespace) -> int:
     return 0
 
 
-def as_ids(rows: Sequence[Row], tokenizer: Tokenizer, name: str) -> list[Row]:
-    """The rows as token ids, so that their lengths are known before weights are loaded."""
-    examples = [encode_row(row, tokenizer, f"{name} row {i}") for i, row in enumerate(rows)]
-    return [{"prompt_ids": one.prompt_ids, "completion_ids": one.completion_ids,
-             "weights": one.weights} for one in examples]
+def without_weights(options: Options, rows: Sequence[Row], tokenizer: Tokenizer,
+                    out: Path | None) -> SFTTrainer:
+    """The trainer with its rows encoded and checked; its model is the architecture alone, and the
+    caller puts the weights in when the lengths are known to fit."""
+    outline = SimpleNamespace(config=open_config(options.inputs.model))
+    return SFTTrainer(outline, with_output_dir(options.args, out or Path()), rows,
+                      processing_class=tokenizer)
 
 
-def sft_plan(options: Options, rows: Sequence[Row]) -> MemoryPlan:
+def sft_plan(options: Options, trainer: SFTTrainer) -> MemoryPlan:
     """What the training of these rows takes."""
-    args, inputs = options.args, options.inputs
-    config = open_config(inputs.model)
-    longest = max(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows)
-    if args.max_length is not None and (args.packing or longest > args.max_length):
+    args = trainer.args
+    longest = max(len(one) for one in trainer.examples)
+    if args.packing and args.max_length is not None:
         longest = args.max_length
-    return plan_training(config, with_output_dir(args, Path()), inputs.dtype,
-                         length=min(longest, config.max_position_embeddings))
-
-
-def open_trainer(options: Options, rows: Sequence[Row], tokenizer: Tokenizer, out: Path
-                 ) -> SFTTrainer:
-    """The trainer of the model on these rows."""
-    model = open_model(options.inputs.model, options.inputs.dtype, tokenizer)
-    return SFTTrainer(model, with_output_dir(options.args, out), rows, processing_class=tokenizer)
+    return plan_training(trainer.model.config, args, options.inputs.dtype, length=longest)
