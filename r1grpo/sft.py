@@ -39,6 +39,7 @@ from .chat_targets import chat_examples
 from .config import ConfigError, SFTConfig
 from .folder import model_and_tokenizer
 from .packing import best_fit_decreasing
+from .rollout import fit_vocabulary
 from .tokenizer import THINK
 from .trainer import (Callback, Trainer, chat_options, check_length, completion_ids_of, data_order,
                       fingerprint, prompt_ids_of)
@@ -173,6 +174,7 @@ class SFTTrainer(Trainer):
             model = model.add_adapter(peft_config, args.seed)
         super().__init__(model, args, callbacks)
         self.processing_class = processing_class
+        fit_vocabulary(model, processing_class)
         self.shortened = self.dropped = 0  # rows that truncation_mode cut, left out
         self.examples = self._encode(train_dataset, "train_dataset")
         self.eval_examples = self._encode(eval_dataset or (), "eval_dataset")
