@@ -158,10 +158,10 @@ def test_other_floats(tmp_path: Path, dtype: str, numpy_type: str | None) -> Non
     assert same(Model.from_pretrained(write_folder(tmp_path / "m", model.config, files)), state)
 
 
-def fp8_config() -> ModelConfig:
+def fp8_config(moe_intermediate_size: int = 128) -> ModelConfig:
     """Widths of a block and a half, of one and less: every kind of edge."""
     return ModelConfig(vocab_size=40, hidden_size=160, num_hidden_layers=2, num_attention_heads=4,
-                       intermediate_size=130, moe_intermediate_size=128, n_routed_experts=3,
+                       intermediate_size=130, moe_intermediate_size=moe_intermediate_size, n_routed_experts=3,
                        num_experts_per_tok=2, first_k_dense_replace=1, n_shared_experts=1,
                        kv_lora_rank=48, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=16,
                        model_type="deepseek_v3", eos_token_id=1)
@@ -242,6 +242,32 @@ def test_fp8_that_does_not_fit(tmp_path: Path, change: Callable[[dict], Any], ma
     change(files)
     with pytest.raises(ValueError, match=match):
         Model.from_pretrained(write_folder(tmp_path / "m", model.config, files))
+
+
+def test_fp8_fused_experts_whose_halves_share_a_block(tmp_path: Path) -> None:
+    """up's rows begin at row 100, within gate's block: the factors go by rows of the fused matrix."""
+    model = Model(fp8_config(100))
+    files, meant = quantize(model.state_dict())
+    stem, rng = "model.layers.1.mlp.experts", np.random.default_rng(1)
+    codes = rng.integers(0, 127, (3, 200, 160), dtype=np.uint8)
+    factors = rng.uniform(0.5, 2.0, (3, 2, 2)).astype(np.float32)
+    value = np.empty(codes.size, np.float32)
+    widen(codes.reshape(-1), "F8_E4M3", value)
+    value = value.reshape(codes.shape)
+    for row in range(200):
+        for column in range(160):
+            value[:, row, column] *= factors[:, row // 128, column // 128]
+    fused = {k: v for k, v in files.items() if f"{stem}." not in k or "down" in k}
+    downs = [np.frombuffer(fused.pop(f"{stem}.{e}.down_proj.weight")[2], np.uint8) for e in range(3)]
+    scales = [np.frombuffer(fused.pop(f"{stem}.{e}.down_proj.weight_scale_inv")[2], "<f4") for e in range(3)]
+    fused |= {f"{stem}.gate_up_proj": ("F8_E4M3", codes.shape, codes.tobytes()),
+              f"{stem}.gate_up_proj_scale_inv": ("F32", factors.shape, factors.tobytes()),
+              f"{stem}.down_proj": ("F8_E4M3", (3, 160, 100), np.stack(downs).tobytes()),
+              f"{stem}.down_proj_scale_inv": ("F32", (3, 2, 1), np.stack(scales).tobytes())}
+    for e in range(3):
+        meant[f"{stem}.{e}.gate_proj.weight"] = value[e, :100]
+        meant[f"{stem}.{e}.up_proj.weight"] = value[e, 100:]
+    assert same(Model.from_pretrained(write_folder(tmp_path / "m", model.config, fused)), meant)
 
 
 @pytest.mark.parametrize("how", [
