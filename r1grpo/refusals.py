@@ -24,7 +24,8 @@ _COMMANDS = {
     "reward": "RewardTrainer trains reward models from Python; `r1grpo pipeline` uses it",
     "serve": _SERVER, "vllm-serve": _SERVER,
     "chat": "it is `r1grpo generate --model FOLDER --chat`",
-    "merge": "weights are not averaged here; DIR/final of a run is a whole model",
+    "merge": "adapters are merged in Python, with Model.merge() or save_pretrained(); weights of several "
+             "models are not averaged here",
     "train": "a stage has its name: `r1grpo sft` or `r1grpo grpo`",
     "evaluate": "it is `r1grpo eval`",
     "quantize": "weights are float32 or bfloat16; llama.cpp's converter loads DIR/final",
