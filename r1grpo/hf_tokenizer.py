@@ -55,8 +55,8 @@ class Tokenizer:
         """files: the contents of the files above, by name."""
         import tokenizers
         self.files = dict(files)
-        self._text = files["tokenizer.json"].decode("utf-8")
         try:
+            self._text = files["tokenizer.json"].decode("utf-8")
             self._core = tokenizers.Tokenizer.from_str(self._text)
         except Exception as error:  # the library raises plain Exception
             raise ValueError(f"{where}/tokenizer.json: {error}") from None

@@ -130,6 +130,14 @@ def test_text_makes_special_tokens_only_when_asked(tokenizers):
         ours.encode("a", ["<x>"])
 
 
+def test_a_token_of_one_character_is_no_way_in():
+    one = Tokenizer.train(TEXTS, 300, ["<pad>", "<bos>", "<eos>"], ["↯"],
+                          "{% for m in messages %}↯{{ m.content }}{% endfor %}")
+    ids = one.apply_chat_template([{"role": "user", "content": "a ↯ b"}])
+    assert ids.count(one.encode("↯", True)[0]) == 1
+    assert one.decode(ids) == "↯a ↯ b"
+
+
 def test_tools_and_variables_are_data_too(tokenizers):
     ours = tokenizers["qwen2_5"]
     end = ours.encode("<|im_end|>", True)[0]
@@ -194,6 +202,7 @@ ENDLESS = {
     "lazy": "{% for i in range(99999) %}{{ range(99999) | map('abs') | sum }}{% endfor %}",
     "compares": "{% set x = 'x' * 9999999 %}{% for i in range(99999) %}{{ x == x[1:] }}{% endfor %}",
     "searches": "{% set x = 'x' * 9999999 %}{% for i in range(99999) %}{{ 'y' in x }}{% endfor %}",
+    "large literals": "{% for i in range(99999) %}{% set x = [" + "1," * 9999 + "] %}{% endfor %}",
     "hashes": "{% set n = namespace(s=(1,)) %}{% for i in range(14) %}{% set n.s = (n.s, n.s) %}"
               "{% endfor %}{% for i in range(99999) %}{{ {}[n.s] }}{% endfor %}",
     "while compiling": "{% autoescape ('x' | center(10**10)) %}{% endautoescape %}",
