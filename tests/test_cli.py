@@ -181,7 +181,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(stage, tmp_path, capsys):
 @pytest.mark.parametrize("arguments, name, pointer", [
     (["dpo", "--model", "x"], "command 'dpo'", "reward model"),
     (["ppo"], "command 'ppo'", "r1grpo grpo"), (["vllm-serve"], "command 'vllm-serve'", "--chat"),
-    (["merge"], "command 'merge'", "DIR/final"),
+    (["merge"], "command 'merge'", "Model.merge()"),
     (["sft", "--load-in-4bit"], "option '--load-in-4bit'", "--dtype"),
     (["grpo", "--deepspeed=zero3.json"], "option '--deepspeed'", "one device"),
     (["grpo", "--num_gpus", "8"], "option '--num_gpus'", "one device")])
