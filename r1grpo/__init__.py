@@ -9,6 +9,8 @@ tokenizer, run directories) and `r1grpo doctor` work where the C extension does 
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -52,15 +54,20 @@ __all__ = ["__version__", *sorted(_HOME)]
 
 
 _PREFERENCES = "preferences are learned by RewardTrainer and GRPO on its ModelReward"
+_CRITIC = "GRPOTrainer takes its baseline from the group, there is no critic"
+_RLOO = "GRPOTrainer with scale_rewards='none' is the same but for the baseline"
+_ADAPTERS = "give a LoraConfig to a trainer's peft_config"
 _ELSEWHERE = {  # what users of other libraries look for here, and what there is
     "DPOTrainer": _PREFERENCES, "DPOConfig": _PREFERENCES, "KTOTrainer": _PREFERENCES,
     "KTOConfig": _PREFERENCES, "ORPOTrainer": _PREFERENCES, "CPOTrainer": _PREFERENCES,
-    "PPOTrainer": "GRPOTrainer takes its baseline from the group, there is no critic",
-    "RLOOTrainer": "GRPOTrainer with scale_rewards='none' is the same but for the baseline",
+    "ORPOConfig": _PREFERENCES, "CPOConfig": _PREFERENCES,
+    "PPOTrainer": _CRITIC, "PPOConfig": _CRITIC,
+    "RLOOTrainer": _RLOO, "RLOOConfig": _RLOO,
     "BitsAndBytesConfig": "weights are float32 or bfloat16; LoraConfig saves memory",
-    "PeftModel": "give a LoraConfig to a trainer's peft_config",
+    "PeftModel": _ADAPTERS, "get_peft_model": _ADAPTERS, "get_peft_config": _ADAPTERS,
     "AutoModelForCausalLM": "Model.from_pretrained loads Hugging Face folders",
-    "AutoTokenizer": "a trainer that is given a model's folder finds its tokenizer there",
+    "AutoTokenizer": "Tokenizer.from_pretrained loads it; a trainer that is given a model's folder "
+                     "finds it there",
     "Accelerator": "one process, one device",
 }
 
@@ -71,6 +78,17 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+
+
+class _Package(ModuleType):
+    """Two functions are called like the modules that they stand in. Importing such a module would
+    put it in the function's place: here the function stays, and the module is sys.modules' alone."""
+
+    distill = property(lambda self: __getattr__("distill"), lambda self, module: None)
+    evaluate = property(lambda self: __getattr__("evaluate"), lambda self, module: None)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

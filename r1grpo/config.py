@@ -37,6 +37,9 @@ T = TypeVar("T")
 _MICRO = "set micro_batch_tokens, which bounds memory and cannot change the result"
 _ENGINE = "sampling and training are one engine here, leave it out"
 _ONE = "one process, one device; leave it out"
+_LORA = "adapters are trained from Python: give peft_config=LoraConfig(...) to the trainer"
+_BF16 = "give dtype to Model(...), or --dtype bfloat16 to a command"
+_EVERY = "every step is recorded; leave it out"
 _DTYPE = "weights are float32 or bfloat16, there is no quantised training; give dtype to Model(...)"
 _UNSUPPORTED: dict[str, str] = {
     "gradient_accumulation_steps": _MICRO,
@@ -46,6 +49,7 @@ _UNSUPPORTED: dict[str, str] = {
     "repetition_penalty": "not implemented; use a repetition reward",
     "generation_kwargs": "set temperature, top_k, top_p, min_p, stop_strings",
     "chat_template_kwargs": "render the prompt in the dataset",
+    "use_peft": _LORA, "lora_r": _LORA, "lora_alpha": _LORA, "lora_target_modules": _LORA,
     "top_entropy_quantile": "not implemented; set entropy_coef",
     "use_adaptive_entropy": "not implemented; set entropy_coef",
     "entropy_coef_min": "not implemented; set entropy_coef",
@@ -61,9 +65,7 @@ _UNSUPPORTED: dict[str, str] = {
     "use_transformers_continuous_batching": _ENGINE,
     "use_liger_kernel": "no array of tokens x vocabulary exists here; leave it out",
     "ds3_gather_for_generation": _ENGINE,
-    "bf16": "give dtype to Model(...)",
-    "fp16": "give dtype to Model(...)",
-    "tf32": "give dtype to Model(...)",
+    "bf16": _BF16, "fp16": _BF16, "tf32": _BF16,
     "load_in_4bit": _DTYPE, "load_in_8bit": _DTYPE, "quantization_config": _DTYPE,
     "cast_lm_head_to_fp32": "logits are float32 whatever the dtype; leave it out",
     "model_init_kwargs": "load the model with Model.from_pretrained(...) and pass it",
@@ -81,7 +83,15 @@ _UNSUPPORTED: dict[str, str] = {
     "eval_strategy": "call trainer.evaluate() in a callback",
     "eval_steps": "call trainer.evaluate() in a callback",
     "save_strategy": "set save_steps, 0 is never",
-    "logging_steps": "every step is recorded; leave it out",
+    "logging_steps": _EVERY, "logging_strategy": _EVERY, "logging_first_step": _EVERY,
+    "logging_dir": _EVERY, "disable_tqdm": "nothing is printed; leave it out",
+    "run_name": "not implemented; leave it out",
+    "save_total_limit": "every state stays; leave it out and delete what is old",
+    "overwrite_output_dir": "nothing is overwritten; choose another output_dir",
+    "gradient_checkpointing_kwargs": "set gradient_checkpointing alone",
+    "dataset_num_proc": _ONE, "dataloader_num_workers": _ONE,
+    "eos_token": "it is the tokenizer's; leave it out", "max_seq_length": "set max_length",
+    "neftune_noise_alpha": "not implemented; leave it out",
     "tools": "not implemented",
     "max_tool_calling_iterations": "not implemented",
     # other projects' words for what we have
@@ -112,6 +122,7 @@ def run_config(cls: type[T]) -> type[T]:
     """@dataclass whose constructor answers unknown and unsupported options by name."""
     made = dataclass(cls)
     names = [field.name for field in dataclasses.fields(made)]  # type: ignore[arg-type]
+    kinds = {field.name: str(field.type) for field in dataclasses.fields(made)}  # type: ignore[arg-type]
     plain = made.__init__
 
     @functools.wraps(plain)
@@ -121,6 +132,10 @@ def run_config(cls: type[T]) -> type[T]:
             if name not in _AS_IT_IS or (type(value), value) != (type(_AS_IT_IS[name]),
                                                                  _AS_IT_IS[name]):
                 raise ConfigError(f"{cls.__name__}: {_refusal(name, names)}")
+        for name, value in values.items():  # YAML reads 1e-6 as text
+            others = ("str", "Literal", "tuple")  # what may be text, or has a check of its own
+            if isinstance(value, str) and not any(one in kinds[name] for one in others):
+                raise ConfigError(f"{cls.__name__}: {name} is {value!r}, expected {kinds[name]}")
         plain(self, *args, **values)
 
     made.__init__ = __init__  # type: ignore[method-assign]

@@ -1,29 +1,48 @@
 """folder.py - what a trainer takes for `model`: a Model, or the folder that it is loaded from.
 
-    GRPOTrainer("Qwen2.5-0.5B-Instruct", ...)    the weights and the tokenizer of that folder
+    GRPOTrainer("Qwen2.5-0.5B-Instruct", ...)         the weights and the tokenizer of that folder
+    GRPOTrainer("Qwen/Qwen2.5-0.5B-Instruct", ...)    the same of an id of the hub (hub.py)
 
-A tokenizer that the caller gives is used instead of the folder's. Knows nothing about training.
+A tokenizer that the caller gives is used instead of the folder's. Objects of transformers and torch
+are refused by name: theirs have the same methods with other meanings (apply_chat_template leaves the
+generation prompt out, encode adds tokens), so that training would go wrong in silence. Knows nothing
+about training.
 """
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from .hf_tokenizer import Tokenizer
+from .hub import find_folder
+from .load_folder import is_whole
 from .model import Model
 from .tokenizer import WordTokenizer
 
 
 def model_and_tokenizer(model: Any, processing_class: Any) -> tuple[Any, Any]:
     """(model, tokenizer): both as they are, or out of the folder that `model` names."""
+    if _foreign(processing_class):
+        raise TypeError(f"processing_class is a {type(processing_class).__name__} of another library; "
+                        f"give r1grpo.Tokenizer.from_pretrained(FOLDER), or leave it out where model "
+                        f"is a folder")
+    if _foreign(model):
+        raise TypeError(f"model is a {type(model).__name__} of another library; give its folder, or "
+                        f"r1grpo.Model.from_pretrained(FOLDER)")
     if not isinstance(model, (str, os.PathLike)):
         return model, processing_class
-    loaded = Model.from_pretrained(model)
-    if processing_class is None and (Path(model) / "tokenizer.json").is_file():
-        processing_class = tokenizer_of(model)
+    folder = find_folder(model, None, is_whole)
+    loaded = Model.from_pretrained(folder)
+    if processing_class is None and (folder / "tokenizer.json").is_file():
+        processing_class = tokenizer_of(folder)
     return loaded, processing_class
+
+
+def _foreign(thing: Any) -> bool:
+    """Whether a class of the thing is of transformers, PEFT or torch."""
+    return any(one.__module__.partition(".")[0] in ("transformers", "peft", "torch")
+               for one in type(thing).__mro__)
 
 
 def tokenizer_of(folder: str | os.PathLike[str]) -> Any:

@@ -43,12 +43,14 @@ from .folder import model_and_tokenizer
 from .monitor import rollout_metrics, token_metrics
 from .rollout import Completions, fit_vocabulary, rollout
 from .scoring import RewardFunction, Rewards, VerdictLog, pack_rollout, unpack_rollout
-from .trainer import Callback, Trainer, check_length, data_order, fingerprint, prompt_ids_of
+from .trainer import (Callback, Trainer, check_length, data_order, fingerprint, prompt_ids_of,
+                      require_options)
 
 Row = dict[str, Any]
 Dataset = Sequence[Row] | Callable[[int], Sequence[Row]]
 
 _THEIRS = {  # arguments of TRL's trainer that are not here, and what is
+    "tokenizer": "is called processing_class",
     "quantization_config": "is not supported: weights are float32 or bfloat16; LoraConfig keeps "
                            "optimiser state for adapters alone",
     "optimizers": "is not supported: the optimiser is AdamW, its numbers stand in GRPOConfig",
@@ -101,6 +103,7 @@ class GRPOTrainer(Trainer):
                  **theirs: Any) -> None:
         for name in theirs:
             raise TypeError(f"GRPOTrainer: argument {name!r} " + _THEIRS.get(name, "is unknown"))
+        require_options("GRPOTrainer", args, GRPOConfig)
         args = args or GRPOConfig()
         model, processing_class = model_and_tokenizer(model, processing_class)
         if peft_config is not None:

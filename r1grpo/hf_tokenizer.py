@@ -34,6 +34,7 @@ from typing import Any
 
 from .chat_template import ChatTemplate, ChatTemplateError, Message, unused_characters
 from .checkpoint import write_folder
+from .hub import find_folder
 from .text_stream import TextStream
 from .tokenizer import END_THINK, THINK
 
@@ -92,9 +93,12 @@ class Tokenizer:
     # ---- files ----
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Tokenizer:
-        """Reads a model's folder."""
-        folder = Path(folder)
+    def from_pretrained(cls, folder: str | os.PathLike[str], revision: str | None = None
+                        ) -> Tokenizer:
+        """Reads a model's folder: a path, or an id of the hub, as in Model.from_pretrained."""
+        folder = find_folder(folder, revision, lambda found: (found / "tokenizer.json").is_file())
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder} is no folder here")
         if not (folder / "tokenizer.json").is_file():
             other = [name for name in ("tokenizer.model", "vocab.json") if (folder / name).exists()]
             raise FileNotFoundError(
@@ -320,6 +324,10 @@ class Tokenizer:
         the last message is to be continued); allow_special: messages may spell special tokens;
         chat_template: the name of one of several; variables: what else the template reads
         (enable_thinking=False, date_string="...")."""
+        for name in ("return_tensors", "return_dict", "padding", "truncation", "max_length"):
+            if variables.pop(name, None):
+                raise TypeError(f"apply_chat_template has no {name}: it returns one list of ids, or "
+                                f"with tokenize=False the text")
         if add_generation_prompt is None:
             add_generation_prompt = not continue_final_message
         chat = self.render_marked(

@@ -54,5 +54,6 @@ def find_folder(name: str | os.PathLike[str], revision: str | None,
     try:
         return fetch(offline=False)
     except Exception as error:  # its own kinds, and those of the network below it
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise FileNotFoundError(f"{name} (revision {revision or 'main'}) is no folder here, not whole "
-                                f"in the cache, and not to be had from the hub: {error}") from error
+                                f"in the cache, and not to be had from the hub: {reason}") from error

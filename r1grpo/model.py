@@ -233,6 +233,9 @@ class Model:
     def add_adapter(self, lora: LoraConfig, seed: int = 0) -> Model:
         """A copy of this model with new low-rank adapters, all else frozen; it samples the same bits
         until its first update. `from_pretrained(lora=...)` needs no second model while it is made."""
+        if not isinstance(lora, LoraConfig):
+            raise TypeError(f"the adapter's options are a {type(lora).__module__}."
+                            f"{type(lora).__name__}, expected an r1grpo.LoraConfig")
         if self.lora:
             raise ValueError("this model has adapters already; merge() makes them part of its weights")
         other = Model(self.config, None, self.device_name, self.dtype, lora)

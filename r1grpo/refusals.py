@@ -3,12 +3,16 @@
     r1grpo: there is no command 'serve': there is no server; `r1grpo generate --chat` talks ...
 
 What is not offered is refused by name, in one line, with a pointer to what exists; options of the
-trainers are refused the same way in config.py. Knows nothing but these tables.
+trainers are refused the same way in config.py. A trainer's option as a flag is answered with --set.
+Knows nothing but these tables and the names of options.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+
+from .config import EvalConfig, GRPOConfig, SFTConfig
 
 __all__ = ["refusal"]
 
@@ -33,6 +37,7 @@ _COMMANDS = {
 }
 _ONE = "one process, one device; leave it out"
 _DTYPE = "weights are float32 or bfloat16 (--dtype); there is no quantised training"
+_LORA = "adapters are trained from Python: peft_config=LoraConfig(...) of a trainer"
 _FLAGS = {
     "--load-in-4bit": _DTYPE, "--load-in-8bit": _DTYPE, "--quantization": _DTYPE,
     "--bf16": "it is --dtype bfloat16", "--fp16": "it is --dtype bfloat16",
@@ -46,16 +51,29 @@ _FLAGS = {
     "--output-dir": "it is --out DIR",
     "--reward-funcs": "it is --reward NAME or --reward FILE.py:function",
     "--gradient-checkpointing": "it is --set gradient_checkpointing=true",
+    "--use-peft": _LORA, "--lora-r": _LORA, "--lora-alpha": _LORA, "--lora-target-modules": _LORA,
+    "--batch-size": "it is --set per_device_train_batch_size=...",
 }
+# options of commands/options.py beside the trainers'
+_INPUTS = {"columns", "split", "limit", "system", "instruction", "template", "chat", "eval_data",
+           "ngram", "long_prompts", "max_per_problem", "samples", "temperature",
+           "max_completion_length"}
+_STAGES = {"sft": SFTConfig, "distill": SFTConfig, "grpo": GRPOConfig, "reject": EvalConfig,
+           "eval": EvalConfig}
 
 
 def refusal(arguments: Sequence[str]) -> str | None:
-    """Why a command line cannot be, where a table above says so; else None. A trainer's option as
-    a flag (`--learning-rate 1e-6`) is argparse's to refuse."""
+    """Why a command line cannot be, where a table above says so, or where a trainer's option is
+    given as a flag (`--learning-rate 1e-6`); else None: the rest is argparse's to refuse."""
     if arguments and arguments[0] in _COMMANDS:
         return f"there is no command {arguments[0]!r}: {_COMMANDS[arguments[0]]}"
+    stage = _STAGES.get(arguments[0]) if arguments else None
+    options = _INPUTS | {field.name for field in dataclasses.fields(stage)} if stage else set()
     for one in arguments:
         flag = one.partition("=")[0].replace("_", "-")
+        name = flag.removeprefix("--").replace("-", "_")
         if flag in _FLAGS:
             return f"there is no option {one.partition('=')[0]!r}: {_FLAGS[flag]}"
+        if flag.startswith("--") and name in options:
+            return f"there is no option {one.partition('=')[0]!r}: it is --set {name}=..."
     return None

@@ -42,7 +42,16 @@ from .packing import best_fit_decreasing
 from .rollout import fit_vocabulary
 from .tokenizer import THINK
 from .trainer import (Callback, Trainer, chat_options, check_length, completion_ids_of, data_order,
-                      fingerprint, prompt_ids_of)
+                      fingerprint, prompt_ids_of, require_options)
+
+_THEIRS = {  # arguments of TRL's trainer that are not here, and what is
+    "tokenizer": "is called processing_class",
+    "formatting_func": "is not supported: make rows of prompt and completion, or of messages",
+    "data_collator": "is not supported: rows are never padded",
+    "compute_loss_func": "is not supported: weights of a row say what counts",
+    "compute_metrics": "is not supported: callbacks read the metrics of every step",
+    "quantization_config": "is not supported: weights are float32 or bfloat16",
+    "optimizers": "is not supported: the optimiser is AdamW, its numbers stand in SFTConfig"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,10 @@ def encode_row(row: dict[str, Any], processing_class: Any, where: str = "row",
         elif "completion" in row:
             completion = text_ids("completion", prompt)
         else:
-            raise ValueError(f"{where} has neither 'completion' nor 'completion_ids'")
+            raise ValueError(f"{where} has neither 'completion' nor 'completion_ids'; it has "
+                             f"{', '.join(map(repr, row))}. What is to be learned may be named: "
+                             f"load_rows(..., columns={{'completion': ...}}), or --set "
+                             f"columns.completion=...")
     if not completion:
         raise ValueError(f"{where} has no token to learn")
     weights = None
@@ -167,7 +179,11 @@ class SFTTrainer(Trainer):
                  train_dataset: Sequence[dict[str, Any]] = (),
                  eval_dataset: Sequence[dict[str, Any]] | None = None,
                  processing_class: Any = None,
-                 callbacks: Sequence[Callback] | None = None, peft_config: Any = None) -> None:
+                 callbacks: Sequence[Callback] | None = None, peft_config: Any = None,
+                 **theirs: Any) -> None:
+        for name in theirs:
+            raise TypeError(f"SFTTrainer: argument {name!r} " + _THEIRS.get(name, "is unknown"))
+        require_options("SFTTrainer", args, SFTConfig)
         args = args or SFTConfig()
         model, processing_class = model_and_tokenizer(model, processing_class)
         if peft_config is not None:

@@ -136,6 +136,13 @@ def check_length(length: int, limit: int | None, option: str, model: Any, where:
             raise ValueError(f"{where} has {length} tokens, {name} is {most}; filter the data")
 
 
+def require_options(trainer: str, args: Any, kind: type) -> None:
+    """TypeError where `args` are something else: another trainer's or library's, or the dataset."""
+    if args is not None and not isinstance(args, kind):
+        raise TypeError(f"{trainer}: args is a {type(args).__module__}.{type(args).__name__}, "
+                        f"expected an r1grpo.{kind.__name__}; give the dataset as train_dataset=")
+
+
 class Trainer:
     """The loop. A trainer gives _gradient, _commit and its part of the state."""
 

@@ -12,7 +12,7 @@ import pytest
 
 import r1grpo
 from r1grpo import (GRPOConfig, GRPOTrainer, Model, ModelConfig, SFTConfig, SFTTrainer,
-                    WordTokenizer)
+                    Tokenizer, WordTokenizer)
 from r1grpo.rewards import accuracy_reward, think_format_reward
 
 CHAT = [{"prompt": [{"role": "user", "content": q}], "solution": a}
@@ -102,3 +102,57 @@ def test_arguments_of_trls_trainer_are_refused_by_name() -> None:
         GRPOTrainer("nowhere", accuracy_reward, quantization_config=object())
     with pytest.raises(TypeError, match="argument 'modle' is unknown"):
         GRPOTrainer("nowhere", accuracy_reward, modle=1)
+    with pytest.raises(TypeError, match="'tokenizer' is called processing_class"):
+        GRPOTrainer("nowhere", accuracy_reward, tokenizer=object())
+    with pytest.raises(TypeError, match="SFTTrainer: argument 'formatting_func' is not supported"):
+        SFTTrainer("nowhere", formatting_func=str)
+
+
+def test_options_of_another_kind_are_refused_by_name() -> None:
+    with pytest.raises(TypeError, match="GRPOTrainer: args is a r1grpo.config.SFTConfig, expected"):
+        GRPOTrainer("nowhere", accuracy_reward, SFTConfig())
+    with pytest.raises(TypeError, match="SFTTrainer: args is a builtins.list.*train_dataset="):
+        SFTTrainer("nowhere", [{"prompt": "1", "completion": "2"}])
+    with pytest.raises(ValueError, match="learning_rate is '1e-6', expected float"):
+        GRPOConfig(learning_rate="1e-6")
+
+
+def test_functions_are_not_their_modules() -> None:
+    import r1grpo.distill  # noqa: F401 - leaves modules of these names in the package
+    import r1grpo.evaluate  # noqa: F401
+    for _ in range(2):
+        assert not isinstance(r1grpo.evaluate, type(sys)) and callable(r1grpo.evaluate)
+        assert not isinstance(r1grpo.distill, type(sys)) and callable(r1grpo.distill)
+    from r1grpo.evaluate import draw_samples
+    assert callable(draw_samples)
+
+
+def test_what_only_their_tokenizers_do_is_refused(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train(["1 + 2"], 280, chat_template="{{ messages[0]['content'] }}")
+    assert tokenizer.apply_chat_template(CHAT[0]["prompt"], return_tensors=None)
+    with pytest.raises(TypeError, match="has no return_tensors: it returns one list of ids"):
+        tokenizer.apply_chat_template(CHAT[0]["prompt"], return_tensors="pt")
+    with pytest.raises(FileNotFoundError, match="nowhere is no folder here"):
+        Tokenizer.from_pretrained(tmp_path / "nowhere")
+
+
+def test_an_id_of_the_hub_brings_its_tokenizer(folder: Path, monkeypatch) -> None:
+    asked = []
+
+    def find(name, revision, is_whole):
+        asked.append(name)
+        return folder if name == "org/name" else Path(name)
+    monkeypatch.setattr("r1grpo.folder.find_folder", find)
+    trainer = GRPOTrainer("org/name", accuracy_reward, train_dataset=CHAT)
+    assert asked == ["org/name"] and isinstance(trainer.processing_class, WordTokenizer)
+
+
+@pytest.mark.parametrize("library", ["transformers.tokenization_utils", "peft", "torch.nn"])
+def test_objects_of_other_libraries_are_refused_by_name(folder: Path, library: str) -> None:
+    theirs = type("Theirs", (type("Base", (), {"__module__": library}),), {})()
+    with pytest.raises(TypeError, match="processing_class is a Theirs of .*r1grpo.Tokenizer"):
+        GRPOTrainer(str(folder), accuracy_reward, train_dataset=CHAT, processing_class=theirs)
+    with pytest.raises(TypeError, match="model is a Theirs .*r1grpo.Model.from_pretrained"):
+        SFTTrainer(theirs, train_dataset=CHAT)
+    with pytest.raises(TypeError, match="expected an r1grpo.LoraConfig"):
+        GRPOTrainer(str(folder), accuracy_reward, train_dataset=CHAT, peft_config=theirs)
