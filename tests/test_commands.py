@@ -254,6 +254,14 @@ def test_rows_of_the_evaluation_set_are_dropped_and_shown(here, tmp_path, capsys
     assert len(prompts) > 4 and "what is 3 + 3 ?" not in prompts
 
 
+def test_completions_that_the_context_ends_are_foretold(here, tmp_path, capsys):
+    said = "the model's context of 96 tokens ends longer completions"
+    for name, length in (("short", 12), ("long", 96)):
+        assert cli.main(grpo(tmp_path / name, settings=(
+            f"max_completion_length={length}", "max_steps=1"))) == 0
+        assert (said in capsys.readouterr().out) == (name == "long")
+
+
 def test_long_prompts_are_left_out_where_asked(here, tmp_path, capsys):
     write(here / "long.jsonl", [{"prompt": "what " * n, "answer": "1"} for n in (1, 30, 2)])
     arguments = command("grpo", tmp_path / "run", data="long.jsonl", settings=(

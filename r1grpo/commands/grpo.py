@@ -36,6 +36,9 @@ def run(flags: argparse.Namespace) -> int:
     trainer.try_rewards()
     print(show(grpo_algebra(args, len(rows), trainer.total_steps, longest,
                             args.micro_batch_tokens or MICRO_TOKENS)))
+    context = config.max_position_embeddings
+    if longest + max(args.completion_length(step) for step in range(trainer.total_steps)) > context:
+        print(f"the model's context of {context:,} tokens ends longer completions")
     with working(options, flags.out, flags.resume) as work, \
             showing(work, {"grpo": planned(trainer)}):
         train(work, "grpo", trainer, options.args.save_steps)
