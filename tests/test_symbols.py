@@ -89,3 +89,17 @@ def functions() -> list[tuple[object, ast.FunctionDef]]:
             found += [(getattr(_core, node.name), n) for n in node.body
                       if isinstance(n, ast.FunctionDef) and n.name != "__new__"]
     return found
+
+
+def test_functions_named_like_their_modules_stay_functions() -> None:
+    """Importing the module `r1grpo.distill` must not hide the function of that name."""
+    script = """
+import r1grpo
+first = r1grpo.distill
+import r1grpo.distill, r1grpo.evaluate, r1grpo.pipeline
+from r1grpo import distill, evaluate
+from r1grpo.evaluate import recompute
+assert first is distill is r1grpo.distill and evaluate is r1grpo.evaluate
+assert all(callable(one) for one in (distill, evaluate, recompute))
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
