@@ -8,6 +8,7 @@ import pytest
 
 from models import make
 from r1grpo import Model
+from r1grpo.folder import model_and_tokenizer
 from r1grpo.hub import find_folder
 
 
@@ -59,3 +60,12 @@ def test_paths_are_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(FileNotFoundError, match=r"other/name is no folder here.*r1grpo\[hub\]"):
         Model.from_pretrained("other/name")
+
+
+def test_a_trainer_takes_the_tokenizer_of_a_hub_id_too(calls: list, tmp_path: Path) -> None:
+    make("dense").save_pretrained(tmp_path / "cache")
+    (tmp_path / "cache/tokenizer.json").write_text("no tokenizer")
+    with pytest.raises(ValueError, match="tokenizer.json"):
+        model_and_tokenizer("org/name", None)
+    model, given = model_and_tokenizer("org/name", "mine")
+    assert isinstance(model, Model) and given == "mine"
