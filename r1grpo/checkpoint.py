@@ -104,6 +104,15 @@ class Stream:
         return self.size
 
 
+def read_bounded(path: Path, most: int) -> bytes:
+    """The bytes of a file that somebody else may have written; ValueError where they are too many."""
+    size = path.stat().st_size
+    if size > most:
+        raise ValueError(f"{path.name} is larger than {most} bytes")
+    with path.open("rb") as file:
+        return file.read(size)
+
+
 def write_all(descriptor: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from .chat_template import ChatTemplate, ChatTemplateError, Message, unused_characters
-from .checkpoint import write_folder
+from .checkpoint import read_bounded, write_atomic, write_folder
 from .hub import find_folder
 from .text_stream import TextStream
 from .tokenizer import END_THINK, THINK
@@ -42,6 +42,7 @@ CARRIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
            "added_tokens.json", "chat_template.jinja", "generation_config.json")
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token",
           "mask_token")
+_MAX_BYTES = 256 << 20  # of one file
 _FIRST = 0xF0000  # the second character of added token i is _FIRST + i
 
 
@@ -105,7 +106,7 @@ class Tokenizer:
                 f"{folder} has no tokenizer.json" + (f", only {other[0]}: save it once with "
                 f"transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
                                                      if other else ""))
-        return cls({name: (folder / name).read_bytes() for name in CARRIED
+        return cls({name: read_bounded(folder / name, _MAX_BYTES) for name in CARRIED
                     if (folder / name).is_file()}, str(folder))
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -116,8 +117,7 @@ class Tokenizer:
             return
         for name, content in self.files.items():
             if name != "generation_config.json" or not (folder / name).exists():
-                (folder / f"{name}.part").write_bytes(content)
-                os.replace(folder / f"{name}.part", folder / name)
+                write_atomic(folder / name, content)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int,

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from . import _core
+from .checkpoint import read_bounded
 from .model_config import ModelConfig
 from .number_formats import BLOCK, ITEM_BYTES, scale_blocks, scale_shape, widen
 from .safetensors_file import SafetensorsFile, parse_json
@@ -208,7 +209,7 @@ def _read_config(folder: Path) -> ModelConfig:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {CONFIG}")
     try:
-        values = json.loads(_read_bounded(path, _MAX_JSON))
+        values = json.loads(read_bounded(path, _MAX_JSON))
         if isinstance(values, dict):
             _check_quantization(values.get("quantization_config"))
         return ModelConfig.from_dict(values)
@@ -238,7 +239,7 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
             raise ValueError(f"{folder} has no {SINGLE}" + _advice(folder))
         raise FileNotFoundError(f"{folder} has no {SINGLE} and no {INDEX}")
     try:
-        index = parse_json(_read_bounded(path, _MAX_JSON))
+        index = parse_json(read_bounded(path, _MAX_JSON))
         placed = index.get("weight_map") if isinstance(index, dict) else None
         if not isinstance(placed, dict) or not placed:
             raise ValueError("it has no weight_map of tensors to files")
@@ -267,15 +268,7 @@ def _check_shard(file: SafetensorsFile, expected: set[str]) -> None:
             raise ValueError(f"{file.path} {words}: {shown}{more}")
 
 
-def _read_bounded(path: Path, most: int) -> bytes:
-    size = path.stat().st_size
-    if size > most:
-        raise ValueError(f"{path.name} is larger than {most} bytes")
-    with path.open("rb") as file:
-        return file.read(size)
-
-
 def _read_carried(folder: Path) -> dict[str, bytes]:
     """The bytes, not the path: the folder may be gone or changed when the model is saved."""
-    return {name: _read_bounded(folder / name, _MAX_CARRIED)
+    return {name: read_bounded(folder / name, _MAX_CARRIED)
             for name in CARRIED if (folder / name).is_file()}

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from .checkpoint import read_bounded
 from .safetensors_file import SafetensorsFile, parse_json
 
 __all__ = ["LoraConfig", "TARGETS"]
@@ -127,12 +128,8 @@ def read_config(folder: Path) -> LoraConfig:
     path = folder / _CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {_CONFIG}: it is no adapter")
-    with path.open("rb") as file:
-        text = file.read(_MAX_CONFIG + 1)
     try:
-        if len(text) > _MAX_CONFIG:
-            raise ValueError(f"is above {_MAX_CONFIG} bytes")
-        found = parse_json(text)
+        found = parse_json(read_bounded(path, _MAX_CONFIG))
         if not isinstance(found, dict) or found.get("peft_type", "LORA") != "LORA":
             raise ValueError("is no LoRA adapter's")
         odd = [key for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save",

@@ -151,7 +151,10 @@ class ModelConfig:
                              f"num_hidden_layers {self.num_hidden_layers}")
         if self.decoder_sparse_step < 1:
             raise ValueError("decoder_sparse_step is 0, must be at least 1")
-        for layer in self.mlp_only_layers or ():
+        if len(dense := self.mlp_only_layers or ()) > _MAX_LAYERS:
+            raise ValueError(f"mlp_only_layers has {len(dense)} entries, at most {_MAX_LAYERS} layers "
+                             "are possible")
+        for layer in dense:
             _checked("mlp_only_layers", "int", layer)
         self.rope()
         self.rope_theta = float(self._rope_dict()["rope_theta"])

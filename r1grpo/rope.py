@@ -55,7 +55,8 @@ def make_rope(parameters: Mapping[str, Any], width: int, context: int, deepseek:
     plain = np.array([base ** (-2.0 * i / width) for i in range(width // 2)])  # libm's bits
     inv_freq, factor = ROPE_TYPES[kind](plain, p)
     everywhere = p.get("mscale_all_dim") if deepseek and kind != "default" else None
-    scale = _mscale(_number(p, "factor", kind), everywhere) ** 2 if everywhere else 1.0
+    scale = _mscale(_number(p, "factor", kind), _number(p, "mscale_all_dim", kind)) ** 2 \
+        if everywhere else 1.0
     return Rope(inv_freq, factor, scale)
 
 

@@ -282,7 +282,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.spend(CALL + own + self.size(*arguments))
         for number in arguments:
             if isinstance(number, int):
-                self.spend(abs(number) // CHARS)  # as if it were a width
+                # as if it were a width, in characters; batch fills a list up to it
+                self.spend(abs(number) // (1 if name == "batch" else CHARS))
         if name == "replace":
             texts = [one for one in arguments if isinstance(one, str)]
             self.spend(max((text.count(old) * len(new) for old in texts for new in texts),

@@ -27,6 +27,7 @@ from .number_formats import scale_shape
 __all__ = ["Source", "find_sources", "from_hf", "init_weights", "to_hf"]
 
 _FLOATS = frozenset("float64 float32 float16 F64 F32 F16 BF16 F8_E4M3".split())
+_MOST_TENSORS = 400_000  # DeepSeek-V3 has 46,000; the names of a config that lies take memory
 _LISTED = 50  # lines of each kind of fault in a message; one may stand for many tensors
 _FUSED = re.compile(r"(.*\.experts)\.\*\.(gate|up|down)_proj\.weight")
 
@@ -74,6 +75,8 @@ def find_sources(params: Sequence, found: Mapping[str, tuple[str, tuple[int, ...
                  config: ModelConfig) -> list[Source]:
     """Where each parameter comes from; found: (dtype, shape) of every tensor there is. Missing,
     surplus and misshapen tensors raise one ValueError that names them all."""
+    if (wanted := sum(param[1] for param in params)) > _MOST_TENSORS:
+        raise ValueError(f"the config makes {wanted} tensors; at most {_MOST_TENSORS} are read")
     faults: list[tuple[str, str, str]] = []  # what, name, more
     sources, used = [], set()
     for name, E, O, I, _ in params:  # noqa: E741

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -247,6 +248,15 @@ def test_the_sandbox_holds(source):
 def test_failures_say_why(source, words):
     with pytest.raises(ChatTemplateError, match=words):
         ChatTemplate(source).render([{"role": "user", "content": "x"}])
+
+
+def test_a_list_that_is_filled_up_is_paid_for_before_it_is_made():
+    tracemalloc.start()
+    with pytest.raises(ChatTemplateError, match="steps"):
+        ChatTemplate("{{ [1] | batch(4000000, 0) | list }}").render([{"role": "user", "content": "x"}])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
 
 
 def test_long_chats_fit_the_budget(tokenizers):

@@ -248,6 +248,7 @@ IMPOSSIBLE = [
     (DENSE, {"rope_scaling": {"type": "longrope"}},
      "rope type 'longrope' is not known; known are default, linear, dynamic, llama3, yarn"),
     (DENSE, {"rope_scaling": "yarn"}, "rope_scaling"),
+    (MOE, {"rope_scaling": {"mscale_all_dim": 1e300, "type": "yarn", "factor": 4.0}}, "mscale_all_dim"),
 ]
 
 
@@ -259,6 +260,11 @@ def test_what_cannot_be_raises_before_anything_is_allocated(
     with pytest.raises(ValueError, match=message):
         Model({**base, **change}, seed=None)
     assert _core.alloc_fail_at(0) == 0, "memory was asked for"
+
+
+def test_a_list_of_layers_has_no_more_than_there_can_be() -> None:
+    with pytest.raises(ValueError, match="mlp_only_layers has 5000 entries"):
+        ModelConfig(model_type="qwen3_moe", mlp_only_layers=[0] * 5000)
 
 
 def test_the_core_checks_again() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from models import make
-from r1grpo import Model, ModelConfig
+from r1grpo import Model, ModelConfig, Tokenizer
 from r1grpo.load_folder import INDEX, ModelFolder
 from r1grpo.safetensors_file import MAX_HEADER, SafetensorsFile
 from safetensors import SafetensorError, safe_open
@@ -230,6 +230,14 @@ def test_sizes_that_contradict_the_weights(tmp_path: Path) -> None:
         refused(folder, match)
 
 
+def test_a_config_of_millions_of_tensors(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "m", CONFIG, entries(STATE))
+    (folder / "config.json").write_text(json.dumps({
+        "model_type": "qwen3_moe", "vocab_size": 40, "hidden_size": 24, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 6, "num_experts": 1000, "num_hidden_layers": 1000}))
+    refused(folder, "the config makes 30[0-9]{5} tensors")
+
+
 def test_thousands_of_missing_and_surplus_tensors_are_all_named(tmp_path: Path) -> None:
     config = ModelConfig(
         vocab_size=40, hidden_size=24, num_hidden_layers=48, num_attention_heads=2, intermediate_size=8,
@@ -303,5 +311,6 @@ def test_other_files_are_bounded(tmp_path: Path) -> None:
     write_folder(folder, CONFIG, entries(STATE))
     with (folder / "tokenizer.json").open("wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(ValueError, match="tokenizer.json is larger than"):
-        Model.from_pretrained(folder)
+    for load in (Model, Tokenizer):
+        with pytest.raises(ValueError, match="tokenizer.json is larger than"):
+            load.from_pretrained(folder)
