@@ -35,9 +35,9 @@ AdamwSpec = tuple[float, float, float, float, float, float, int]
 Dtype = Literal["float32", "bfloat16"]
 # which array of a parameter: its value, gradient, or one of Adam's moments
 Part = Literal["value", "grad", "m", "v"]
-# (grad, recompute, the fields of LossSpec, mtp_coef, mtp_detach, balance_coef, micro_rows)
-Pass = tuple[bool, bool, LossForm, float, float, float, float, Kl, bool, float, float, float, bool,
-             float, int]
+# (grad, recompute, base, the fields of LossSpec, mtp_coef, mtp_detach, balance_coef, micro_rows)
+Pass = tuple[bool, bool, bool, LossForm, float, float, float, float, Kl, bool, float, float, float,
+             bool, float, int]
 # (grad, recompute, form, scale, micro_rows)
 ScorePass = tuple[bool, bool, Literal["pairwise", "pointwise"], float, int]
 

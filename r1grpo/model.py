@@ -266,11 +266,8 @@ class Model:
                       top_k: int | None = 0, top_p: float | None = 1.0,
                       min_p: float | None = 0.0) -> list[np.ndarray]:
         """`logprobs` without the adapters: the model that they were added to, and the reference of RL."""
-        scale, self._core.adapter_scale = self._core.adapter_scale, 0.0
-        try:
-            return self.logprobs(prompt_ids, completion_ids, temperature, top_k, top_p, min_p)
-        finally:
-            self._core.adapter_scale = scale
+        return self._logprobs(self._pack(prompt_ids, completion_ids),
+                              Filters(temperature, top_k, top_p, min_p), base=True)
 
     def save_adapter(self, folder: str | os.PathLike, base: str = "") -> None:
         """Writes the adapters alone, as PEFT does; base: name or path of the model that they belong to."""
@@ -283,13 +280,17 @@ class Model:
     def load_adapter(self, folder: str | os.PathLike) -> Model:
         """A copy of this model with the adapters of a folder that save_adapter or PEFT wrote."""
         folder = Path(folder)
-        other = self.add_adapter(read_config(folder))
-        places = [i for i, p in enumerate(other._params) if is_adapter(p[0])]
-        shapes = to_hf((other._params[i][0], other._read(i, "value")) for i in places)
-        found = read_tensors(folder, {name: one.shape for name, one in shapes.items()})
-        for i in places:
-            name, E, *_ = other._params[i]
-            other._write(i, "value", np.stack([found[name.replace("*", str(e))] for e in range(E)]))
+        lora = read_config(folder)
+        params = _core.Model.layout({**self.config.core()[0], **lora.sizes()})
+        check_targets(lora, [p[0] for p in params])
+        shapes = {name.replace("*", str(e)): (O, I) for name, E, O, I, _ in params  # noqa: E741
+                  if is_adapter(name) for e in range(E)}
+        found = read_tensors(folder, shapes)  # before anything of these sizes is allocated
+        other = self.add_adapter(lora)
+        for i, (name, E, *_) in enumerate(params):
+            if is_adapter(name):
+                other._write(i, "value",
+                             np.stack([found[name.replace("*", str(e))] for e in range(E)]))
         return other
 
     # ---- sampling ----------------------------------------------------------------------------
@@ -338,9 +339,9 @@ class Model:
         return self._logprobs(self._pack(prompt_ids, completion_ids),
                               Filters(temperature, top_k, top_p, min_p))
 
-    def _logprobs(self, batch: PackedBatch, how: Filters) -> list[np.ndarray]:
+    def _logprobs(self, batch: PackedBatch, how: Filters, base: bool = False) -> list[np.ndarray]:
         out = np.empty(batch.targets, np.float32)
-        spec = (False, False, *LossSpec(), 0.0, False, 0.0, _MICRO_TOKENS)
+        spec = (False, False, base, *LossSpec(), 0.0, False, 0.0, _MICRO_TOKENS)
         if batch.targets:
             self._core.run(self.device, batch.ids, batch.start, batch.first, None, None, None, None,
                            spec, how.tuple(), out, None, None, None, None, None, None, None)
@@ -434,7 +435,7 @@ class Model:
         M, B = batch.targets, len(batch.lengths)
         logp, entropy, loss, kl, clipped, mtp_loss = (np.zeros(M, np.float32) for _ in range(6))
         draft, balance = np.full(M, -1, np.int32), np.zeros(B, np.float32)
-        spec = (True, bool(recompute), *loss_spec._replace(scale=1.0 / total),
+        spec = (True, bool(recompute), False, *loss_spec._replace(scale=1.0 / total),
                 as_number(mtp_coef, "mtp_coef"), bool(mtp_detach),
                 as_number(balance_coef, "balance_coef") / total, _micro_rows(micro_batch_tokens))
         self._core.run(self.device, batch.ids, batch.start, batch.first, w, advantages, old, ref,
@@ -452,6 +453,8 @@ class Model:
 
     def add_score_head(self, seed: int = 0) -> Model:
         """A copy of this model with a scalar head (zeros would rank nothing: it is drawn from seed)."""
+        if self.lora:
+            raise ValueError("this model has adapters; merge() makes them part of its weights first")
         config = ModelConfig.from_dict({**self.config.to_dict(), "score_head": True})
         other = Model(config, seed=seed, device=self.device_name, dtype=self.dtype)
         own = other.state_dict()

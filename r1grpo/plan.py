@@ -154,16 +154,18 @@ def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
 
 def plan_training(config: ModelConfig | dict[str, Any], args: TrainingConfig,
                   dtype: str = "float32", length: int | None = None,
-                  prompt_length: int | None = None, lora: LoraConfig | None = None) -> MemoryPlan:
+                  prompt_length: int | None = None, lora: LoraConfig | None = None,
+                  sequences: int | None = None) -> MemoryPlan:
     """The plan of a trainer with these options on a model of this configuration.
 
     length: tokens of the longest row (SFT, reward models), prompt_length: of the longest prompt
     (GRPO); None: what the options allow, else the context. lora: the model has these adapters, and
-    is its own reference."""
+    is its own reference. sequences: of one update; None: the batch size, or with packing as many as
+    a micro-batch takes."""
     config = config if isinstance(config, ModelConfig) else ModelConfig.from_dict(config)
     context = config.max_position_embeddings
     common: dict[str, Any] = {
-        "dtype": dtype, "sequences": args.per_device_train_batch_size,
+        "dtype": dtype, "sequences": sequences or args.per_device_train_batch_size,
         "micro_batch_tokens": args.micro_batch_tokens, "recompute": args.gradient_checkpointing,
         "checkpoint": args.output_dir is not None, "lora": lora}
     if isinstance(args, GRPOConfig):
@@ -177,6 +179,8 @@ def plan_training(config: ModelConfig | dict[str, Any], args: TrainingConfig,
             prompt_length=min(longest, context - 1), max_new_tokens=completion, **common)
     if isinstance(args, RewardConfig) and args.kind == "pairwise":
         common["sequences"] *= 2
+    if isinstance(args, SFTConfig) and args.packing and sequences is None:
+        common["sequences"] = 1 << 20
     limit = args.max_length if isinstance(args, SFTConfig | RewardConfig) else None
     return plan_memory(config, length=length or limit, scoring=True, **common)
 

@@ -199,7 +199,8 @@ class SFTTrainer(Trainer):
                              f"train_dataset is empty: all its {self.dropped} rows are too long")
         self.bins = best_fit_decreasing([len(one) for one in self.examples], self.args.max_length) \
             if self.args.packing else [[i] for i in range(len(self.examples))]
-        self._require_memory(max(map(len, self.examples)))
+        self._require_memory(max(map(len, self.examples)), sequences=max(map(len, self.bins))
+                             * self.args.per_device_train_batch_size)
 
     def _encode(self, rows: Sequence[dict[str, Any]], name: str) -> list[Example]:
         args, examples = self.args, []

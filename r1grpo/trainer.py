@@ -148,6 +148,9 @@ class Trainer:
 
     def __init__(self, model: Any, args: TrainingConfig,
                  callbacks: Sequence[Callback] | None = None) -> None:
+        if args.router_bias_rate and getattr(model, "lora", None) is not None:
+            raise ConfigError(f"{type(args).__name__}: router_bias_rate: the routing bias is part of "
+                              "the weights that adapters leave as they are")
         self.model = model
         self.args = args
         self.callbacks = list(callbacks or [])  # each is called as f(trainer, metrics)
@@ -157,13 +160,15 @@ class Trainer:
         self.log_history: list[dict[str, Any]] = []
         self._trackers = open_trackers(args.report_to, args.output_dir)
 
-    def _require_memory(self, length: int, prompt_length: int | None = None) -> None:
+    def _require_memory(self, length: int, prompt_length: int | None = None,
+                        sequences: int | None = None) -> None:
         """MemoryError with the plan's table where the run cannot fit, before its first step. What
         this process holds already counts as part of it: the model is loaded, perhaps trained.
-        length: tokens of the longest row; prompt_length: of the longest prompt (GRPO)."""
+        length: tokens of the longest row; prompt_length: of the longest prompt (GRPO); sequences:
+        of an update, where they are more than per_device_train_batch_size (packing)."""
         if hasattr(self.model, "plan"):  # the tests' stand-ins have none
             plan = plan_training(self.model.config, self.args, self.model.dtype, length,
-                                 prompt_length, self.model.lora)
+                                 prompt_length, self.model.lora, sequences)
             check_fits(plan, allocated=resident_memory())
 
     # ---- what a trainer provides ----
@@ -252,7 +257,7 @@ class Trainer:
         return {"arrays": arrays,
                 "meta": {**meta, "trainer": type(self).__name__, "step": self.step,
                          "num_tokens": self.num_tokens, "processed_tokens": self.processed_tokens,
-                         "args": _fixed_options(self.args)}}
+                         "args": _fixed_options(self.args), "model": _model_options(self.model)}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         arrays, meta = state["arrays"], state["meta"]
@@ -260,6 +265,8 @@ class Trainer:
             raise ConfigError(f"this is the state of a {meta['trainer']}, not of a "
                               f"{type(self).__name__}")
         now, then = _fixed_options(self.args), meta["args"]
+        if "model" in meta:  # older states say nothing of it
+            now, then = {**now, **_model_options(self.model)}, {**then, **meta["model"]}
         changed = [f"{k}: {then.get(k)!r} -> {now.get(k)!r}" for k in sorted(now.keys() | then)
                    if now.get(k) != then.get(k)]
         if changed:
@@ -301,6 +308,15 @@ def _fixed_options(args: TrainingConfig) -> dict[str, Any]:
     free = FREE_OPTIONS | (LENGTH_OPTIONS if args.lr_scheduler_type == "constant" else set())
     return json.loads(json.dumps({k: v for k, v in dataclasses.asdict(args).items()
                                   if k not in free}))
+
+
+def _model_options(model: Any) -> dict[str, Any]:
+    """What else of a model its bits depend on, as JSON would give it back. The tests' stand-ins have
+    nothing of it."""
+    lora = getattr(model, "lora", None)
+    return json.loads(json.dumps({
+        "dtype": getattr(model, "dtype", None), "live_vocab": getattr(model, "live_vocab", None),
+        "lora": lora and dataclasses.asdict(lora)}))
 
 
 def _under(arrays: dict[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:

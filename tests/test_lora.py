@@ -205,3 +205,57 @@ def test_adapters_that_do_not_fit(tmp_path):
     config.write_text(json.dumps({**json.loads(config.read_text()), "use_dora": True}))
     with pytest.raises(ValueError, match="sets use_dora"):
         make("dense").load_adapter(tmp_path / "a")
+
+
+def test_the_base_is_asked_without_a_setting_that_others_see():
+    """base_logprobs leaves the adapters out of one pass: a session that is open goes on."""
+    model = adapted("dense")
+    prompts, completions = batch()
+    want = model.generate([[3, 4]], max_new_tokens=6, stop_token_ids=())
+    session = model.session([[3, 4]], max_new_tokens=6, stop_token_ids=())
+    session.run(2)
+    model.base_logprobs(prompts, completions)
+    session.run(6)
+    assert bits(session.rollout().logprobs) == bits(want.logprobs)
+
+
+def test_a_resume_shares_the_adapters_and_what_else_a_model_is():
+    rows = [{"prompt_ids": [3, 4], "completion_ids": [5, 6, 7]}] * 4
+
+    def run(dtype="float32", live=None, **options):
+        model = make("dense", dtype=dtype)
+        model.live_vocab = live or model.live_vocab
+        return SFTTrainer(model, SFTConfig(max_steps=2), rows,
+                          peft_config=LoraConfig(**{"r": 2, **options}))
+
+    state = run().state_dict()
+    run().load_state_dict(state)
+    for changed, words in ((run(lora_alpha=9), "lora.*8.*->.*9"), (run("bfloat16"), "dtype.*bfloat16"),
+                           (run(live=20), "live_vocab.*-> 20")):
+        with pytest.raises(ValueError, match=f"other options: .*{words}"):
+            changed.load_state_dict(state)
+    del state["meta"]["model"]  # as states were written before
+    run().load_state_dict(state)
+
+
+def test_the_routing_bias_belongs_to_the_frozen_weights():
+    rows = [{"prompt_ids": [3, 4], "completion_ids": [5, 6, 7]}]
+    with pytest.raises(ValueError, match="router_bias_rate"):
+        SFTTrainer(make("moe"), SFTConfig(max_steps=1, router_bias_rate=1e-3), rows,
+                   peft_config=LoraConfig(r=2))
+
+
+def test_an_adapter_that_lies_about_its_rank_takes_no_memory(tmp_path, monkeypatch):
+    model = adapted("dense")
+    model.save_adapter(tmp_path / "a")
+    path = tmp_path / "a" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "r": (1 << 20) - 1}))
+    base = make("dense")
+    monkeypatch.setattr(Model, "add_adapter", lambda *_: pytest.fail("memory for it was taken"))
+    with pytest.raises(ValueError, match=r"does not fit.*lora_A.*1048575"):
+        base.load_adapter(tmp_path / "a")
+
+
+def test_a_score_head_wants_merged_weights():
+    with pytest.raises(ValueError, match="merge"):
+        adapted("dense").add_score_head()

@@ -244,3 +244,19 @@ def test_the_limit_is_the_control_groups(tmp_path: Path, monkeypatch: pytest.Mon
     assert available_memory() == 0
     files.clear()
     assert available_memory() == 2**63 - 1
+
+
+def test_a_packed_update_is_planned_with_all_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bin holds many rows: they count together, as far as a micro-batch takes them."""
+    asked = []
+    monkeypatch.setattr("r1grpo.trainer.check_fits", lambda plan, **_: asked.append(plan))
+    model = Model(ModelConfig.tiny_dense(), seed=1)
+    rows = [{"prompt_ids": [3] * 4, "completion_ids": [4] * 4}] * 64
+    for packing in (False, True):
+        args = SFTConfig(per_device_train_batch_size=1, max_steps=1, max_length=512, packing=packing)
+        SFTTrainer(model, args, rows)
+    one, packed = (plan.bytes_of("training: activations") for plan in asked)
+    assert packed > 32 * one
+    small = dataclasses.replace(args, max_length=64)
+    assert plan_training(model.config, args, length=8).bytes_of("training: act") >= packed
+    assert plan_training(model.config, small).bytes_of("training: act") > 8 * one

@@ -350,9 +350,10 @@ model_run(PyObject *object, PyObject *const *items, Py_ssize_t count)
     batch.adv = arg_f32(a, "advantage", "M", "1", ARG_IN | ARG_NULL);
     batch.old_logp = arg_f32(a, "old_logp", "M", "1", ARG_IN | ARG_NULL);
     batch.ref_logp = arg_f32(a, "ref_logp", "M", "1", ARG_IN | ARG_NULL);
-    arg_enter(a, "pass", 15);
+    arg_enter(a, "pass", 16);
     pass.grad = arg_flag(a, "grad");
     pass.recompute = arg_flag(a, "recompute");
+    pass.base = arg_flag(a, "base");
     arg_loss(a, &pass.loss);
     pass.mtp_coef = arg_float(a, "mtp_coef");
     pass.mtp_detach = arg_flag(a, "mtp_detach");
@@ -589,7 +590,7 @@ static PyType_Slot model_slots[] = {
     {Py_tp_dealloc, model_dealloc},
     {Py_tp_methods, model_methods},
     {Py_tp_getset, model_getset},
-    {Py_tp_doc, "Model(device, config, inv_freq, rope_factor, /)\n--\n\n"
+    {Py_tp_doc, "Model(device, config, inv_freq, rope_factor, dtype, /)\n--\n\n"
                 "The network: weights, gradients, moments. csrc/model/model.h has the fields."},
     {0, NULL},
 };

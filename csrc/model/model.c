@@ -327,9 +327,8 @@ run_micro(r1_model *m, r1_workspace *ws, const r1_micro *mb, const r1_batch *bat
     return R1_OK;
 }
 
-r1_code
-r1_model_run(r1_model *m, const r1_batch *batch, const r1_pass *pass, r1_outputs *out,
-             r1_status *st)
+static r1_code
+run_all(r1_model *m, const r1_batch *batch, const r1_pass *pass, r1_outputs *out, r1_status *st)
 {
     r1_workspace *ws = pass->grad ? &m->train : &m->infer;
     if (pass->grad) {
@@ -348,4 +347,15 @@ r1_model_run(r1_model *m, const r1_batch *batch, const r1_pass *pass, r1_outputs
         R1_TRY(code);
     }
     return R1_OK;
+}
+
+r1_code
+r1_model_run(r1_model *m, const r1_batch *batch, const r1_pass *pass, r1_outputs *out,
+             r1_status *st)
+{
+    float scale = m->adapter_scale;
+    m->adapter_scale = pass->base ? 0.0f : scale;
+    r1_code code = run_all(m, batch, pass, out, st);
+    m->adapter_scale = scale;
+    return code;
 }

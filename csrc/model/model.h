@@ -3,7 +3,7 @@
  *   config.c  can this configuration be?           block.c   one layer, forward then backward
  *   layout.c  every parameter                       mtp.c    the multi-token-prediction module
  *   workspace.c  every buffer of a batch            head.c   hidden -> log-prob, loss, d hidden
- *   linear.c  weight + bias                         model.c  open, close, log-probs and gradients
+ *   linear.c  weight + bias + adapter               model.c  open, close, log-probs and gradients
  *   micro.c   sequences -> one packed micro-batch   score.c  the scalar head of reward models
  *   update.c  norm, clip, AdamW, router bias        decode.c sampling (decode_open.c, kvpool.c)
  *   plan.c    bytes of all this, nothing allocated
@@ -256,9 +256,9 @@ model_live(const r1_model *m, const r1_tensor *logits)
     return r1_cols(logits, 0, m->live);
 }
 /* 1 <= live <= V. Sessions that are open end, as after a change of a weight. */
-/* s of linear.c for all adapters; 0 leaves them out. */
-r1_code r1_model_set_adapter_scale(r1_model *m, float scale, r1_status *st);
 r1_code r1_model_set_live(r1_model *m, size_t live, r1_status *st);
+/* s of linear.c for all adapters; 0 leaves them out. Sessions that are open end. */
+r1_code r1_model_set_adapter_scale(r1_model *m, float scale, r1_status *st);
 
 /* ---- log-probs and gradients ---------------------------------------------------------------- */
 
@@ -274,6 +274,7 @@ typedef struct {
 typedef struct {
     int grad;                             /* 0: forward only */
     int recompute;                        /* backward: layers once more instead of keeping them */
+    int base;                             /* the adapters are left out */
     r1_loss_spec loss;
     r1_sampling sampling;
     float mtp_coef;                       /* 0: the MTP module does not run */
