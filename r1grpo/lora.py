@@ -39,7 +39,7 @@ _MAX_CONFIG = 1 << 20  # bytes
 @dataclass(frozen=True)
 class LoraConfig:
     """target_modules: names of TARGETS, or "all-linear"; those that a model lacks are an error, of
-    "all-linear" those that it has. lora_dropout, bias and task_type take PEFT's defaults alone."""
+    "all-linear" those that it has. The last five take PEFT's defaults alone."""
 
     r: int = 8
     lora_alpha: float = 8
@@ -48,13 +48,16 @@ class LoraConfig:
     lora_dropout: float = 0.0
     bias: str = "none"
     task_type: str | None = "CAUSAL_LM"
+    init_lora_weights: bool = True
+    modules_to_save: None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.r, bool) or not isinstance(self.r, int) or not 1 <= self.r < 1 << 20:
             raise ValueError(f"LoraConfig: r is {self.r!r}, must be an integer of at least 1")
         if not isinstance(self.lora_alpha, (int, float)) or not 0 < self.lora_alpha < 1e30:
             raise ValueError(f"LoraConfig: lora_alpha is {self.lora_alpha!r}, must be above 0")
-        for name, only in (("lora_dropout", 0.0), ("bias", "none"), ("task_type", "CAUSAL_LM")):
+        for name, only in (("lora_dropout", 0.0), ("bias", "none"), ("task_type", "CAUSAL_LM"),
+                           ("init_lora_weights", True), ("modules_to_save", None)):
             if getattr(self, name) not in (only, None):
                 raise ValueError(f"LoraConfig: {name} is {getattr(self, name)!r}; "
                                  f"only {only!r} is there")

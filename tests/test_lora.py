@@ -180,6 +180,8 @@ def test_sft_with_adapters():
 @pytest.mark.parametrize("options, words", [
     ({"r": 0}, "r is 0"), ({"r": True}, "r is True"), ({"lora_alpha": 0}, "lora_alpha is 0"),
     ({"lora_dropout": 0.1}, "lora_dropout is 0.1"), ({"bias": "all"}, "bias is 'all'"),
+    ({"modules_to_save": ["lm_head"]}, "modules_to_save is"),
+    ({"init_lora_weights": False}, "init_lora_weights is False"),
     ({"target_modules": ["q_prj"]}, "'q_prj'.*q_proj"), ({"target_modules": []}, "none")])
 def test_options_that_cannot_be(options, words):
     with pytest.raises(ValueError, match=words):
