@@ -21,8 +21,17 @@ from .model import Model
 from .tokenizer import WordTokenizer
 
 
-def model_and_tokenizer(model: Any, processing_class: Any) -> tuple[Any, Any]:
-    """(model, tokenizer): both as they are, or out of the folder that `model` names."""
+def model_and_tokenizer(model: Any, processing_class: Any, peft_config: Any = None, seed: int = 0
+                        ) -> tuple[Any, Any]:
+    """(model, tokenizer): both as they are, or out of the folder that `model` names; with a
+    peft_config (LoraConfig) a copy of the model with new adapters, drawn from seed."""
+    model, processing_class = _loaded(model, processing_class)
+    if peft_config is not None:
+        model = model.add_adapter(peft_config, seed)
+    return model, processing_class
+
+
+def _loaded(model: Any, processing_class: Any) -> tuple[Any, Any]:
     if _foreign(processing_class):
         raise TypeError(f"processing_class is a {type(processing_class).__name__} of another library; "
                         f"give r1grpo.Tokenizer.from_pretrained(FOLDER), or leave it out where model "

@@ -105,9 +105,8 @@ class GRPOTrainer(Trainer):
             raise TypeError(f"GRPOTrainer: argument {name!r} " + _THEIRS.get(name, "is unknown"))
         require_options("GRPOTrainer", args, GRPOConfig)
         args = args or GRPOConfig()
-        model, processing_class = model_and_tokenizer(model, processing_class)
-        if peft_config is not None:
-            model = model.add_adapter(peft_config, args.seed)
+        model, processing_class = model_and_tokenizer(model, processing_class, peft_config,
+                                                      args.seed)
         super().__init__(model, args, callbacks)
         self.rewards = Rewards(reward_funcs, self.args.reward_weights)
         self.dataset = train_dataset

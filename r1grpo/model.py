@@ -156,10 +156,14 @@ class Model:
 
     def clone(self) -> Model:
         """An independent copy of the weights, without gradients or optimiser state."""
-        other = Model(self.config, None, self.device_name, self.dtype, self.lora)
-        other.live_vocab = self.live_vocab
+        other = self._empty(self.lora)
         other.copy_weights_from(self)
-        other._carried = self._carried
+        return other
+
+    def _empty(self, lora: LoraConfig | None) -> Model:
+        """A model like this one but for the adapters, whose weights are still to be written."""
+        other = Model(self.config, None, self.device_name, self.dtype, lora)
+        other.live_vocab, other._carried = self.live_vocab, self._carried
         return other
 
     def copy_weights_from(self, other: Model, alpha: float = 1.0) -> None:
@@ -238,8 +242,7 @@ class Model:
                             f"{type(lora).__name__}, expected an r1grpo.LoraConfig")
         if self.lora:
             raise ValueError("this model has adapters already; merge() makes them part of its weights")
-        other = Model(self.config, None, self.device_name, self.dtype, lora)
-        other.live_vocab, other._carried = self.live_vocab, self._carried
+        other = self._empty(lora)
         for i in range(len(self._params)):
             other._write(i, "value", self._read(i, "value"))
         for i, array in start_adapters(other._params, as_count(seed, "seed", 0)):
@@ -248,17 +251,19 @@ class Model:
 
     def merge(self) -> Model:
         """A model without adapters whose weights are W + s B A (within rounding the same function)."""
-        other = Model(self.config, None, self.device_name, self.dtype)
-        other.live_vocab, other._carried = self.live_vocab, self._carried
+        other = self._empty(None)
         for i in range(len(other._params)):
             other._write(i, "value", self._read_merged(i))
         return other
 
     def _read_merged(self, i: int) -> np.ndarray:
+        value = self._read(i, "value")
+        if self.lora is None:
+            return value
         index = {p[0]: j for j, p in enumerate(self._params)}
-        stem, value = self._params[i][0].removesuffix(".weight"), self._read(i, "value")
+        stem = self._params[i][0].removesuffix(".weight")
         down, up = index.get(f"{stem}.lora_A.weight"), index.get(f"{stem}.lora_B.weight")
-        if self.lora is None or down is None or up is None:
+        if down is None or up is None:
             return value
         return merged(value, self._read(down, "value"), self._read(up, "value"), self.lora.scale)
 

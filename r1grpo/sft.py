@@ -185,9 +185,8 @@ class SFTTrainer(Trainer):
             raise TypeError(f"SFTTrainer: argument {name!r} " + _THEIRS.get(name, "is unknown"))
         require_options("SFTTrainer", args, SFTConfig)
         args = args or SFTConfig()
-        model, processing_class = model_and_tokenizer(model, processing_class)
-        if peft_config is not None:
-            model = model.add_adapter(peft_config, args.seed)
+        model, processing_class = model_and_tokenizer(model, processing_class, peft_config,
+                                                      args.seed)
         super().__init__(model, args, callbacks)
         self.processing_class = processing_class
         fit_vocabulary(model, processing_class)

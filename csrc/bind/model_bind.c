@@ -458,94 +458,6 @@ model_router_update(PyObject *object, PyObject *const *items, Py_ssize_t count)
     return model_end(self, &c);
 }
 
-static PyObject *
-model_get_step(PyObject *object, void *Py_UNUSED(closure))
-{
-    return PyLong_FromUnsignedLongLong(((ModelObject *)object)->model->step);
-}
-
-static int
-model_set_step(PyObject *object, PyObject *value, void *Py_UNUSED(closure))
-{
-    unsigned long long step = value != NULL ? PyLong_AsUnsignedLongLong(value) : 0;
-    if (value == NULL || PyErr_Occurred()) {
-        if (!PyErr_Occurred()) {
-            PyErr_SetString(PyExc_AttributeError, "step cannot be deleted");
-        }
-        return -1;
-    }
-    ModelObject *self = (ModelObject *)object;
-    if (atomic_flag_test_and_set(&self->busy)) {
-        PyErr_SetString(PyExc_RuntimeError, "model is busy: another thread is using it");
-        return -1;
-    }
-    self->model->step = step;
-    atomic_flag_clear(&self->busy);
-    return 0;
-}
-
-static PyObject *
-model_get_live(PyObject *object, void *Py_UNUSED(closure))
-{
-    return PyLong_FromSize_t(((ModelObject *)object)->model->live);
-}
-
-static int
-model_set_live(PyObject *object, PyObject *value, void *Py_UNUSED(closure))
-{
-    size_t live = value != NULL ? PyLong_AsSize_t(value) : 0;
-    if (value == NULL || PyErr_Occurred()) {
-        if (!PyErr_Occurred()) {
-            PyErr_SetString(PyExc_AttributeError, "live_vocab cannot be deleted");
-        }
-        return -1;
-    }
-    ModelObject *self = (ModelObject *)object;
-    if (atomic_flag_test_and_set(&self->busy)) {
-        PyErr_SetString(PyExc_RuntimeError, "model is busy: another thread is using it");
-        return -1;
-    }
-    r1_status st = {0};
-    r1_code code = r1_model_set_live(self->model, live, &st);
-    atomic_flag_clear(&self->busy);
-    if (code != R1_OK) {
-        status_raise(&st);
-        return -1;
-    }
-    return 0;
-}
-
-static PyObject *
-model_get_scale(PyObject *object, void *Py_UNUSED(closure))
-{
-    return PyFloat_FromDouble((double)((ModelObject *)object)->model->adapter_scale);
-}
-
-static int
-model_set_scale(PyObject *object, PyObject *value, void *Py_UNUSED(closure))
-{
-    double scale = value != NULL ? PyFloat_AsDouble(value) : 0.0;
-    if (value == NULL || PyErr_Occurred()) {
-        if (!PyErr_Occurred()) {
-            PyErr_SetString(PyExc_AttributeError, "adapter_scale cannot be deleted");
-        }
-        return -1;
-    }
-    ModelObject *self = (ModelObject *)object;
-    if (atomic_flag_test_and_set(&self->busy)) {
-        PyErr_SetString(PyExc_RuntimeError, "model is busy: another thread is using it");
-        return -1;
-    }
-    r1_status st = {0};
-    r1_code code = r1_model_set_adapter_scale(self->model, (float)scale, &st);
-    atomic_flag_clear(&self->busy);
-    if (code != R1_OK) {
-        status_raise(&st);
-        return -1;
-    }
-    return 0;
-}
-
 /* ---- the type -------------------------------------------------------------------------------- */
 
 #define METHOD(name, function, arguments, text)                                                   \
@@ -576,20 +488,11 @@ static PyMethodDef model_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-static PyGetSetDef model_getset[] = {
-    {"step", model_get_step, model_set_step, "Optimiser updates so far.", NULL},
-    {"live_vocab", model_get_live, model_set_live,
-     "Ids below it have a probability; the others are never drawn.", NULL},
-    {"adapter_scale", model_get_scale, model_set_scale,
-     "Factor of all low-rank adapters; 0 leaves them out.", NULL},
-    {NULL, NULL, NULL, NULL, NULL},
-};
-
 static PyType_Slot model_slots[] = {
     {Py_tp_new, model_new},
     {Py_tp_dealloc, model_dealloc},
     {Py_tp_methods, model_methods},
-    {Py_tp_getset, model_getset},
+    {Py_tp_getset, model_properties},
     {Py_tp_doc, "Model(device, config, inv_freq, rope_factor, dtype, /)\n--\n\n"
                 "The network: weights, gradients, moments. csrc/model/model.h has the fields."},
     {0, NULL},

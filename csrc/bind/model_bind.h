@@ -1,4 +1,4 @@
-/* model_bind.h - what model_bind.c and decode_bind.c share: the model's object and its lock. */
+/* model_bind.h - what the files of the model's binding share: the model's object and its lock. */
 #ifndef R1_MODEL_BIND_H
 #define R1_MODEL_BIND_H
 
@@ -27,6 +27,7 @@ PyObject *model_end(ModelObject *self, r1_call *c);
 /* The dict of ModelConfig.core() as the core's configuration: 0, or -1 with an exception. */
 int config_read(PyObject *dict, r1_config *c);
 
+extern PyGetSetDef model_properties[]; /* model_properties.c */
 int decode_bind_add(PyObject *module);
 int plan_bind_add(PyObject *module);
 

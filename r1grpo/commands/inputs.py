@@ -28,6 +28,7 @@ from ..model import Model
 from ..model_config import ModelConfig
 from ..plan import MemoryPlan, plan_memory
 from ..rewards import accuracy_reward, language_reward, think_format_reward
+from ..rollout import fit_vocabulary
 from ..rows import load_rows
 from ..scoring import RewardFunction
 from ..toml import ConfigError, suggest
@@ -79,7 +80,7 @@ def open_config(name: str) -> ModelConfig:
 def open_model(name: str, dtype: str, tokenizer: Tokenizer) -> Model:
     """The weights; ids that the tokenizer has not are never sampled."""
     model = Model.from_pretrained(local(name), dtype=dtype)
-    model.live_vocab = len(tokenizer)
+    fit_vocabulary(model, tokenizer)
     return model
 
 
