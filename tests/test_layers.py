@@ -15,8 +15,8 @@ PLAIN = {"algebra", "charts", "chat_targets", "chat_template", "checkpoint", "co
          "model_config", "monitor", "number_formats", "packing", "refusals", "report_style",
          "rewards", "rope", "rows", "rundir", "safetensors_file", "tasks", "template_sandbox",
          "text_stream", "tokenizer", "toml", "trackers", "verifiers"}
-FACE = {"_core", "advantage", "batch", "device", "load_folder", "model", "plan", "rollout",
-        "sampling", "save_folder", "weights"}
+FACE = {"_core", "advantage", "batch", "device", "load_folder", "losses", "model", "model_files",
+        "model_state", "plan", "rollout", "sampling", "save_folder", "weights"}
 TRAINERS = {"distill", "evaluate", "folder", "grpo", "rejection", "reward_model", "scoring", "sft",
             "trainer"}
 STORY = {"cli", "commands", "doctor", "measure", "pipeline", "recipe", "report", "run", "sources",

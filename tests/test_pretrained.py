@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import r1grpo.model
+import r1grpo.model_state
 from models import configs, make
 from r1grpo import Model, ModelConfig, _core
 from r1grpo.number_formats import narrow, widen
@@ -410,7 +410,7 @@ def test_the_process_never_holds_more_than_the_model_and_its_largest_parameter(t
 def test_loading_draws_no_random_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make("dense")
     model.save_pretrained(tmp_path / "m")
-    monkeypatch.setattr(r1grpo.model, "init_weights", None)
+    monkeypatch.setattr(r1grpo.model_state, "init_weights", None)
     assert same(Model.from_pretrained(tmp_path / "m"), model.state_dict())
 
 

@@ -1,0 +1,148 @@
+"""model_files.py - where a model comes from and goes to: folders, adapters, other models.
+
+Every way to make a model that is not drawn at random, and every way to write one. A folder is written
+whole or not at all; a file that does not fit is refused before a weight is read.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from . import _core
+from .batch import as_count
+from .checkpoint import write_folder
+from .hub import find_folder
+from .load_folder import ModelFolder, is_whole
+from .lora import (LoraConfig, adapter_files, check_targets, is_adapter, merged, read_config,
+                   read_tensors, start_adapters)
+from .model_config import ModelConfig
+from .model_state import ModelState
+from .save_folder import model_files, stale_files
+from .weights import to_hf
+
+
+class ModelFiles(ModelState):
+    """A model that can be loaded, saved, copied, and given adapters or another head."""
+
+    # ---- folders -----------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike, device: str = "cpu", dtype: str = "float32",
+                        revision: str | None = None, trust_remote_code: bool = False,
+                        lora: LoraConfig | None = None, seed: int = 0) -> Self:
+        """Loads a Hugging Face folder of safetensors: what `save_pretrained` wrote or others published.
+
+        folder: a path, or an id of the hub ("org/name", with `revision`; needs huggingface_hub). Weights
+        in float32, float16, bfloat16 or DeepSeek's FP8; shards; experts one by one or fused. A file that
+        does not fit raises ValueError or FileNotFoundError before a weight is read. lora, seed: new
+        adapters beside the weights (r1grpo/lora.py), which are then frozen."""
+        if trust_remote_code:
+            raise ValueError("trust_remote_code=True is refused: code of a model folder is never run; its "
+                             "architecture must be one of those that this engine knows")
+        with ModelFolder(find_folder(folder, revision, is_whole)) as source:
+            model = cls(source.config, seed=None, device=device, dtype=dtype, lora=lora)
+            for i, array in enumerate(source.arrays()):
+                model._write(i, "value", array)
+        for i, array in start_adapters(model._params, as_count(seed, "seed", 0)):
+            model._write(i, "value", array)
+        model._carried = source.files
+        return model
+
+    def save_pretrained(self, folder: str | os.PathLike, max_shard_size: int | str = "5GB",
+                        dtype: str | None = None) -> None:
+        """Writes a Hugging Face folder, whole or not at all: what transformers, vLLM and llama.cpp's
+        converter load. dtype: "float32", "bfloat16" or "float16"; None: the model's own. The tokenizer's
+        files and generation_config.json are those of the folder that the model was loaded from. Adapters
+        are merged into the weights; save_adapter keeps them apart."""
+        folder = Path(folder)
+        write_folder(folder, model_files(self.config, self._base_params, self._read_merged,
+                                         dtype or self.dtype, max_shard_size, self._carried),
+                     stale_files(folder))
+
+    # ---- copies ------------------------------------------------------------------------------
+
+    def clone(self) -> Self:
+        """An independent copy of the weights, without gradients or optimiser state."""
+        other = self._empty(self.lora)
+        other.copy_weights_from(self)
+        return other
+
+    def _empty(self, lora: LoraConfig | None) -> Self:
+        """A model like this one but for the adapters, whose weights are still to be written."""
+        other = type(self)(self.config, None, self.device_name, self.dtype, lora)
+        other.live_vocab, other._carried = self.live_vocab, self._carried
+        return other
+
+    def add_score_head(self, seed: int = 0) -> Self:
+        """A copy of this model with a scalar head (zeros would rank nothing: it is drawn from seed)."""
+        if self.lora:
+            raise ValueError("this model has adapters; merge() makes them part of its weights first")
+        config = ModelConfig.from_dict({**self.config.to_dict(), "score_head": True})
+        other = type(self)(config, seed=seed, device=self.device_name, dtype=self.dtype)
+        own = other.state_dict()
+        other.load_state_dict({**own, **self.state_dict()})
+        other._carried = self._carried
+        return other
+
+    # ---- adapters ----------------------------------------------------------------------------
+
+    def add_adapter(self, lora: LoraConfig, seed: int = 0) -> Self:
+        """A copy of this model with new low-rank adapters, all else frozen; it samples the same bits
+        until its first update. `from_pretrained(lora=...)` needs no second model while it is made."""
+        if not isinstance(lora, LoraConfig):
+            raise TypeError(f"the adapter's options are a {type(lora).__module__}."
+                            f"{type(lora).__name__}, expected an r1grpo.LoraConfig")
+        if self.lora:
+            raise ValueError("this model has adapters already; merge() makes them part of its weights")
+        other = self._empty(lora)
+        for i in range(len(self._params)):
+            other._write(i, "value", self._read(i, "value"))
+        for i, array in start_adapters(other._params, as_count(seed, "seed", 0)):
+            other._write(i, "value", array)
+        return other
+
+    def load_adapter(self, folder: str | os.PathLike) -> Self:
+        """A copy of this model with the adapters of a folder that save_adapter or PEFT wrote."""
+        folder = Path(folder)
+        lora = read_config(folder)
+        params = _core.Model.layout({**self.config.core()[0], **lora.sizes()})
+        check_targets(lora, [p[0] for p in params])
+        shapes = {name.replace("*", str(e)): (O, I) for name, E, O, I, _ in params  # noqa: E741
+                  if is_adapter(name) for e in range(E)}
+        found = read_tensors(folder, shapes)  # before anything of these sizes is allocated
+        other = self.add_adapter(lora)
+        for i, (name, E, *_) in enumerate(params):
+            if is_adapter(name):
+                other._write(i, "value",
+                             np.stack([found[name.replace("*", str(e))] for e in range(E)]))
+        return other
+
+    def save_adapter(self, folder: str | os.PathLike, base: str = "") -> None:
+        """Writes the adapters alone, as PEFT does; base: name or path of the model that they belong to."""
+        if not self.lora:
+            raise ValueError("this model has no adapter; save_pretrained writes its weights")
+        tensors = to_hf((p[0], self._read(i, "value")) for i, p in enumerate(self._params)
+                        if is_adapter(p[0]))
+        write_folder(Path(folder), adapter_files(self.lora, tensors, base))
+
+    def merge(self) -> Self:
+        """A model without adapters whose weights are W + s B A (within rounding the same function)."""
+        other = self._empty(None)
+        for i in range(len(other._params)):
+            other._write(i, "value", self._read_merged(i))
+        return other
+
+    def _read_merged(self, i: int) -> np.ndarray:
+        value = self._read(i, "value")
+        if self.lora is None:
+            return value
+        index = {p[0]: j for j, p in enumerate(self._params)}
+        stem = self._params[i][0].removesuffix(".weight")
+        down, up = index.get(f"{stem}.lora_A.weight"), index.get(f"{stem}.lora_B.weight")
+        if down is None or up is None:
+            return value
+        return merged(value, self._read(down, "value"), self._read(up, "value"), self.lora.scale)

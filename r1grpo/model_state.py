@@ -1,0 +1,159 @@
+"""model_state.py - what a model holds, as arrays by name: weights, gradients, Adam's moments.
+
+The names are Hugging Face's, the arrays float32 copies. Knows nothing about files or about what the
+weights are used for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from . import _core
+from .batch import as_count, as_number
+from .device import get_device
+from .lora import LoraConfig, check_targets, is_adapter, start_adapters
+from .model_config import ModelConfig
+from .weights import from_hf, init_weights, to_hf
+
+DTYPES = ("float32", "bfloat16")
+
+
+class ModelState:
+    """The C core's model, its parameters read and written one by one."""
+
+    def __init__(self, config: ModelConfig | dict[str, Any], seed: int | None = 0,
+                 device: str = "cpu", dtype: str = "float32", lora: LoraConfig | None = None):
+        if not isinstance(config, ModelConfig):
+            config = ModelConfig.from_dict(config)
+        if seed is not None:
+            seed = as_count(seed, "seed", 0)
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype is {dtype!r}, must be one of {', '.join(DTYPES)}")
+        self.config = config
+        self.device_name = device
+        self.dtype = dtype
+        self._carried: dict[str, bytes] = {}  # the folder's other files: see load_folder.py
+        self.lora = lora
+        sizes, *rope = config.core()
+        self._core = _core.Model(get_device(device), {**sizes, **(lora.sizes() if lora else {})},
+                                 *rope, dtype)
+        self._params = self._core.params()
+        if lora:
+            check_targets(lora, [p[0] for p in self._params])
+            self._core.adapter_scale = lora.scale
+        if seed is not None:
+            for i, array in init_weights(self._base_params, config, seed):
+                self._write(i, "value", array)
+            for i, array in start_adapters(self._params, seed):
+                self._write(i, "value", array)
+
+    @property
+    def live_vocab(self) -> int:
+        """Ids from here on have no probability and no gradient in the head: they are never sampled,
+        and no softmax counts them. vocab_size unless set, to the tokenizer's size as a rule: published
+        models pad the rows of their embedding."""
+        return self._core.live_vocab
+
+    @live_vocab.setter
+    def live_vocab(self, size: int) -> None:
+        self._core.live_vocab = as_count(size, "live_vocab", 1)
+
+    @property
+    def device(self) -> _core.Device:
+        return get_device(self.device_name)
+
+    def _read(self, i: int, what: str) -> np.ndarray:
+        _, E, O, I, _ = self._params[i]  # noqa: E741 - the core's letters
+        flat = np.empty(E * max(O, 1) * I, np.float32)
+        self._core.read(self.device, i, what, flat)
+        return flat.reshape((E, O, I) if O else (I,))
+
+    def _write(self, i: int, what: str, array: np.ndarray) -> None:
+        self._core.write(self.device, i, what, np.ascontiguousarray(array, np.float32).reshape(-1))
+
+    @property
+    def _base_params(self) -> list[tuple]:
+        """Parameters without the adapters', which come last."""
+        return [p for p in self._params if not is_adapter(p[0])]
+
+    def num_parameters(self) -> dict[str, int]:
+        """{"total", "active", "mtp"}: parameters of the model, those one token uses (its share of the
+        routed experts), and those of the MTP module, which the first two leave out."""
+        total = active = mtp = 0
+        c = self.config
+        for name, E, O, I, _ in self._params:  # noqa: E741
+            n = E * max(O, 1) * I
+            if name.startswith(f"model.layers.{c.num_hidden_layers}."):
+                mtp += n
+                continue
+            total += n
+            active += n * c.num_experts_per_tok // E if ".experts.*" in name else n
+        return {"total": total, "active": active, "mtp": mtp}
+
+    # ---- weights and gradients --------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Hugging Face tensor names -> float32 arrays (copies); one tensor an expert."""
+        return to_hf((p[0], self._read(i, "value")) for i, p in enumerate(self._params))
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """The reverse. Missing, surplus and misshapen tensors raise ValueError naming them all, before
+        anything is written."""
+        if not isinstance(state, Mapping):
+            raise TypeError(f"a state dict maps names to arrays, not {type(state).__name__}")
+        for i, array in enumerate(from_hf(state, self._params, self.config)):
+            self._write(i, "value", array)
+
+    def copy_weights_from(self, other: ModelState, alpha: float = 1.0) -> None:
+        """Takes the weights of a model of the same shape; with alpha below 1, in float32,
+        alpha * theirs + (1 - alpha) * its own."""
+        theirs = np.float32(as_number(alpha, "alpha", 0.0, 1.0))
+        if [p[:4] for p in self._params] != [p[:4] for p in other._params]:
+            raise ValueError("copy_weights_from: the models have different parameters")
+        for i in range(len(self._params)):
+            value = other._read(i, "value")
+            if alpha != 1.0:
+                value = theirs * value + np.float32(1.0 - alpha) * self._read(i, "value")
+            self._write(i, "value", value)
+
+    def grad_dict(self) -> dict[str, np.ndarray]:
+        """Gradients accumulated since `zero_grad`, named and shaped as in `state_dict`."""
+        return to_hf((p[0], self._read(i, "grad")) for i, p in enumerate(self._params) if p[4])
+
+    def zero_grad(self) -> None:
+        """Clears the gradients (and the counts of tokens per expert)."""
+        self._core.zero_grad(self.device)
+
+    # ---- the optimiser's memory --------------------------------------------------------------
+
+    def optimizer_state(self) -> dict[str, np.ndarray]:
+        """Adam's moments "m.NAME", "v.NAME" and "step" (uint64): all that `update` remembers."""
+        state = {"step": np.array([self._core.step], np.uint64)}
+        for i, (name, *_, trained) in enumerate(self._params):
+            if trained:
+                state |= {f"m.{name}": self._read(i, "m"), f"v.{name}": self._read(i, "v")}
+        return state
+
+    def load_optimizer_state(self, state: dict[str, np.ndarray]) -> None:
+        """The reverse of `optimizer_state`."""
+        names = {p[0] for p in self._params if p[4]}
+        expected = {"step"} | {f"{k}.{name}" for k in "mv" for name in names}
+        if expected != set(state):
+            raise ValueError(f"optimizer state differs in {sorted(expected ^ set(state))[:5]}")
+        for i, (name, *_, trained) in enumerate(self._params):
+            if trained:
+                self._write(i, "m", state[f"m.{name}"])
+                self._write(i, "v", state[f"v.{name}"])
+        self._core.step = int(state["step"][0])
+
+    def reset_optimizer(self) -> None:
+        """Moments to zero, step to 0."""
+        for i, (_, E, O, I, trained) in enumerate(self._params):  # noqa: E741
+            if trained:
+                zeros = np.zeros(E * max(O, 1) * I, np.float32)
+                self._write(i, "m", zeros)
+                self._write(i, "v", zeros)
+        self._core.step = 0
