@@ -8,7 +8,7 @@ default recipe; recipes/quick.toml changes it into one that only shows that ever
 Options of the trainers have the names of r1grpo.config. `seed` and `output_dir` inside them are set
 by the pipeline: each random stream of a run has its own seed, derived from Recipe.seed and the name
 of what it is for. Numbers are our choices for this scale; the paper's stand in the presets of
-config.py. Knows nothing about how a stage is run.
+config/. Knows nothing about how a stage is run.
 """
 
 from __future__ import annotations

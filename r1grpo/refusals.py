@@ -3,7 +3,7 @@
     r1grpo: there is no command 'serve': there is no server; `r1grpo generate --chat` talks ...
 
 What is not offered is refused by name, in one line, with a pointer to what exists; options of the
-trainers are refused the same way in config.py. A trainer's option as a flag is answered with --set.
+trainers are refused the same way in config/checks.py. A trainer's option as a flag is answered with --set.
 Knows nothing but these tables and the names of options.
 """
 
