@@ -24,8 +24,16 @@ ModelObject *model_cast(PyObject *object);
 int model_begin(ModelObject *self, r1_call *c);
 PyObject *model_end(ModelObject *self, r1_call *c);
 
-/* The dict of ModelConfig.core() as the core's configuration: 0, or -1 with an exception. */
+/* model_config.c: the dict of ModelConfig.core() as the core's configuration; 0, or -1 with an
+ * exception. */
 int config_read(PyObject *dict, r1_config *c);
+
+/* model_passes.c: methods of Model */
+PyObject *model_run(PyObject *object, PyObject *const *items, Py_ssize_t count);
+PyObject *model_score(PyObject *object, PyObject *const *items, Py_ssize_t count);
+PyObject *model_zero_grad(PyObject *object, PyObject *const *items, Py_ssize_t count);
+PyObject *model_update(PyObject *object, PyObject *const *items, Py_ssize_t count);
+PyObject *model_router_update(PyObject *object, PyObject *const *items, Py_ssize_t count);
 
 extern PyGetSetDef model_properties[]; /* model_properties.c */
 int decode_bind_add(PyObject *module);
