@@ -291,9 +291,7 @@ write_bf16(uint32_t *pairs, uint16_t *values, const float *k, const float *v, co
     for (size_t d = 0; d < kv->D; d += 2) {
         pairs[d / 2 * KEYS + slot] = bf16_pair(k[d], d + 1 < kv->D ? k[d + 1] : 0.0f);
     }
-    for (size_t d = 0; d < kv->Dv; d++) {
-        values[slot * kv->Dv + d] = (uint16_t)(bf16_bits(v[d]) >> 16);
-    }
+    bf16_store_row(values + slot * kv->Dv, v, kv->Dv);
 }
 
 static void

@@ -61,6 +61,22 @@ bf16_pair(float a0, float a1)
 
 /* ---- vectors ---- */
 
+/* bf16_bits of W floats */
+static inline vu
+vf_bf16_bits(vf a)
+{
+    vu bits = (vu)a;
+    vu rounded = bits + 0x7fffu + (bits >> 16 & 1u);
+#if defined(__AVX512F__)
+    __mmask16 nan = _mm512_cmp_ps_mask((__m512)a, (__m512)a, _CMP_UNORD_Q);
+    __m512i quiet = _mm512_set1_epi32(0x400000);
+    rounded = (vu)_mm512_mask_or_epi32((__m512i)rounded, nan, (__m512i)bits, quiet);
+#else
+    rounded = (vu)vf_select(a != a, (vf)(bits | 0x400000u), (vf)rounded);
+#endif
+    return rounded & 0xffff0000u;
+}
+
 /* W bf16 numbers as floats */
 static inline vf
 vf_load_bf16(const uint16_t *p)
@@ -112,6 +128,99 @@ vf_fma_bf16(vf a, vf b, vf c)
 #endif
 }
 #endif
+
+/* ---- rows: the same bits as the scalar functions ---- */
+
+/* to (n) = from (n) rounded; in place allowed */
+static inline void
+bf16_round_row(float *to, const float *from, size_t n)
+{
+    for (size_t i = 0; i < n; i += W) {
+        vf_store_left(to + i, (vf)vf_bf16_bits(vf_load_left(from + i, n - i)), n - i);
+    }
+}
+
+/* to (n) = the upper halves of from (n) rounded */
+static inline void
+bf16_store_row(uint16_t *to, const float *from, size_t n)
+{
+    for (size_t i = 0; i < n; i += W) {
+        vf x = vf_load_left(from + i, n - i);
+        vh half = __builtin_convertvector(vf_bf16_bits(x) >> 16, vh);
+        if (n - i >= W) {
+            memcpy(to + i, &half, sizeof half);
+        } else {
+            memcpy(to + i, &half, (n - i) * sizeof *to);
+        }
+    }
+}
+
+#if BF16_PAIRS
+/* The instruction that rounds takes denormals for 0, and bf16_bits does not. */
+static inline int
+any_denormal(vf a, vf b)
+{
+    return (_mm512_fpclass_ps_mask((__m512)a, 0x20) | _mm512_fpclass_ps_mask((__m512)b, 0x20)) != 0;
+}
+#endif
+
+/* bf16_pair of W lanes of a0 and a1 */
+static inline vu
+vf_bf16_pair(vf a0, vf a1)
+{
+#if BF16_PAIRS
+    if (!any_denormal(a0, a1)) {
+        const vu lane = (vu)vi_iota(), interleaved = lane | (lane + W) << 16;
+        __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)a0, (__m512)a1); /* of a1, of a0 */
+        return (vu)_mm512_permutexvar_epi16((__m512i)interleaved, halves);
+    }
+#endif
+    return vf_bf16_bits(a0) | vf_bf16_bits(a1) >> 16;
+}
+
+/* to (n) = pairs of two rows, a0[i] in the upper half, a1[i] (a1 NULL: pad) in the lower */
+static inline void
+bf16_pair_rows(u32_u *to, const float *a0, const float *a1, float pad, size_t n)
+{
+    for (size_t i = 0; i < n; i += W) {
+        vf lower = a1 != NULL ? vf_load_left(a1 + i, n - i) : vf_set1(pad);
+        vf_store_left((float *)to + i, (vf)vf_bf16_pair(vf_load_left(a0 + i, n - i), lower), n - i);
+    }
+}
+
+/* to (ceil(n / 2)) = pairs of neighbours of a row; an odd last one meets `pad`. */
+static inline void
+bf16_pair_neighbours(u32_u *to, const float *from, size_t n, float pad)
+{
+#if defined(__AVX512F__)
+    const __m512i even = (__m512i)(vi_iota() * 2), odd = (__m512i)(vi_iota() * 2 + 1);
+    for (size_t i = 0; i < n; i += 2 * W) {
+        size_t left = n - i;
+        vf x = vf_load_left(from + i, left), y = {0}, pairs;
+        if (left > W) {
+            y = vf_load_left(from + i + W, left - W);
+        }
+#if BF16_PAIRS
+        if (!any_denormal(x, y)) { /* in order, and so with the lower index in the lower half */
+            __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)y, (__m512)x);
+            pairs = (vf)_mm512_rol_epi32(halves, 16);
+        } else
+#endif
+        {
+            pairs = (vf)vf_bf16_pair((vf)_mm512_permutex2var_ps((__m512)x, even, (__m512)y),
+                                     (vf)_mm512_permutex2var_ps((__m512)x, odd, (__m512)y));
+        }
+        vf_store_left((float *)to + i / 2, pairs, (left + 1) / 2);
+    }
+#else
+    for (size_t k = 0; k < n / 2; k++) {
+        to[k] = bf16_pair(from[2 * k], from[2 * k + 1]);
+    }
+#endif
+    if (n % 2 == 1) {
+        to[n / 2] = bf16_pair(from[n - 1], pad);
+    }
+}
 
 /* ---- flushing ---- */
 

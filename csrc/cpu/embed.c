@@ -34,8 +34,8 @@ look_up(void *ctx, size_t task, size_t worker)
             memset(row_f32(job->to, n), 0, bytes);
         } else {
             memcpy(row_f32(job->to, n), row_f32(job->from, (size_t)id), bytes);
-            for (size_t c = 0; job->bf16 && c < job->to->cols; c++) {
-                row_f32(job->to, n)[c] = bf16_round(row_f32(job->to, n)[c]);
+            if (job->bf16) {
+                bf16_round_row(row_f32(job->to, n), row_f32(job->to, n), job->to->cols);
             }
         }
     }

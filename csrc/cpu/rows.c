@@ -80,9 +80,7 @@ round_rows(void *ctx, size_t task, size_t worker)
     size_t n0 = task * job->step, n1 = split_end(job->y->rows, n0, job->step);
     for (size_t n = n0; n < n1; n++) {
         float *y = row_f32(job->y, n);
-        for (size_t c = 0; c < job->y->cols; c++) {
-            y[c] = bf16_round(y[c]);
-        }
+        bf16_round_row(y, y, job->y->cols);
     }
 }
 
