@@ -1,4 +1,5 @@
-"""Fixtures of the op tests: a device for every tier, and the same device at several thread counts.
+"""Fixtures of the op tests: a device for every tier, and the same device at several thread counts;
+and the folder that tests of commands run in.
 
 A test that takes `device` runs once per instruction-set tier of this machine; `devices` are devices
 of that tier whose results must be equal bit for bit.
@@ -6,8 +7,11 @@ of that tier whose results must be equal bit for bit.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
+import command_run
 import numpy as np
 import pytest
 
@@ -36,3 +40,20 @@ def device(devices: list[_core.Device]) -> _core.Device:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20250120)
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("commands")
+    command_run.fill(path)
+    return path
+
+
+@pytest.fixture
+def here(filled: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current directory: models, data and rewards, once per file of tests (command_run.py).
+    main() shows warnings as lines; pytest wants its own way back afterwards."""
+    monkeypatch.chdir(filled)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        yield filled

@@ -1,0 +1,82 @@
+"""What commands refuse, in one line and with nothing written; and the plan that comes before a run."""
+
+import pytest
+from command_run import command, grpo, refused, sft
+
+from r1grpo import Model, cli
+
+
+def test_bad_requests_are_one_line_and_leave_nothing(here, tmp_path, capsys):
+    out = tmp_path / "run"
+
+    def says(arguments, *words):
+        line = refused(capsys, arguments, out)
+        for word in words:
+            assert word in line, line
+
+    says(grpo(out)[:1] + ["--out", str(out)], "--model is missing")
+    says(["grpo", "--model", "model"], "--out is missing")
+    says(command("grpo", out, model="nowhere"), "nowhere")
+    says(command("grpo", out, data="nothing.jsonl"), "nothing.jsonl")
+    (here / "mute").mkdir(exist_ok=True)
+    for name in ("config.json", "model.safetensors"):
+        (here / "mute" / name).write_bytes((here / "model" / name).read_bytes())
+    says(command("grpo", out, model="mute"), "mute has no tokenizer.json")
+    (here / "empty.jsonl").write_text("")
+    says(command("grpo", out, data="empty.jsonl"), "there is no row")
+    says(command("sft", out, data="problems.jsonl"), "completion")
+    says(grpo(out, settings=("num_generation=4",)), "'num_generation'", "'num_generations'")
+    says(grpo(out, settings=("layot=gsm8k",)), "did you mean 'layout'")
+    says(grpo(out, settings=("num_generations=four",)), "num_generations is 'four', expected int")
+    says(grpo(out, settings=("use_vllm=true",)), "use_vllm", "one engine")
+    says(grpo(out, settings=("logging_steps=1",)), "logging_steps", "every step is recorded")
+    says(grpo(out, settings=("output_dir=x",)), "--out")
+    says(grpo(out, settings=("nothing",)), "key=value")
+    says(grpo(out, "--preset", "r1-zero"), "did you mean 'r1_zero'")
+    says(grpo(out, "--layout", "gsm"), "gsm8k")
+    says(grpo(out, "--config", "none.toml"), "none.toml")
+    says(grpo(out, "--dtype", "float8"), "float8")
+    says(grpo(out, "--reward", "accurate"), "did you mean 'accuracy'")
+    says(grpo(out, "--reward", "rewards.py:shrt"), "no function 'shrt'", "did you mean 'short'")
+    says(grpo(out, "--reward", "none.py:short"), "there is no file")
+    (here / "bad.py").write_text("import nothing_of_that_name\n")
+    says(grpo(out, "--reward", "bad.py:short"), "bad.py raises ModuleNotFoundError")
+    says(grpo(out, "--reward", "rewards.py:broken"), "'broken'", "nan")
+    says(grpo(out, settings=("max_prompt_length=3",)), "max_prompt_length is 3", "row 0")
+    says(grpo(out, settings=("system=Be brief.", "chat=false")), "chat template")
+    says(grpo(out, settings=("template=zero",)), "chat template")
+    says(grpo(out, "--resume"), "holds no run")
+    says(command("grpo", here / "problems.jsonl" / "run"), "problems.jsonl")
+    says(["eval", "--out", str(out), "--check"], "holds no run")
+    says(["generate", "--model", "model"], "either a prompt or --chat")
+    says(["generate", "--model", "base", "--chat"], "no chat template")
+
+
+def test_a_foreign_directory_is_left_alone(here, tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert "not of a run" in refused(capsys, grpo(tmp_path), tmp_path)
+    out = tmp_path / "run"
+    assert cli.main(sft(out)) == 0
+    assert "r1grpo sft --out" in refused(capsys, sft(out), out)
+    assert "another recipe" in refused(capsys, grpo(out), out)
+
+
+@pytest.mark.parametrize("name", ["grpo", "sft", "distill", "reject", "eval"])
+def test_a_plan_is_shown_and_nothing_is_done(name, here, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Model, "from_pretrained", lambda *_, **__: pytest.fail("weights were read"))
+    out = tmp_path / "run"
+    assert cli.main(command(name, out, "--plan")) == 0
+    shown = capsys.readouterr().out
+    assert "parameters, float32 master" in shown and "total" in shown
+    assert ("Adam's moments" in shown) == (name in ("grpo", "sft", "distill"))
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["grpo", "sft", "distill", "reject", "eval"])
+def test_what_cannot_fit_is_refused_with_its_table(name, here, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("r1grpo.plan.available_memory", lambda: 1000)
+    out = tmp_path / "run"
+    assert cli.main(command(name, out)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("r1grpo: this run needs") and "parameters, packed copy" in error
+    assert not out.exists()

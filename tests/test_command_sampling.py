@@ -1,0 +1,109 @@
+"""Commands that sample: reject, eval, distill with its teacher."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+from command_run import ENDS, SFT_SET, command, outcome, sft, write
+
+from r1grpo import cli
+from r1grpo.rundir import read_jsonl
+
+
+def test_reject_keeps_right_samples_and_sft_learns_their_ids(here, tmp_path, capsys):
+    out = tmp_path / "rows"
+    settings = ("k=4", "max_completion_length=8", "batch_prompts=3", ENDS,
+                "max_per_problem=2")
+    assert cli.main(command("reject", out, "--reward", "rewards.py:even", settings=settings)) == 0
+    assert "of 32 samples of 8 problems kept; dropped:" in capsys.readouterr().out
+    rows = list(read_jsonl(out / "rows.jsonl"))
+    assert rows and all(sum(row["completion_ids"]) % 2 == 0 for row in rows)
+    assert all(row["prompt"].startswith("what is") and row["source"]["model"] == "model"
+               for row in rows)
+    assert cli.main(command("sft", tmp_path / "run", data=str(out / "rows.jsonl"),
+                            settings=SFT_SET)) == 0
+    lengths = sum(len(row["completion_ids"]) for row in rows)
+    assert f"{len(rows):,} rows, {lengths + sum(len(r['prompt_ids']) for r in rows):,} tokens" \
+        in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name, products", [("reject", ["rows.jsonl"]),
+                                            ("eval", ["samples.jsonl", "figures.json"])])
+def test_sampling_stops_and_goes_on_to_the_same_files(name, products, here, tmp_path, monkeypatch):
+    def make(out, *more):
+        return command(name, out, "--reward", "rewards.py:even", *more, settings=(
+            "k=2", "max_completion_length=8", "batch_prompts=2", ENDS))
+
+    assert cli.main(make(tmp_path / "plain")) == 0
+    from r1grpo.commands import stage
+    seen = []
+
+    def once(path, data, write=stage.write_atomic):
+        write(path, data)
+        if path.suffix == ".json" and path.parent.parent.name == "work":
+            seen.append(path)
+            if len(seen) == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "write_atomic", once)
+        assert cli.main(make(tmp_path / "stopped")) == 130
+    assert not (tmp_path / "stopped" / products[0]).exists() and len(seen) == 2
+    assert cli.main([name, "--out", str(tmp_path / "stopped"), "--resume"]) == 0
+    for product in products:
+        assert (tmp_path / "stopped" / product).read_bytes() == \
+            (tmp_path / "plain" / product).read_bytes()
+
+
+def test_eval_measures_stores_and_checks(here, tmp_path, capsys):
+    settings = ("k=4", "max_completion_length=8")
+    reward = ("--reward", "rewards.py:even")
+    out = tmp_path / "measured"
+    assert cli.main(command("eval", out, *reward, settings=settings)) == 0
+    table = capsys.readouterr().out
+    assert "pass@1" in table and "95 % interval" in table and "cons@k" in table
+    assert "8 problems x 4" in table
+    figures = json.loads((out / "figures.json").read_text())
+    samples = list(read_jsonl(out / "samples.jsonl"))
+    assert len(samples) == 32 and figures["n"] == 8
+    assert figures["pass@1"] == np.mean([one["rewards"]["accuracy"] for one in samples])
+    assert cli.main([*command("eval", out, *reward, settings=settings)[:5], *reward, *[
+        word for one in settings for word in ("--set", one)]]) == 0  # without --out: the figures
+    assert capsys.readouterr().out == table
+    check = ["eval", "--out", str(out), "--check"]
+    assert cli.main(check) == 0 and capsys.readouterr().out == "identical\n"
+    samples[3]["logprobs"][0] += 1e-6
+    write(out / "samples.jsonl", samples)
+    figures["pass@1"] += 0.5
+    (out / "figures.json").write_text(json.dumps(figures))
+    assert cli.main(check) == 1
+    assert capsys.readouterr().out.splitlines()[0] == "problem 0, sample 3: other log-probs"
+    assert cli.main(check) == 1 and "pass@1: figures.json has" in capsys.readouterr().out
+
+
+def test_distill_with_and_without_a_teacher(here, tmp_path, capsys):
+    settings = (*SFT_SET, "samples=2", "temperature=1.2", "max_completion_length=8")
+    out = tmp_path / "asked"
+    assert cli.main(command("distill", out, "--teacher", "model", "--reward",
+                            "rewards.py:all_right", model="student", data="problems.jsonl",
+                            settings=settings)) == 2  # a random model never stops by itself
+    assert "no sample of" in capsys.readouterr().err
+    assert cli.main(sft(tmp_path / "teacher", settings=("learning_rate=3e-2", "max_steps=60"))) == 0
+    out = tmp_path / "again"
+    teacher = str(tmp_path / "teacher" / "final")
+    assert cli.main(command("distill", out, "--teacher", teacher, "--reward",
+                            "rewards.py:all_right", model="student", data="problems.jsonl",
+                            settings=settings)) == 0
+    costs = json.loads((out / "costs.json").read_text())
+    sampled = costs["with_teacher"]["sampled_tokens"]
+    assert sampled > costs["without_teacher"]["sampled_tokens"] == 0
+    rows = list(read_jsonl(out / "rows.jsonl"))
+    assert 0 < len(rows) <= 8 and rows[0]["source"]["model"] == "final"
+    capsys.readouterr()
+    told = tmp_path / "told"  # the same rows from their file: the same student
+    assert cli.main(command("distill", told, model="student", data=str(out / "rows.jsonl"),
+                            settings=settings)) == 0
+    assert "without_teacher" in capsys.readouterr().out
+    assert outcome(told)["weights"] == outcome(out)["weights"]

@@ -1,0 +1,159 @@
+"""Training real models from the command line: a folder and a file in, a folder out; killed and resumed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+from command_run import GRPO_SET, command, grpo, outcome, refused, sft, slow_grpo, write
+
+from r1grpo import Model, cli
+from r1grpo.rundir import read_jsonl
+
+
+def test_grpo_end_to_end(here, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert cli.main(grpo(out)) == 0
+    shown = capsys.readouterr().out
+    assert "4 prompts x 4 generations = 16 completions of at most 12 tokens" in shown
+    assert "6 updates = 3 rollouts = 12 prompts = 1.5 epochs" in shown
+    assert "max_logprob_gap 0.0 over" in shown and shown.endswith(f"{out / 'final'}\n")
+    metrics = list(read_jsonl(out / "metrics.jsonl"))
+    assert [row["step"] for row in metrics] == [1, 2, 3, 4, 5, 6]
+    assert {"reward", "rewards/accuracy_reward/mean", "rewards/short/mean", "kl"} <= set(metrics[0])
+    rows = list(read_jsonl(out / "completions.jsonl"))
+    assert len(rows) == 3 * 16 and {row["step"] for row in rows} == {1, 3, 5}
+    assert len(list(read_jsonl(out / "verdicts.jsonl"))) == 3
+    assert [p.name for p in (out / "work" / "train").iterdir()] == ["step-00000006"]
+    stored = tomllib.loads((out / "config.toml").read_text())
+    assert stored["num_generations"] == 4 and Path(stored["model"]).is_absolute()
+    first, last = (Model.from_pretrained(one).state_dict() for one in ("model", out / "final"))
+    assert first.keys() == last.keys() and any((first[k] != last[k]).any() for k in first)
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} \
+        <= {p.name for p in (out / "final").iterdir()}
+    assert cli.main(["generate", "--model", str(out / "final"), "what", "--max-tokens", "3"]) == 0
+
+
+def test_sft_learns_what_the_rows_say(here, tmp_path, capsys):
+    out = tmp_path / "run"
+    arguments = command("sft", out, settings=(
+        "per_device_train_batch_size=8", "learning_rate=3e-2", "max_steps=60"))
+    assert cli.main(arguments) == 0
+    assert "8 rows" in capsys.readouterr().out
+    losses = [row["loss"] for row in read_jsonl(out / "metrics.jsonl")]
+    assert losses[-1] < 0.2 < 4 < losses[0]
+    assert cli.main(["generate", "--model", str(out / "final"), "what is 7 ?", "--temperature",
+                     "0"]) == 0
+    assert capsys.readouterr().out == "it is 7\n"  # and its end, which is not shown
+
+
+@pytest.mark.parametrize("make, settings", [(slow_grpo, ()), (sft, ("max_steps=80",))])
+def test_a_killed_run_is_resumed_to_the_same_bits(make, settings, here, tmp_path):
+    """SIGTERM: a safe point. SIGKILL: the newest state. Then to the end, from another directory."""
+    assert cli.main(make(tmp_path / "plain", settings=settings)) == 0
+    path = tmp_path / "killed"
+    arguments = make(path, settings=settings)
+    resume = [arguments[0], "--out", str(path), "--resume"]
+    process = start(arguments, here)
+    wait_for_step(path, process, 2)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate()
+    assert process.returncode == 130
+    assert error.splitlines()[-1] == f"r1grpo: stopped; to go on: r1grpo {' '.join(resume)}"
+    process = start(resume, tmp_path)
+    wait_for_step(path, process, 4)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    os.chdir(tmp_path)
+    try:
+        assert cli.main(resume) == 0
+    finally:
+        os.chdir(here)
+    assert outcome(path) == outcome(tmp_path / "plain")
+
+
+def start(arguments, cwd):
+    source = str(Path(cli.__file__).parents[1])
+    return subprocess.Popen([sys.executable, "-m", "r1grpo.cli", *arguments], cwd=cwd, text=True,
+                            stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+                            env={**os.environ, "PYTHONPATH": source})
+
+
+def wait_for_step(path, process, step):
+    """Until a state of that step is on disk, or all is over."""
+    folder = path / "work" / "train"
+    while process.poll() is None:
+        if folder.exists() and any(p.name >= f"step-{step:08d}" for p in folder.glob("step-*")):
+            return
+        time.sleep(0.005)
+
+
+def test_a_resumed_run_may_change_what_cannot_change_its_bits(here, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert cli.main(sft(out)) == 0
+    longer = ["sft", "--out", str(out), "--resume", "--set", "max_steps=8", "--set",
+              "micro_batch_tokens=40"]
+    assert cli.main(longer) == 0
+    assert cli.main(sft(tmp_path / "whole", settings=("max_steps=8",))) == 0
+    assert outcome(out)["weights"] == outcome(tmp_path / "whole")["weights"]
+    line = refused(capsys, ["sft", "--out", str(out), "--resume", "--set", "seed=1"], out)
+    assert "other options: seed is 0 there, 1 here" in line
+    assert cli.main(["sft", "--out", str(out), "--resume"]) == 0  # nothing left to do
+    before = outcome(out)
+    for state in (out / "work" / "train").iterdir():
+        for file in state.iterdir():
+            file.unlink()
+        state.rmdir()
+    assert cli.main(["sft", "--out", str(out), "--resume"]) == 0
+    assert outcome(out) == before
+
+
+def test_rows_of_the_evaluation_set_are_dropped_and_shown(here, tmp_path, capsys):
+    write(here / "held.jsonl", [{"question": "what is 3 + 3 ?", "answer": "6 #### 6"}])
+    assert cli.main(grpo(tmp_path / "run", settings=("eval_data=held.jsonl",))) == 0
+    shown = capsys.readouterr().out
+    assert "7 of 8 training rows kept; dropped: 1 exact" in shown and "7 prompts" in shown
+    prompts = {row["prompt"] for row in read_jsonl(tmp_path / "run" / "completions.jsonl")}
+    assert len(prompts) > 4 and "what is 3 + 3 ?" not in prompts
+
+
+def test_completions_that_the_context_ends_are_foretold(here, tmp_path, capsys):
+    said = "the model's context of 96 tokens ends longer completions"
+    for name, length in (("short", 12), ("long", 96)):
+        assert cli.main(grpo(tmp_path / name, settings=(
+            f"max_completion_length={length}", "max_steps=1"))) == 0
+        assert (said in capsys.readouterr().out) == (name == "long")
+
+
+def test_long_prompts_are_left_out_where_asked(here, tmp_path, capsys):
+    write(here / "long.jsonl", [{"prompt": "what " * n, "answer": "1"} for n in (1, 30, 2)])
+    arguments = command("grpo", tmp_path / "run", data="long.jsonl", settings=(
+        *GRPO_SET, "max_steps=1", "max_prompt_length=20", "long_prompts=drop"))
+    assert cli.main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "1 of 3 prompts are longer than 20 tokens" in shown and "2 prompts, the longest" in shown
+
+
+def test_a_reward_that_fails_in_the_run_leaves_a_state_to_go_on_from(here, tmp_path, capsys):
+    (here / "late.py").write_text("""
+def late(prompts, completions, completion_ids, **columns):
+    if len(completions) == 16 and LIMIT and not LIMIT.pop():
+        raise RuntimeError("the sandbox is gone")
+    return [float(len(set(one))) for one in completion_ids]
+LIMIT = [0, 1]
+""")
+    out = tmp_path / "run"
+    arguments = command("grpo", out, "--reward", "late.py:late", settings=GRPO_SET)
+    with pytest.raises(RuntimeError, match="sandbox"):
+        cli.main(arguments)
+    assert [p.name for p in (out / "work" / "train").glob("step-*")] == ["step-00000002"]
+    (here / "late.py").write_text((here / "late.py").read_text().replace("[0, 1]", "[]"))
+    assert cli.main(["grpo", "--out", str(out), "--resume"]) == 0
+    assert cli.main(command("grpo", tmp_path / "plain", "--reward", "late.py:late",
+                            settings=GRPO_SET)) == 0
+    assert outcome(out)["weights"] == outcome(tmp_path / "plain")["weights"]
