@@ -123,6 +123,9 @@ typedef struct {
     r1_code (*dev_open)(r1_dev **dev, size_t threads, r1_status *st);
     void (*dev_close)(r1_dev *dev);
     size_t (*dev_threads)(const r1_dev *dev);
+    /* Multiply-adds on registers alone, by every thread at once; returns how many floating-point
+     * operations they were. The caller's clock makes it the limit that products are measured by. */
+    double (*dev_spin)(r1_dev *dev, r1_dtype dtype, size_t rounds);
     void *(*mem_alloc)(r1_dev *dev, size_t bytes); /* zeroed, 64-byte aligned; NULL when out */
     void (*mem_free)(r1_dev *dev, void *p);
     r1_code (*mem_upload)(r1_dev *dev, void *dst, const void *src, size_t bytes, r1_status *st);

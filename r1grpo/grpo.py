@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 from .advantage import (group_advantages, sequence_old_logprobs, token_weights,
                         zero_variance)
 from .config import ConfigError, GRPOConfig
+from .flops import forward_flops, gradient_flops, sampling_flops, whole_sequences
 from .folder import model_and_tokenizer
 from .monitor import rollout_metrics, token_metrics
 from .rollout import Completions, fit_vocabulary, rollout
@@ -75,6 +76,7 @@ class Batch:
     metrics: dict[str, float]
     cursor: int  # position in the data stream behind this rollout
     position: int = 0  # mini-batches done
+    flops: float = 0.0  # operations of sampling
     reference: list[NDArray[np.float32]] | None = None  # (n) log-probs of the reference, once made
 
     def mini_batches(self, seed: int, count: int) -> list[NDArray[np.int64]]:
@@ -172,7 +174,9 @@ class GRPOTrainer(Trainer):
         advantages = group_advantages(self.rewards.total(parts[flat]), args.num_generations,
                                       args.scale_rewards, args.std_ddof)
         return Batch(self.step, [rows[indices[g]] for g in groups], [indices[g] for g in groups],
-                     everything.select(groups), parts[flat], advantages, metrics, cursor)
+                     everything.select(groups), parts[flat], advantages, metrics, cursor,
+                     flops=sampling_flops(self.model.config, [*map(len, everything.prompt_ids)],
+                                          [*map(len, everything.completion_ids)]))
 
     def _rows(self, step: int) -> Sequence[Row]:
         rows = self.dataset(step) if callable(self.dataset) else self.dataset
@@ -212,6 +216,19 @@ class GRPOTrainer(Trainer):
                                        **self.args.sampling().filters())
         return batch.reference
 
+    def _operations(self, batch: Batch, prompts: Sequence[Any], ids: Sequence[Any]) -> float:
+        """Floating-point operations of an update: its gradient; at the first one of a rollout,
+        sampling and the reference too."""
+        args, config, done = self.args, self.model.config, batch.completions
+        found = gradient_flops(config, *whole_sequences(prompts, ids), args.mtp_coef > 0,
+                               self.model.lora is not None)
+        if args.importance_sampling_level == "sequence":
+            found += forward_flops(config, *whole_sequences(prompts, ids))
+        if batch.position == 0 and args.beta > 0:
+            every = [one for one in done.prompt_ids for _ in range(done.group_size)]
+            found += forward_flops(config, *whole_sequences(every, done.completion_ids))
+        return found + (batch.flops if batch.position == 0 else 0.0)
+
     # ---- mini-batch -> token weights -> gradient ----
 
     def _gradient(self) -> dict[str, Any]:
@@ -244,7 +261,8 @@ class GRPOTrainer(Trainer):
             mtp_coef=args.mtp_coef, mtp_detach=args.mtp_detach, balance_coef=args.balance_coef,
             entropy_coef=args.entropy_coef, recompute=args.gradient_checkpointing, **filters)
         metrics = {"loss": float(loss), "num_tokens": sum(map(len, ids)),
-                   "processed_tokens": sum(map(len, prompts)) + sum(map(len, ids)), **batch.metrics,
+                   "processed_tokens": sum(map(len, prompts)) + sum(map(len, ids)),
+                   "flops": self._operations(batch, prompts, ids), **batch.metrics,
                    **token_metrics(loss.logprobs, self._ratio_old(loss.logprobs, old),
                                    batch.advantages[chosen].tolist(), *self._clip_range(),
                                    mask=[np.full(len(one), k) for one, k in zip(ids, keep)]),

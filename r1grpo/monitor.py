@@ -321,19 +321,22 @@ class Progress:
             self._bar.initial += steps
             self._bar.update(steps)
 
-    def update(self, steps: int = 1, **figures: float) -> None:
-        """Move on by `steps` and show `figures` (reward=0.41)."""
+    def update(self, steps: int = 1, peak_share: float | None = None, **figures: float) -> None:
+        """Move on by `steps` and show `figures` (reward=0.41), and how much of the processor's peak
+        is used."""
         before, self.done = self.done, self.done + steps
         words = {key: f"{value:.3g}" for key, value in figures.items()}
+        share = [] if peak_share is None else [f"{100 * peak_share:.0f} % of peak"]
         if self._bar is not None:
-            self._bar.set_postfix(words, refresh=False)
+            self._bar.set_postfix_str(", ".join([f"{k}={v}" for k, v in words.items()] + share),
+                                      refresh=False)
             self._bar.update(steps)
         elif self._due or self.done == self.total \
                 or self.done * 10 // self.total > before * 10 // self.total:
             self._due = False
             pace = (time.monotonic() - self._start) / max(self.done - self._first, 1)
             left = format_seconds(pace * (self.total - self.done))
-            shown = "".join(f"  {key} {value}" for key, value in words.items())
+            shown = "".join(f"  {one}" for one in [f"{k} {v}" for k, v in words.items()] + share)
             print(f"{self.description} {self.done}/{self.total} {self.done / self.total:4.0%}  "
                   f"{left} left{shown}", file=self._file, flush=True)
 

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import ConfigError, RewardConfig
+from .flops import gradient_flops
 from .tokenizer import split_thinking
 from .rewards.text import said
 from .trainer import Callback, Trainer, check_length, data_order, fingerprint, prompt_ids_of
@@ -105,6 +106,7 @@ class RewardTrainer(Trainer):
                                           recompute=args.gradient_checkpointing)
         tokens = sum(map(len, ids))  # the loss is of whole sequences
         return {"loss": float(loss), "num_tokens": tokens, "processed_tokens": tokens,
+                "flops": gradient_flops(self.model.config, [(0, len(one)) for one in ids], 0),
                 "epoch": (self.step + 1) * rows / len(self.examples)}
 
     def evaluate(self) -> dict[str, float]:

@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 
 from .chat_targets import chat_examples
 from .config import ConfigError, SFTConfig
+from .flops import gradient_flops, whole_sequences
 from .folder import model_and_tokenizer
 from .packing import best_fit_decreasing
 from .rollout import fit_vocabulary
@@ -249,6 +250,10 @@ class SFTTrainer(Trainer):
             balance_coef=args.balance_coef, recompute=args.gradient_checkpointing)
         return {"loss": float(loss), "num_tokens": int(loss.tokens),
                 "processed_tokens": sum(map(len, batch)),
+                "flops": gradient_flops(
+                    self.model.config, *whole_sequences([one.prompt_ids for one in batch],
+                                                        [one.completion_ids for one in batch]),
+                    args.mtp_coef > 0, self.model.lora is not None),
                 "epoch": (self.step + 1) * bins / len(self.bins),
                 **{name: loss.stats[name] for name in ("mtp_loss", "mtp_accept", "balance_loss")
                    if name in loss.stats}}

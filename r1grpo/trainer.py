@@ -8,7 +8,9 @@ moment and changes nothing that counts: all of it is a function of (weights, see
 again. The second (update and bookkeeping) is short and a Ctrl-C waits for its end. So a trainer is
 always between two steps, and state_dict() is everything an exact resume needs.
 
-No decision reads a clock; step_time is the only figure of time. Knows nothing about rewards.
+No decision reads a clock: step_time, tokens_per_second and peak_share (of what the processor could
+compute at all, device.py) are for the eye, and alone may differ between two runs. Knows nothing about
+rewards.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from numpy.typing import NDArray
 
 from . import checkpoint
 from .config import ConfigError, TrainingConfig
+from .device import peak_flops
 from .plan import check_fits, plan_training, resident_memory
 from .trackers import open_trackers
 
@@ -180,7 +183,7 @@ class Trainer:
     def _gradient(self) -> dict[str, Any]:
         """Leave the gradient of the next update in the model and return its metrics; 'num_tokens'
         is the number of tokens in this update's loss, 'processed_tokens' counts their prompts
-        too."""
+        too; 'flops' is the work of it all (flops.py)."""
         raise NotImplementedError
 
     def _commit(self, metrics: dict[str, Any]) -> None:
@@ -216,8 +219,11 @@ class Trainer:
             self.num_tokens += metrics["num_tokens"]
             self.processed_tokens += metrics["processed_tokens"]
             self._commit(metrics)
+            seconds = time.perf_counter() - started
             metrics = {"step": self.step, **metrics, "grad_norm": float(norm),
-                       "learning_rate": learning_rate, "step_time": time.perf_counter() - started}
+                       "learning_rate": learning_rate, "step_time": seconds,
+                       "tokens_per_second": metrics["processed_tokens"] / seconds,
+                       "peak_share": metrics["flops"] / seconds / peak_flops(self.model.dtype)}
             self.log_history.append(metrics)
         for callback in self.callbacks:
             callback(self, metrics)

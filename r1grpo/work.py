@@ -237,7 +237,8 @@ class Work:
                     row |= {f"eval/{name}": value for name, value in looked.items()}
                 monitor.log_step(step, row)
                 shown = {key: row[key] for key in ("reward", "loss") if key in row}
-                self.advance(phase, sequences, **dict(islice(shown.items(), 1)))
+                self.advance(phase, sequences, peak_share=metrics["peak_share"],
+                             **dict(islice(shown.items(), 1)))
                 if last or step % save_steps == 0 or self.stop.requested:
                     self._save(folder, trainer, monitor, selection)
                     saved = step

@@ -12,6 +12,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from r1grpo.model_config import ModelConfig
+
 
 class FakeLoss:
     def __init__(self, value, tokens, stats=None, logprobs=None):
@@ -59,8 +61,10 @@ class FakeSession:
 class FakeModel:
     def __init__(self, vocab_size, eos_token_id=2, seed=0):
         rng = np.random.default_rng(seed)
-        self.config = SimpleNamespace(vocab_size=vocab_size, eos_token_id=eos_token_id,
-                                      max_position_embeddings=64)
+        self.config = ModelConfig(vocab_size, hidden_size=4, num_hidden_layers=1,
+                                  num_attention_heads=1, intermediate_size=4,
+                                  max_position_embeddings=64, eos_token_id=eos_token_id)
+        self.dtype, self.lora = "float32", None
         self.table = (0.1 * rng.standard_normal((vocab_size, vocab_size))).astype(np.float32)
         self.head = np.zeros(vocab_size, np.float32)  # score of the last token
         self.reset_optimizer()

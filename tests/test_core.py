@@ -36,6 +36,31 @@ def test_devices():
         assert repr(device) == f"Device('cpu/{tier}', threads=3)"
 
 
+def test_spinning_counts_its_operations():
+    """The rate is a matter of clocks; the count is not: vectors x chains x 2, all threads alike."""
+    for tier in _core.tiers():
+        one, three = (_core.Device(threads=n, tier=tier) for n in (1, 3))
+        for dtype in ("float32", "bfloat16"):
+            round_ = one.spin(dtype, 1)
+            assert round_ > 0 and round_ % 2 == 0
+            assert one.spin(dtype, 5) == 5 * round_ and three.spin(dtype, 5) == 15 * round_
+            assert one.spin(dtype, 0) == 0
+    with pytest.raises(ValueError, match="spin: argument 'dtype'"):
+        one.spin("float16", 1)
+    with pytest.raises(ValueError, match="rounds is more"):
+        one.spin("float32", 1 << 25)
+    with pytest.raises(TypeError, match="spin"):
+        one.spin("float32")
+
+
+def test_peak_is_measured_once_for_a_device():
+    from r1grpo import device
+
+    assert device.peak_flops("float32") == device.peak_flops() > 1e9
+    device.set_num_threads(device.get_device().threads)
+    assert device._peaks == {}
+
+
 def test_threads_really_start_above_the_core_count():
     task = "/proc/self/task"
     if not os.path.isdir(task):
@@ -170,7 +195,7 @@ def test_nothing_leaks():
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 64 * 1024
 
 
-MEMORY = {"dev_open", "dev_close", "dev_threads", "mem_alloc", "mem_free", "mem_upload",
+MEMORY = {"dev_open", "dev_close", "dev_threads", "dev_spin", "mem_alloc", "mem_free", "mem_upload",
           "mem_download", "weight_bytes", "weight_open", "weight_close", "weight_master", "weight_pack",
           "logp_scratch"}  # behind Device, Weight, Kv and the calls that need scratch
 

@@ -6,8 +6,10 @@ import random
 import numpy as np
 import pytest
 from fakes import FakeModel
+from tiny_run import without_time
 
 from r1grpo.config import ConfigError, GRPOConfig
+from r1grpo.flops import forward_flops
 from r1grpo.grpo import GRPOTrainer
 from r1grpo.scoring import RewardError, Rewards, VerdictLog
 from r1grpo.tokenizer import WordTokenizer
@@ -62,6 +64,30 @@ def test_a_step_is_one_update_and_a_rollout_is_used_once():
     assert first != [tuple(ids) for ids in trainer.batch.completions.completion_ids[:4]]
 
 
+def test_flops_of_a_step():
+    """Forward and backward of the update's sequences; before the first of a rollout, sampling with
+    every prompt once, and the reference's forward pass over all of it."""
+    def parts(trainer, chosen):
+        done = trainer.batch.completions
+        return ([len(done.prompt_ids[i // done.group_size]) for i in chosen],
+                [len(done.completion_ids[i]) for i in chosen])
+
+    def passes(prompts, completions):
+        return forward_flops(trainer.model.config,
+                             [(0, p + n) for p, n in zip(prompts, completions)], sum(completions))
+    trainer = make(beta=0.1)
+    for position, metrics in zip(range(2), trainer):
+        done, config = trainer.batch.completions, trainer.model.config
+        split = trainer.batch.mini_batches(trainer.args.seed, trainer.args.steps_per_generation)
+        want = 3 * passes(*parts(trainer, split[position]))
+        if position == 0:
+            prompts, lengths = parts(trainer, range(len(done)))
+            spans = [(0, len(p)) for p in done.prompt_ids]
+            spans += [(p, n - 1) for p, n in zip(prompts, lengths)]
+            want += passes(prompts, lengths) + forward_flops(config, spans, sum(lengths))
+        assert metrics["flops"] == want
+
+
 def test_metrics_and_gap():
     trainer = make(rewards=[wish_share, brevity], reward_weights=(2.0, 1.0), beta=0.1,
                    sync_ref_model=True, ref_model_sync_steps=3)
@@ -69,7 +95,8 @@ def test_metrics_and_gap():
     for name in ("reward", "reward_std", "frac_reward_zero_std", "rewards/wish_share/mean",
                  "rewards/brevity/std", "completions/mean_length", "completions/clipped_ratio",
                  "kl", "entropy", "clip_ratio/region_mean", "grad_norm", "learning_rate",
-                 "num_tokens", "step_time", "epoch", "sampling/importance_sampling_ratio/max"):
+                 "num_tokens", "step_time", "tokens_per_second", "peak_share", "epoch",
+                 "sampling/importance_sampling_ratio/max"):
         assert name in first, name
     assert first["max_logprob_gap"] == 0.0 and first["kl"] == 0.0
     assert first["sampling/importance_sampling_ratio/min"] == 1.0
@@ -193,9 +220,8 @@ def test_resume_ends_in_the_same_bits(stop_at, tmp_path):
     assert weights(second) == weights(whole)
     for counter in ("num_tokens", "processed_tokens", "sampled_tokens", "gap_tokens"):
         assert getattr(second, counter) == getattr(whole, counter) > 0
-    timeless = [{k: v for k, v in h.items() if k != "step_time"} for h in history]
-    assert timeless == [{k: v for k, v in h.items() if k != "step_time"}
-                        for h in whole.log_history[stop_at:]]
+    assert [without_time(h) for h in history] == \
+        [without_time(h) for h in whole.log_history[stop_at:]]
 
 
 @pytest.mark.parametrize("option, before, after", [

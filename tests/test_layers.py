@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "r1grpo"
 
 PLAIN = {"algebra", "charts", "chat_targets", "chat_template", "checkpoint", "config",
-         "contamination", "data", "families", "hf_tokenizer", "hub", "json_rows", "layouts", "lora",
+         "contamination", "data", "families", "flops", "hf_tokenizer", "hub", "json_rows", "layouts", "lora",
          "model_config", "monitor", "number_formats", "packing", "refusals", "report_style",
          "rewards", "rope", "rows", "rundir", "safetensors_file", "tasks", "template_sandbox",
          "text_stream", "tokenizer", "toml", "trackers", "verifiers"}

@@ -156,10 +156,10 @@ def test_progress_prints_few_plain_lines():
     out = io.StringIO()
     with Progress(200, "r1_zero", file=out) as bar:
         for i in range(200):
-            bar.update(reward=i / 200)
+            bar.update(peak_share=0.634, reward=i / 200)
     lines = out.getvalue().splitlines()
     assert len(lines) == 10 and lines[0].startswith("r1_zero 20/200  10%")
-    assert "0s left" in lines[-1] and lines[-1].endswith("reward 0.995")
+    assert "0s left" in lines[-1] and lines[-1].endswith("  reward 0.995  63 % of peak")
 
 
 def test_progress_resumes_where_it_was():
@@ -179,8 +179,8 @@ def test_progress_draws_a_bar_on_a_terminal():
     out = Terminal()
     with Progress(3, "r1", file=out) as bar:
         for _ in range(3):
-            bar.update(reward=0.25)
-    assert "3/3" in out.getvalue() and "reward=0.25" in out.getvalue() and "\r" in out.getvalue()
+            bar.update(peak_share=0.634, reward=0.25)
+    assert "3/3" in out.getvalue() and "reward=0.25, 63 % of peak" in out.getvalue() and "\r" in out.getvalue()
 
 
 def test_format_seconds():

@@ -122,7 +122,8 @@ SFT = """
 per_device_train_batch_size = 8
 num_train_epochs = 1.0
 """
-TIME_FIELDS = {"seconds", "wall_seconds", "step_time"}
+TIME_FIELDS = {"seconds", "wall_seconds", "step_time", "tokens_per_second",
+               "peak_share"}
 
 
 def write_recipe(path: Path, **changes: int) -> Path:

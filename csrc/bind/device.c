@@ -9,7 +9,7 @@
 #include <stdatomic.h>
 #include <string.h>
 
-enum { MAX_THREADS = 1024 };
+enum { MAX_THREADS = 1024, MAX_ROUNDS = 1 << 24 /* below a second: nobody looks for Ctrl-C */ };
 static const char *const tier_names[] = {"baseline", "avx2", "avx512", "avx512bf16", NULL};
 
 typedef struct {
@@ -123,6 +123,36 @@ device_repr(PyObject *object)
                                 self->ops->dev_threads(self->dev));
 }
 
+PyDoc_STRVAR(device_spin_doc,
+             "spin($self, dtype, rounds, /)\n--\n\n"
+             "Multiply-adds on registers alone, on every thread at once; returns the number of\n"
+             "floating-point operations. Timed, that is the limit of products in this dtype.");
+
+static PyObject *
+device_spin(PyObject *object, PyObject *const *items, Py_ssize_t count)
+{
+    Device *self = (Device *)object;
+    r1_args a;
+    args_open(&a, "spin", items, count);
+    r1_dtype dtype = arg_dtype(&a, "dtype");
+    size_t rounds = arg_size(&a, "rounds");
+    arg_require(&a, rounds <= MAX_ROUNDS, "rounds is more than 2^24");
+    if (!args_done(&a) || device_acquire(object) < 0) {
+        return NULL;
+    }
+    double operations;
+    Py_BEGIN_ALLOW_THREADS
+    operations = self->ops->dev_spin(self->dev, dtype, rounds);
+    Py_END_ALLOW_THREADS
+    device_release(object);
+    return PyFloat_FromDouble(operations);
+}
+
+static PyMethodDef device_own_methods[] = {
+    {"spin", (PyCFunction)(void (*)(void))device_spin, METH_FASTCALL, device_spin_doc},
+    {NULL, NULL, 0, NULL},
+};
+
 static PyGetSetDef device_getset[] = {
     {"threads", device_threads, NULL, "Number of threads, the caller's included.", NULL},
     {"tier", device_tier, NULL, "Instruction-set tier: one of tiers().", NULL},
@@ -138,7 +168,8 @@ PyDoc_STRVAR(device_doc,
 
 static PyType_Slot device_slots[] = {
     {Py_tp_new, device_new},       {Py_tp_dealloc, device_dealloc}, {Py_tp_repr, device_repr},
-    {Py_tp_getset, device_getset}, {Py_tp_doc, (void *)device_doc}, {0, NULL},
+    {Py_tp_getset, device_getset}, {Py_tp_methods, device_own_methods},
+    {Py_tp_doc, (void *)device_doc}, {0, NULL},
 };
 
 static PyType_Spec device_spec = {

@@ -31,7 +31,7 @@ struct r1_weight {
 
 /* Every op of the table that is one function here. */
 #define R1_CPU_OPS(X)                                                                             \
-    X(dev_open) X(dev_close) X(dev_threads) X(mem_alloc) X(mem_free) X(mem_upload)                \
+    X(dev_open) X(dev_close) X(dev_threads) X(dev_spin) X(mem_alloc) X(mem_free) X(mem_upload)                \
     X(mem_download) X(fill_zero) X(weight_bytes) X(weight_open) X(weight_close) X(weight_master) X(weight_pack)   \
     X(matmul_nt) X(matmul_nn) X(matmul_tn) X(bias_bwd) X(add) X(scale) X(gather_rows) X(scatter_rows)      \
     X(round_bf16) X(embed_fwd) X(embed_bwd) X(rmsnorm_fwd) X(rmsnorm_bwd) X(rope) X(mla_expand_fwd)             \
