@@ -258,12 +258,12 @@ def _hash_index(index: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _pack_arrays(arrays: Mapping[str, np.ndarray]) -> Stream:
+def pack_arrays(arrays: Mapping[str, np.ndarray]) -> Stream:
     """A safetensors file of these arrays: larger items first, then by name."""
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray) or array.dtype.name not in _DTYPES:
             kind = getattr(array, "dtype", type(array).__name__)
-            raise TypeError(f"save_checkpoint: array {name!r} is {kind}, not a plain NumPy array")
+            raise TypeError(f"array {name!r} is {kind}, not a plain NumPy array")
     order = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
     head = header_bytes({name: (_DTYPES[arrays[name].dtype.name], arrays[name].shape)
                          for name in order})
@@ -292,7 +292,7 @@ def save_checkpoint(directory: str | Path, name: str, arrays: Mapping[str, np.nd
     a no-op; another state under the same name replaces it.
     """
     directory = Path(directory)
-    contents: dict[str, bytes | Stream] = {ARRAYS: _pack_arrays(arrays), **(files or {})}
+    contents: dict[str, bytes | Stream] = {ARRAYS: pack_arrays(arrays), **(files or {})}
     for part in (name, *contents):
         if not _NAME.fullmatch(part) or part == INDEX:
             raise ValueError(f"save_checkpoint: {part!r} is not a usable file name")

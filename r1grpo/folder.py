@@ -15,23 +15,15 @@ import os
 from typing import Any
 
 from .hf_tokenizer import Tokenizer
-from .hub import find_folder
-from .load_folder import is_whole
 from .model import Model
+from .model_source import find_model
 from .tokenizer import WordTokenizer
 
 
 def model_and_tokenizer(model: Any, processing_class: Any, peft_config: Any = None, seed: int = 0
                         ) -> tuple[Any, Any]:
-    """(model, tokenizer): both as they are, or out of the folder that `model` names; with a
-    peft_config (LoraConfig) a copy of the model with new adapters, drawn from seed."""
-    model, processing_class = _loaded(model, processing_class)
-    if peft_config is not None:
-        model = model.add_adapter(peft_config, seed)
-    return model, processing_class
-
-
-def _loaded(model: Any, processing_class: Any) -> tuple[Any, Any]:
+    """(model, tokenizer): both as they are, or out of the folder that `model` names, of a model or of
+    adapters; with a peft_config (LoraConfig) with new adapters, drawn from seed: of a Model a copy."""
     if _foreign(processing_class):
         raise TypeError(f"processing_class is a {type(processing_class).__name__} of another library; "
                         f"give r1grpo.Tokenizer.from_pretrained(FOLDER), or leave it out where model "
@@ -40,9 +32,9 @@ def _loaded(model: Any, processing_class: Any) -> tuple[Any, Any]:
         raise TypeError(f"model is a {type(model).__name__} of another library; give its folder, or "
                         f"r1grpo.Model.from_pretrained(FOLDER)")
     if not isinstance(model, (str, os.PathLike)):
-        return model, processing_class
-    folder = find_folder(model, None, is_whole)
-    loaded = Model.from_pretrained(folder)
+        return model if peft_config is None else model.add_adapter(peft_config, seed), processing_class
+    loaded = Model.from_pretrained(model, lora=peft_config, seed=seed)
+    folder = find_model(model).tokenizer
     if processing_class is None and (folder / "tokenizer.json").is_file():
         processing_class = tokenizer_of(folder)
     return loaded, processing_class

@@ -31,7 +31,7 @@ from .number_formats import BLOCK, ITEM_BYTES, scale_blocks, scale_shape, widen
 from .safetensors_file import SafetensorsFile, parse_json
 from .weights import Source, find_sources
 
-__all__ = ["CONFIG", "GENERATION", "INDEX", "MTP", "SINGLE", "ModelFolder", "is_whole"]
+__all__ = ["CONFIG", "GENERATION", "INDEX", "MTP", "SINGLE", "ModelFolder", "is_whole", "read_carried"]
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 SINGLE, INDEX, MTP = "model.safetensors", "model.safetensors.index.json", "mtp.safetensors"
@@ -60,7 +60,7 @@ class ModelFolder:
             except ValueError as error:
                 raise ValueError(f"{folder}: {error}") from None
             self._check_tied_head()
-            self.files = _read_carried(folder)
+            self.files = read_carried(folder)
             self._stack = stack.pop_all()
 
     def __enter__(self) -> ModelFolder:
@@ -268,7 +268,7 @@ def _check_shard(file: SafetensorsFile, expected: set[str]) -> None:
             raise ValueError(f"{file.path} {words}: {shown}{more}")
 
 
-def _read_carried(folder: Path) -> dict[str, bytes]:
+def read_carried(folder: Path) -> dict[str, bytes]:
     """The bytes, not the path: the folder may be gone or changed when the model is saved."""
     return {name: read_bounded(folder / name, _MAX_CARRIED)
             for name in CARRIED if (folder / name).is_file()}

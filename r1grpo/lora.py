@@ -9,7 +9,9 @@ Names, defaults and files are PEFT's, so that PEFT loads what is saved here and 
     adapter_config.json            the options
     adapter_model.safetensors      base_model.model.NAME.lora_A.weight (r, I), ...lora_B.weight (O, r)
 
-Experts have an adapter each. Knows nothing about the core's memory or training.
+Experts have an adapter each. PEFT fuses them as transformers 5 does, and of a model that has dense
+FFNs or shared experts besides (DeepSeek-V3) its 0.21 leaves those of such an adapter out: there, adapt
+attention alone, or give the merged model. Knows nothing about the core's memory or training.
 """
 
 from __future__ import annotations
@@ -17,23 +19,30 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
 import numpy as np
 
-from .checkpoint import read_bounded
+from .checkpoint import Stream, pack_arrays, read_bounded
+from .number_formats import NAMES, widen
 from .safetensors_file import SafetensorsFile, parse_json
 
-__all__ = ["LoraConfig", "TARGETS"]
+__all__ = ["ADAPTER_FILES", "Adapter", "LoraConfig", "TARGETS", "is_adapter_folder"]
 
 # bit i of the core's lora_targets stands for the i-th (csrc/model/layout.c, adapters_add)
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa",
            "kv_b_proj", "gate_proj", "up_proj", "down_proj")
 ALL = "all-linear"
 _CONFIG, _WEIGHTS, _PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+ADAPTER_FILES = (_CONFIG, _WEIGHTS)
 _MAX_CONFIG = 1 << 20  # bytes
+_MAX_ROWS = 64  # of a matrix that is merged at a time: in the cache for all ranks
+# options of PEFT that would make another function of the same tensors
+_OTHER = ("alora_invocation_tokens", "alpha_pattern", "arrow_config", "fan_in_fan_out", "kasa_config",
+          "layer_replication", "layers_to_transform", "lora_bias", "modules_to_save",
+          "monteclora_config", "rank_pattern", "target_parameters", "trainable_token_indices",
+          "use_bdlora", "use_dora", "use_qalora", "velora_config")
+_OTHER_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")  # starts that change W as well
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,7 @@ def is_adapter(name: str) -> bool:
 
 def check_targets(lora: LoraConfig, names: Sequence[str]) -> None:
     """ValueError naming the targets that no parameter of `names` has."""
-    have = {name.split(".")[-3] for name in names if is_adapter(name)}
+    have = {_target(name) for name in names if is_adapter(name)}
     wanted = have if lora.target_modules == ALL else set(lora.target_modules)
     if missing := sorted(wanted - have):
         raise ValueError(f"LoraConfig: target_modules {', '.join(missing)}: this model has none")
@@ -106,61 +115,100 @@ def start_adapters(params: Sequence[tuple], seed: int) -> Iterator[tuple[int, np
 
 
 def merged(weight: np.ndarray, down: np.ndarray, up: np.ndarray, scale: float) -> np.ndarray:
-    """W + s B A, float32 (E, O, I); within rounding what the adapter computes beside W."""
-    return weight + np.float32(scale) * np.matmul(up, down)
+    """W + s B A, float32 (E, O, I); within rounding what the adapter computes beside W. An element of
+    B A is a sum over the rank in index order, a product and an addition at a time: its bits are those of
+    every machine, which a BLAS with its threads does not promise."""
+    out = np.empty_like(weight)
+    for target, matrix, a, b in zip(out, weight, down, up, strict=True):
+        for first in range(0, len(matrix), _MAX_ROWS):
+            rows = slice(first, first + _MAX_ROWS)
+            product = b[rows, :1] * a[0]
+            for k in range(1, len(a)):
+                product += b[rows, k:k + 1] * a[k]
+            target[rows] = matrix[rows] + np.float32(scale) * product
+    return out
 
 
 # ---- files --------------------------------------------------------------------------------------
 
 
-def adapter_files(lora: LoraConfig, tensors: Mapping[str, np.ndarray], base: str
-                  ) -> dict[str, bytes]:
-    """name -> content. tensors: adapter tensors by name, one an expert; base: what it belongs to."""
-    from safetensors.numpy import save
+@dataclass(frozen=True)
+class Adapter:
+    """What a folder of adapters says: its options, and the model that it belongs to, a path or an id
+    of the hub ("" where it names none)."""
 
-    names = sorted({name.split(".")[-3] for name in tensors})
-    config = {**asdict(lora), "target_modules": names, "peft_type": "LORA",
-              "base_model_name_or_path": base, "inference_mode": True}
-    return {_CONFIG: json.dumps(config, indent=2).encode() + b"\n",
-            _WEIGHTS: save({_PREFIX + name: np.ascontiguousarray(value)
-                            for name, value in tensors.items()}, metadata={"format": "pt"})}
+    lora: LoraConfig
+    base: str
+    revision: str | None
 
 
-def read_config(folder: Path) -> LoraConfig:
-    """The options of a saved adapter; ValueError for what LoRA here cannot be."""
+def is_adapter_folder(folder: Path) -> bool:
+    """Whether adapters lie there: they are meant then, as in transformers, whatever lies beside them."""
+    return (folder / _CONFIG).is_file()
+
+
+def adapter_files(adapter: Adapter, tensors: Mapping[str, np.ndarray]) -> dict[str, bytes | Stream]:
+    """name -> content. tensors: adapter tensors by name, one an expert."""
+    names = sorted({_target(name) for name in tensors})
+    config = {**asdict(adapter.lora), "target_modules": names, "peft_type": "LORA",
+              "base_model_name_or_path": adapter.base or None, "revision": adapter.revision,
+              "inference_mode": True}
+    return {_WEIGHTS: pack_arrays({_PREFIX + name: value for name, value in tensors.items()}),
+            _CONFIG: json.dumps(config, indent=2).encode() + b"\n"}
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """What a saved adapter is; ValueError for what LoRA here cannot be. Its targets are those that it
+    has tensors of, since its config may name them by a pattern; what only training asks for (dropout,
+    how the tensors were drawn) is passed over."""
+    for name in ADAPTER_FILES:
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} has no {name}: it is no adapter")
     path = folder / _CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no {_CONFIG}: it is no adapter")
+    with SafetensorsFile(folder / _WEIGHTS) as file:
+        targets = sorted({_target(name) for name in file.tensors})
     try:
         found = parse_json(read_bounded(path, _MAX_CONFIG))
         if not isinstance(found, dict) or found.get("peft_type", "LORA") != "LORA":
             raise ValueError("is no LoRA adapter's")
-        odd = [key for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save",
-                               "layers_to_transform", "fan_in_fan_out") if found.get(key)]
-        if odd:
+        if odd := [key for key in _OTHER if found.get(key)]:
             raise ValueError(f"sets {', '.join(odd)}, which is not supported")
-        known = {field.name for field in fields(LoraConfig)}
-        return LoraConfig(**{key: value for key, value in found.items() if key in known})
+        start = found.get("init_lora_weights")
+        if isinstance(start, str) and start.startswith(_OTHER_BASE):
+            raise ValueError(f"init_lora_weights {start!r} has changed the base; convert the adapter "
+                             f"to one of the plain base, as PEFT's documentation shows")
+        known = ("r", "lora_alpha", "use_rslora", "bias", "task_type")
+        lora = LoraConfig(**{key: found[key] for key in known if key in found}, target_modules=targets)
+        base, revision = found.get("base_model_name_or_path"), found.get("revision")
+        if not all(one is None or isinstance(one, str) for one in (base, revision)):
+            raise ValueError("base_model_name_or_path or revision is no text")
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from None
+    return Adapter(lora, base or "", revision)
 
 
 def read_tensors(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """The tensors of a saved adapter, exactly those of `expected` (name -> shape)."""
+    """The tensors of a saved adapter in float32, exactly those of `expected` (name -> shape)."""
     path = folder / _WEIGHTS
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no {_WEIGHTS}")
     with SafetensorsFile(path) as file:
-        found = {name.removeprefix(_PREFIX): tensor for name, tensor in file.tensors.items()}
+        found = {name.removeprefix(_PREFIX): (name, tensor) for name, tensor in file.tensors.items()}
         faults = [f"missing {name}" for name in expected.keys() - found.keys()]
         faults += [f"surplus {name}" for name in found.keys() - expected.keys()]
-        faults += [f"{name} is {found[name].dtype} {found[name].shape}, expected F32 {shape}"
-                   for name, shape in expected.items() if name in found
-                   and (found[name].dtype, found[name].shape) != ("F32", shape)]
+        for name, shape in expected.items():
+            _, tensor = found.get(name, ("", None))
+            if tensor and (tensor.dtype not in NAMES.values() or tensor.shape != shape):
+                faults.append(f"{name} is {tensor.dtype} {tensor.shape}, expected F32 {shape}")
         if faults:
             raise ValueError(f"{path} does not fit the model: {'; '.join(sorted(faults)[:20])}")
-        arrays = {name: np.empty(shape, "<f4") for name, shape in expected.items()}
-        for name, array in arrays.items():
-            stored = _PREFIX + name if _PREFIX + name in file.tensors else name
-            file.read(stored, 0, array.reshape(-1))
+        arrays = {}
+        for name, shape in expected.items():
+            stored, tensor = found[name]
+            raw, arrays[name] = np.empty(tensor.size, np.uint8), np.empty(shape, np.float32)
+            file.read(stored, 0, raw)
+            widen(raw, tensor.dtype, arrays[name].reshape(-1))
     return arrays
+
+
+def _target(name: str) -> str:
+    """...self_attn.q_proj.lora_A.weight -> q_proj."""
+    return name.rpartition(".lora_")[0].rpartition(".")[2] or name[:200]

@@ -7,19 +7,20 @@ whole or not at all; a file that does not fit is refused before a weight is read
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from . import _core
 from .batch import as_count
 from .checkpoint import write_folder
-from .hub import find_folder
-from .load_folder import ModelFolder, is_whole
-from .lora import (LoraConfig, adapter_files, check_targets, is_adapter, merged, read_config,
+from .load_folder import ModelFolder, read_carried
+from .lora import (Adapter, LoraConfig, adapter_files, check_targets, is_adapter, merged, read_adapter,
                    read_tensors, start_adapters)
 from .model_config import ModelConfig
+from .model_source import find_model
 from .model_state import ModelState
 from .save_folder import model_files, stale_files
 from .weights import to_hf
@@ -39,17 +40,27 @@ class ModelFiles(ModelState):
         folder: a path, or an id of the hub ("org/name", with `revision`; needs huggingface_hub). Weights
         in float32, float16, bfloat16 or DeepSeek's FP8; shards; experts one by one or fused. A file that
         does not fit raises ValueError or FileNotFoundError before a weight is read. lora, seed: new
-        adapters beside the weights (r1grpo/lora.py), which are then frozen."""
+        adapters beside the weights (r1grpo/lora.py), which are then frozen. A folder of adapters, of
+        save_adapter or PEFT, is the model that it names with them."""
         if trust_remote_code:
             raise ValueError("trust_remote_code=True is refused: code of a model folder is never run; its "
                              "architecture must be one of those that this engine knows")
-        with ModelFolder(find_folder(folder, revision, is_whole)) as source:
+        found, seed = find_model(folder, revision), as_count(seed, "seed", 0)
+        if lora is not None:
+            _require_options(lora)
+            if found.adapter:
+                raise ValueError(f"{folder} holds adapters already; merge() makes them part of the weights")
+        with ModelFolder(found.weights) as source:
+            tensors = None
+            if found.adapter:
+                lora = found.adapter.lora
+                tensors = _adapter_tensors(found.folder, lora, source.config)
             model = cls(source.config, seed=None, device=device, dtype=dtype, lora=lora)
             for i, array in enumerate(source.arrays()):
                 model._write(i, "value", array)
-        for i, array in start_adapters(model._params, as_count(seed, "seed", 0)):
-            model._write(i, "value", array)
-        model._carried = source.files
+        model._write_adapters(tensors, seed)
+        model._carried = {**source.files, **read_carried(found.folder)}
+        model._base = found.base, found.revision
         return model
 
     def save_pretrained(self, folder: str | os.PathLike, max_shard_size: int | str = "5GB",
@@ -74,7 +85,7 @@ class ModelFiles(ModelState):
     def _empty(self, lora: LoraConfig | None) -> Self:
         """A model like this one but for the adapters, whose weights are still to be written."""
         other = type(self)(self.config, None, self.device_name, self.dtype, lora)
-        other.live_vocab, other._carried = self.live_vocab, self._carried
+        other.live_vocab, other._carried, other._base = self.live_vocab, self._carried, self._base
         return other
 
     def add_score_head(self, seed: int = 0) -> Self:
@@ -93,41 +104,44 @@ class ModelFiles(ModelState):
     def add_adapter(self, lora: LoraConfig, seed: int = 0) -> Self:
         """A copy of this model with new low-rank adapters, all else frozen; it samples the same bits
         until its first update. `from_pretrained(lora=...)` needs no second model while it is made."""
-        if not isinstance(lora, LoraConfig):
-            raise TypeError(f"the adapter's options are a {type(lora).__module__}."
-                            f"{type(lora).__name__}, expected an r1grpo.LoraConfig")
+        _require_options(lora)
+        return self._with_adapters(lora, None, as_count(seed, "seed", 0))
+
+    def load_adapter(self, folder: str | os.PathLike) -> Self:
+        """A copy of this model with the adapters of a folder that save_adapter or PEFT wrote."""
+        lora = read_adapter(Path(folder)).lora
+        return self._with_adapters(lora, _adapter_tensors(Path(folder), lora, self.config))
+
+    def _with_adapters(self, lora: LoraConfig, tensors: Mapping[str, np.ndarray] | None,
+                       seed: int = 0) -> Self:
         if self.lora:
             raise ValueError("this model has adapters already; merge() makes them part of its weights")
         other = self._empty(lora)
         for i in range(len(self._params)):
             other._write(i, "value", self._read(i, "value"))
-        for i, array in start_adapters(other._params, as_count(seed, "seed", 0)):
-            other._write(i, "value", array)
+        other._write_adapters(tensors, seed)
         return other
 
-    def load_adapter(self, folder: str | os.PathLike) -> Self:
-        """A copy of this model with the adapters of a folder that save_adapter or PEFT wrote."""
-        folder = Path(folder)
-        lora = read_config(folder)
-        params = _core.Model.layout({**self.config.core()[0], **lora.sizes()})
-        check_targets(lora, [p[0] for p in params])
-        shapes = {name.replace("*", str(e)): (O, I) for name, E, O, I, _ in params  # noqa: E741
-                  if is_adapter(name) for e in range(E)}
-        found = read_tensors(folder, shapes)  # before anything of these sizes is allocated
-        other = self.add_adapter(lora)
-        for i, (name, E, *_) in enumerate(params):
+    def _write_adapters(self, tensors: Mapping[str, np.ndarray] | None, seed: int) -> None:
+        """The adapters of a file; None: their start, drawn from seed."""
+        if tensors is None:
+            for i, array in start_adapters(self._params, seed):
+                self._write(i, "value", array)
+            return
+        for i, (name, E, *_) in enumerate(self._params):
             if is_adapter(name):
-                other._write(i, "value",
-                             np.stack([found[name.replace("*", str(e))] for e in range(E)]))
-        return other
+                self._write(i, "value", np.stack([tensors[name.replace("*", str(e))] for e in range(E)]))
 
-    def save_adapter(self, folder: str | os.PathLike, base: str = "") -> None:
-        """Writes the adapters alone, as PEFT does; base: name or path of the model that they belong to."""
+    def save_adapter(self, folder: str | os.PathLike, base: str | None = None) -> None:
+        """Writes the adapters alone, as PEFT does, and the tokenizer's files. base: name or path of the
+        model that they belong to; None: that of the folder it was loaded from."""
         if not self.lora:
             raise ValueError("this model has no adapter; save_pretrained writes its weights")
         tensors = to_hf((p[0], self._read(i, "value")) for i, p in enumerate(self._params)
                         if is_adapter(p[0]))
-        write_folder(Path(folder), adapter_files(self.lora, tensors, base))
+        named = self._base if base is None else (base, None)
+        write_folder(Path(folder), {**self._carried,
+                                    **adapter_files(Adapter(self.lora, *named), tensors)})
 
     def merge(self) -> Self:
         """A model without adapters whose weights are W + s B A (within rounding the same function)."""
@@ -146,3 +160,19 @@ class ModelFiles(ModelState):
         if down is None or up is None:
             return value
         return merged(value, self._read(down, "value"), self._read(up, "value"), self.lora.scale)
+
+
+def _require_options(lora: Any) -> None:
+    """TypeError for an adapter's options of another library."""
+    if not isinstance(lora, LoraConfig):
+        raise TypeError(f"the adapter's options are a {type(lora).__module__}.{type(lora).__name__}, "
+                        f"expected an r1grpo.LoraConfig")
+
+
+def _adapter_tensors(folder: Path, lora: LoraConfig, config: ModelConfig) -> dict[str, np.ndarray]:
+    """Adapters of a file by name, checked before anything of the sizes that it claims is allocated."""
+    params = _core.Model.layout({**config.core()[0], **lora.sizes()})
+    check_targets(lora, [p[0] for p in params])
+    return read_tensors(folder, {name.replace("*", str(e)): (O, I)
+                                 for name, E, O, I, _ in params  # noqa: E741 - the core's letters
+                                 if is_adapter(name) for e in range(E)})

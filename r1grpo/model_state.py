@@ -36,6 +36,7 @@ class ModelState:
         self.device_name = device
         self.dtype = dtype
         self._carried: dict[str, bytes] = {}  # the folder's other files: see load_folder.py
+        self._base: tuple[str, str | None] = ("", None)  # its name and revision: see model_source.py
         self.lora = lora
         sizes, *rope = config.core()
         self._core = _core.Model(get_device(device), {**sizes, **(lora.sizes() if lora else {})},

@@ -25,6 +25,7 @@ import numpy as np
 
 from .checkpoint import Stream
 from .load_folder import CONFIG, GENERATION, INDEX, MTP, SINGLE
+from .lora import ADAPTER_FILES
 from .model_config import ModelConfig
 from .number_formats import ITEM_BYTES, NAMES, narrow
 from .safetensors_file import header_bytes
@@ -69,8 +70,10 @@ def model_files(config: ModelConfig, params: Sequence[tuple], read: Read, dtype:
 
 
 def stale_files(folder: Path) -> list[str]:
-    """Files of an earlier save that would be read along with, or instead of, those of a new one."""
-    return [p.name for p in folder.iterdir() if _OURS.fullmatch(p.name)] if folder.is_dir() else []
+    """Files of an earlier save that would be read along with, or instead of, those of a new one: a
+    folder that names a base is read as adapters, here and in transformers."""
+    return [p.name for p in folder.iterdir() if _OURS.fullmatch(p.name) or p.name in ADAPTER_FILES
+            ] if folder.is_dir() else []
 
 
 # ---- weights -------------------------------------------------------------------------------------

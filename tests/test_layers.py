@@ -16,7 +16,7 @@ PLAIN = {"algebra", "charts", "chat_targets", "chat_template", "checkpoint", "co
          "rewards", "rope", "rows", "rundir", "safetensors_file", "tasks", "template_sandbox",
          "text_stream", "tokenizer", "toml", "trackers", "verifiers"}
 FACE = {"_core", "advantage", "batch", "device", "load_folder", "losses", "model", "model_files",
-        "model_state", "plan", "rollout", "sampling", "save_folder", "weights"}
+        "model_source", "model_state", "plan", "rollout", "sampling", "save_folder", "weights"}
 TRAINERS = {"distill", "evaluate", "folder", "grpo", "rejection", "reward_model", "scoring", "sft",
             "trainer"}
 STORY = {"cli", "commands", "doctor", "measure", "pipeline", "recipe", "report", "run", "sources",
@@ -24,7 +24,7 @@ STORY = {"cli", "commands", "doctor", "measure", "pipeline", "recipe", "report",
 MAY_SEE = {"plain": PLAIN, "face": PLAIN - {"rewards", "tasks", "verifiers", "tokenizer"} | FACE,
            "trainers": PLAIN | FACE - {"_core"} | TRAINERS,
            "story": PLAIN | FACE - {"_core"} | TRAINERS | STORY}
-LIBRARIES = {"huggingface_hub", "jinja2", "numpy", "pyarrow", "safetensors", "tokenizers", "tqdm", "IPython"}
+LIBRARIES = {"huggingface_hub", "jinja2", "numpy", "pyarrow", "tokenizers", "tqdm", "IPython"}
 
 
 def layer_of(module: str) -> str:

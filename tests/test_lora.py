@@ -9,6 +9,8 @@ import pytest
 
 from models import batch, make
 from r1grpo import GRPOConfig, GRPOTrainer, LoraConfig, Model, SFTConfig, SFTTrainer, set_num_threads
+from r1grpo.lora import merged
+from r1grpo.safetensors_file import SafetensorsFile
 from reference import Reference
 
 NAMES = ["dense", "moe", "qwen3", "qwen3_moe", "llama_bias", "moe_yarn"]
@@ -135,10 +137,73 @@ def test_merge_save_and_load(tmp_path):
     assert bits(again.logprobs(prompts, completions)) == bits(model.logprobs(prompts, completions))
     found = json.loads((tmp_path / "adapter" / "adapter_config.json").read_bytes())
     assert (found["peft_type"], found["r"], found["lora_alpha"]) == ("LORA", 3, 6)
+    assert found["base_model_name_or_path"] == "somebody/base"
+    with SafetensorsFile(tmp_path / "adapter" / "adapter_model.safetensors") as file:
+        assert all(name.startswith("base_model.model.model.layers.") for name in file.tensors)
     make("moe").save_pretrained(tmp_path / "base")
     fresh = Model.from_pretrained(tmp_path / "base", lora=LoraConfig(r=3), seed=4)
     other = make("moe").add_adapter(LoraConfig(r=3), seed=4)
     assert bits(fresh.state_dict().values()) == bits(other.state_dict().values())
+
+
+def test_a_merged_weight_is_a_chain_in_index_order():
+    """No BLAS, whose bits hang on its threads: NumPy's scalars give the same, one by one."""
+    rng = np.random.default_rng(3)
+    weight, down, up = (rng.standard_normal(shape).astype(np.float32)
+                        for shape in ((2, 150, 33), (2, 19, 33), (2, 150, 19)))
+    got = merged(weight, down, up, 0.3)
+    for e, o, i in ((0, 0, 0), (1, 63, 32), (1, 64, 5), (0, 149, 31)):
+        chain = up[e, o, 0] * down[e, 0, i]
+        for k in range(1, 19):
+            chain = np.float32(chain + up[e, o, k] * down[e, k, i])
+        assert got[e, o, i] == weight[e, o, i] + np.float32(0.3) * chain
+    np.testing.assert_allclose(got, weight + 0.3 * (up.astype(float) @ down), atol=1e-5)
+
+
+def test_a_folder_of_adapters_is_a_model(tmp_path):
+    base, model = tmp_path / "base", adapted("moe")
+    make("moe").save_pretrained(base)
+    (base / "tokenizer.json").write_text("{}")
+    prompts, completions = batch()
+    model.save_adapter(tmp_path / "a", base=str(base))
+    loaded = Model.from_pretrained(tmp_path / "a")
+    assert loaded.lora.r == 3 and bits(loaded.state_dict().values()) == bits(model.state_dict().values())
+    assert bits(loaded.logprobs(prompts, completions)) == bits(model.logprobs(prompts, completions))
+    loaded.save_adapter(tmp_path / "again")  # it knows its base, and has its tokenizer
+    assert (tmp_path / "again" / "tokenizer.json").read_text() == "{}"
+    (tmp_path / "again" / "tokenizer.json").write_text('{"own": 1}')
+    again = Model.from_pretrained(tmp_path / "again")
+    again.save_pretrained(tmp_path / "whole")
+    assert (tmp_path / "whole" / "tokenizer.json").read_text() == '{"own": 1}'
+    again.merge().save_pretrained(tmp_path / "a")  # over the adapters: they must not be read again
+    assert not (tmp_path / "a" / "adapter_config.json").exists()
+    assert bits(Model.from_pretrained(tmp_path / "a").state_dict().values()) == \
+        bits(Model.from_pretrained(tmp_path / "whole").state_dict().values())
+    with pytest.raises(ValueError, match="holds adapters already"):
+        Model.from_pretrained(tmp_path / "again", lora=LoraConfig())
+    with pytest.raises(TypeError, match="expected an r1grpo.LoraConfig"):
+        Model.from_pretrained(base, lora={"r": 3})
+    model.save_adapter(tmp_path / "none")
+    with pytest.raises(ValueError, match="does not name their base"):
+        Model.from_pretrained(tmp_path / "none")
+    model.save_adapter(tmp_path / "gone", base=str(tmp_path / "gone base"))
+    with pytest.raises(FileNotFoundError, match="holds adapters of .*gone base"):
+        Model.from_pretrained(tmp_path / "gone")
+
+
+def test_a_trainer_takes_a_folder_of_adapters(tmp_path):
+    make("dense").save_pretrained(tmp_path / "base")
+    adapted("dense").save_adapter(tmp_path / "a", base=str(tmp_path / "base"))
+    rows = [{"prompt_ids": [3, 4], "completion_ids": [5, 6, 7]}] * 4
+    trainer = SFTTrainer(str(tmp_path / "a"), SFTConfig(max_steps=1, learning_rate=1e-2), rows)
+    before = trainer.model.state_dict()
+    list(trainer)
+    after = trainer.model.state_dict()
+    assert all((after[k] != before[k]).any() == (".lora_" in k) for k in after)
+    fresh = SFTTrainer(str(tmp_path / "base"), SFTConfig(max_steps=1, seed=7), rows,
+                       peft_config=LoraConfig(r=2)).model  # one model, not a copy of one
+    assert bits(fresh.state_dict().values()) == bits(
+        make("dense").add_adapter(LoraConfig(r=2), seed=7).state_dict().values())
 
 
 def test_grpo_takes_the_base_as_its_reference():
@@ -204,8 +269,21 @@ def test_adapters_that_do_not_fit(tmp_path):
     with pytest.raises(ValueError, match=r"does not fit the model: missing .*layers\.2.*q_proj"):
         make("qwen3_moe").load_adapter(tmp_path / "a")
     config = tmp_path / "a" / "adapter_config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "use_dora": True}))
-    with pytest.raises(ValueError, match="sets use_dora"):
+    found = json.loads(config.read_text())
+    for odd, words in (({"use_dora": True}, "sets use_dora"),
+                       ({"rank_pattern": {"q_proj": 4}}, "sets rank_pattern"),
+                       ({"init_lora_weights": "pissa_niter_4"}, "has changed the base"),
+                       ({"bias": "all"}, "bias is 'all'"), ({"peft_type": "IA3"}, "no LoRA adapter")):
+        config.write_text(json.dumps({**found, **odd}))
+        with pytest.raises(ValueError, match=words):
+            make("dense").load_adapter(tmp_path / "a")
+    # what training alone asks for, and targets by a pattern
+    config.write_text(json.dumps({**found, "lora_dropout": 0.05, "init_lora_weights": "gaussian",
+                                  "target_modules": ".*_proj"}))
+    assert bits(make("dense").load_adapter(tmp_path / "a").state_dict().values()) == \
+        bits(model.state_dict().values())
+    (tmp_path / "a" / "adapter_model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="no adapter_model.safetensors"):
         make("dense").load_adapter(tmp_path / "a")
 
 
