@@ -8,7 +8,9 @@
  * busy neighbour, a job costs what those who came need.
  *
  * Who waits spins for some tens of microseconds (a model's ops follow one another closely), then
- * sleeps on a condition variable; with more threads than the machine has cores nobody spins. Sleeper and waker
+ * yields its core in turns for about a millisecond, so that nobody has to be woken within a step of
+ * a model (on a virtual machine that alone takes as long as a layer), then sleeps on a condition
+ * variable; with more threads than the machine has cores it sleeps at once. Sleeper and waker
  * each write their own flag before they read the other's (sequentially consistent), so no
  * wake-up is lost.
  *
@@ -18,6 +20,7 @@
 
 #include <fenv.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -27,6 +30,7 @@
 
 enum {
     SPIN_PAUSES = 1000, /* 20 to 50 microseconds */
+    SPIN_YIELDS = 4000, /* then about a millisecond, where nobody else wants the core */
     MAX_THREADS = 1024,
     STACK_BYTES = 1 << 20,
 };
@@ -71,6 +75,17 @@ pause_cpu(void)
 #endif
 }
 
+/* The i-th wait of a spin. */
+static void
+spin_once(int i)
+{
+    if (i < SPIN_PAUSES) {
+        pause_cpu();
+    } else {
+        sched_yield();
+    }
+}
+
 static void
 run_tasks(r1_pool *pool, size_t worker)
 {
@@ -102,7 +117,7 @@ await_job(r1_pool *pool, uint64_t last)
         if (atomic_load(&pool->stop)) {
             return 0;
         }
-        pause_cpu();
+        spin_once(i);
     }
     uint64_t state;
     pthread_mutex_lock(&pool->lock);
@@ -159,7 +174,7 @@ await_workers(r1_pool *pool)
         if (!is_inside(pool)) {
             return;
         }
-        pause_cpu();
+        spin_once(i);
     }
     pthread_mutex_lock(&pool->lock);
     atomic_store(&pool->waiting, 1);
@@ -231,7 +246,7 @@ r1_pool_open(r1_pool **out, size_t threads, r1_status *st)
     }
     long cpus = sysconf(_SC_NPROCESSORS_ONLN);
     pool->threads = threads;
-    pool->spin = (long)threads <= cpus ? SPIN_PAUSES : 0;
+    pool->spin = (long)threads <= cpus ? SPIN_PAUSES + SPIN_YIELDS : 0;
     pool->pid = getpid();
     pthread_mutex_init(&pool->turn, NULL);
     pthread_mutex_init(&pool->lock, NULL);

@@ -22,10 +22,10 @@
  * Rows are worked on in groups of consecutive positions of one sequence, so that a key is loaded
  * once for all; no row's bits depend on its group. Knows nothing about which rows are prompt.
  */
-#include "attention_tile.h"
+#include "attention_row.h"
 #include "split.h"
 
-enum { CHUNK = 512, TASK_ROWS = 32, QUARTER = KEYS / 4 };
+enum { CHUNK = 512, TASK_ROWS = 32, WRITE_ROWS = 4 };
 
 typedef struct {
     const r1_tensor *o, *lse, *q;
@@ -197,13 +197,20 @@ group_fwd(const fwd_job *job, size_t rows, size_t count, size_t n, size_t h, int
             ptrdiff_t from = until - job->window;
             size_t lanes = keys - base < KEYS ? keys - base : KEYS;
             lanes = (lanes + 2 * W - 1) / (2 * W) * (2 * W);
-            if (bf16) {
-                tile_scores_bf16(s, rows, q[0], R1_MAX_HEAD_DIM, block_k(kv, block, g), D, lanes);
+            const void *k = block_k(kv, block, g), *v = block_v(kv, block, g);
+            if (rows == 1) {
+                row_scores(s[0], q[0], k, bf16, D, lanes);
+            } else if (bf16) {
+                tile_scores_bf16(s, rows, q[0], R1_MAX_HEAD_DIM, k, D, lanes);
             } else {
-                tile_scores(s, rows, q[0], R1_MAX_HEAD_DIM, block_k(kv, block, g), D, lanes);
+                tile_scores(s, rows, q[0], R1_MAX_HEAD_DIM, k, D, lanes);
             }
             vf shrink = block_softmax(&st, s, rows, job->scale, from, until, lanes);
-            block_values(&st, s, rows, shrink, block_v(kv, block, g), bf16, Dv, from, until);
+            if (rows == 1) {
+                row_values(st.acc[0], s[0], shrink[0], v, bf16, Dv, from, until);
+            } else {
+                block_values(&st, s, rows, shrink, v, bf16, Dv, from, until);
+            }
         }
         float sums[W] = {0};
         for (size_t r = 0; r < rows; r++) {
@@ -301,7 +308,7 @@ kv_write_task(void *ctx, size_t task, size_t worker)
     const kv_job *job = ctx;
     const r1_kv *kv = job->kv;
     const r1_seqs *seqs = job->seqs;
-    size_t begin = task * TASK_ROWS, end = split_end(seqs->N, begin, TASK_ROWS);
+    size_t begin = task * WRITE_ROWS, end = split_end(seqs->N, begin, WRITE_ROWS);
     for (size_t n = begin; n < end; n++) {
         size_t t = (size_t)seqs->pos[n], slot = t % KEYS;
         size_t at = (size_t)seqs->seq[n] * seqs->max_blocks + t / KEYS;
@@ -328,7 +335,7 @@ TIER(kv_write)(r1_dev *dev, const r1_kv *kv, const r1_tensor *k, const r1_tensor
 {
     (void)st;
     kv_job job = {kv, k, v, seqs, NULL};
-    r1_pool_run(dev->pool, split_count(seqs->N, TASK_ROWS), kv_write_task, &job);
+    r1_pool_run(dev->pool, split_count(seqs->N, WRITE_ROWS), kv_write_task, &job);
     return R1_OK;
 }
 
