@@ -89,17 +89,29 @@ vf_select(vi mask, vf a, vf b)
     return (vf)((mask & (vi)a) | (~mask & (vi)b));
 }
 
-/* The larger lane; a NaN in either operand gives b. */
+/* The larger lane; a NaN in either operand gives b, and so does a tie. */
 static inline vf
 vf_max(vf a, vf b)
 {
+#if defined(__AVX512F__)
+    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__) && defined(__FMA__)
+    return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#else
     return vf_select(a > b, a, b);
+#endif
 }
 
 static inline vf
 vf_min(vf a, vf b)
 {
+#if defined(__AVX512F__)
+    return (vf)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__) && defined(__FMA__)
+    return (vf)_mm256_min_ps((__m256)a, (__m256)b);
+#else
     return vf_select(a < b, a, b);
+#endif
 }
 
 /* 0, 1, .. W - 1 */
@@ -234,9 +246,16 @@ vf_exp(vf x)
     p = vf_fma(p, r, vf_set1(5.0000001201e-1f));
     p = vf_fma(p, r * r, r) + vf_set1(1.0f);
     vi bits = ((vi)t - (vi)vf_set1(magic) + vi_set1(127)) << 23;
-    vf y = p * (vf)bits;
-    y = vf_select(x < vf_set1(-87.3f), vf_set1(0.0f), y);
-    return vf_select(x > vf_set1(88.37f), vf_set1(__builtin_inff()), y);
+    const vf low = vf_set1(-87.3f), high = vf_set1(88.37f), infinite = vf_set1(__builtin_inff());
+#if defined(__AVX512F__) /* masks in registers of their own, which gcc 12 does not find */
+    __mmask16 some = _mm512_cmp_ps_mask((__m512)x, (__m512)low, _CMP_NLT_UQ);
+    __mmask16 over = _mm512_cmp_ps_mask((__m512)x, (__m512)high, _CMP_GT_OQ);
+    __m512 y = _mm512_maskz_mul_ps(some, (__m512)p, (__m512)bits);
+    return (vf)_mm512_mask_mov_ps(y, over, (__m512)infinite);
+#else
+    vf y = vf_select(x < low, vf_set1(0.0f), p * (vf)bits);
+    return vf_select(x > high, infinite, y);
+#endif
 }
 
 /* log(x) for x >= 0, about 1 ulp (Cephes logf's polynomial): x = 2^e m, m in [sqrt(1/2), sqrt(2)).
