@@ -35,12 +35,12 @@ _FIGURES = ("pass@1", "pass@1_ci", "cons@k", "wellformed_accuracy", "mean_tokens
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code."""
+    """Run a command; returns its exit code. --top_p is --top-p: other projects write it so."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if reason := refusal(given):
         print(f"r1grpo: {reason}", file=sys.stderr)
         return 2
-    options = _parser().parse_args(given)
+    options = _parser().parse_args([_dashed(one) for one in given])
     warnings.showwarning = _show_warning
     try:
         return options.run(options)
@@ -50,6 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, ImportError, FloatingPointError, MemoryError) as error:
         print(f"r1grpo: {error}", file=sys.stderr)
         return 2
+
+
+def _dashed(argument: str) -> str:
+    flag, sign, value = argument.partition("=")
+    return (flag.replace("_", "-") if flag.startswith("--") else flag) + sign + value
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -95,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("words", nargs="*", metavar="DIR/STAGE problem",
                           help='for example runs/r1-seed0/r1 "use 3 7 12 to make 33"; with '
                                '--model the prompt alone')
-    generate.add_argument("--model", metavar="FOLDER", help="a Hugging Face folder")
+    model_options(generate)
     generate.add_argument("--dtype", default="float32", help="float32 or bfloat16")
     generate.add_argument("--chat", action="store_true",
                           help="a conversation; /reset begins anew, Ctrl-D ends it")
@@ -111,10 +116,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _rank(text: str) -> dict[str, int]:
+    """--lora R, as the options have it."""
+    return {"r": int(text)}
+
+
+def model_options(parser: argparse.ArgumentParser) -> None:
+    """Which model."""
+    parser.add_argument("--model", metavar="FOLDER",
+                        help="a Hugging Face folder, a folder of adapters, or an id of the hub")
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of an id of the hub")
+
+
 def stage_options(parser: argparse.ArgumentParser, reward: bool = False, trains: bool = True
                   ) -> None:
     """The flags of a command on a model folder and a data file."""
-    parser.add_argument("--model", metavar="FOLDER", help="a Hugging Face folder")
+    model_options(parser)
     parser.add_argument("--data", metavar="FILE", help="rows: .jsonl, .json, .parquet, a folder")
     parser.add_argument("--layout", metavar="NAME", help="what the columns mean (found by itself)")
     if reward:
@@ -122,6 +139,10 @@ def stage_options(parser: argparse.ArgumentParser, reward: bool = False, trains:
                             help="accuracy,format or FILE.py:function (accuracy)")
     if trains:
         parser.add_argument("--preset", metavar="NAME", help="published options, such as r1_zero")
+        parser.add_argument("--lora", metavar="R", type=_rank,
+                            help="train low-rank adapters of rank R alone; more: --set lora.KEY=VALUE")
+        parser.add_argument("--merge", action="store_true", default=None,
+                            help="DIR/final is a whole model, its adapters merged")
     parser.add_argument("--dtype", help="float32 or bfloat16")
     parser.add_argument("--config", type=Path, metavar="FILE.toml", help="options")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",

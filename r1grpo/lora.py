@@ -51,7 +51,7 @@ class LoraConfig:
     "all-linear" those that it has. The last five take PEFT's defaults alone."""
 
     r: int = 8
-    lora_alpha: float = 8
+    lora_alpha: float = 8.0
     target_modules: str | Sequence[str] = ALL
     use_rslora: bool = False
     lora_dropout: float = 0.0
@@ -150,7 +150,9 @@ def is_adapter_folder(folder: Path) -> bool:
 def adapter_files(adapter: Adapter, tensors: Mapping[str, np.ndarray]) -> dict[str, bytes | Stream]:
     """name -> content. tensors: adapter tensors by name, one an expert."""
     names = sorted({_target(name) for name in tensors})
+    alpha = adapter.lora.lora_alpha
     config = {**asdict(adapter.lora), "target_modules": names, "peft_type": "LORA",
+              "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,  # PEFT's is an int
               "base_model_name_or_path": adapter.base or None, "revision": adapter.revision,
               "inference_mode": True}
     return {_WEIGHTS: pack_arrays({_PREFIX + name: value for name, value in tensors.items()}),

@@ -28,8 +28,8 @@ _COMMANDS = {
     "reward": "RewardTrainer trains reward models from Python; `r1grpo pipeline` uses it",
     "serve": _SERVER, "vllm-serve": _SERVER,
     "chat": "it is `r1grpo generate --model FOLDER --chat`",
-    "merge": "adapters are merged in Python, with Model.merge() or save_pretrained(); weights of several "
-             "models are not averaged here",
+    "merge": "a training merges its adapters with --merge, a folder of adapters from Python: "
+             "Model.from_pretrained(FOLDER).save_pretrained(WHOLE); models are not averaged here",
     "train": "a stage has its name: `r1grpo sft` or `r1grpo grpo`",
     "evaluate": "it is `r1grpo eval`",
     "quantize": "weights are float32 or bfloat16; llama.cpp's converter loads DIR/final",
@@ -37,7 +37,6 @@ _COMMANDS = {
 }
 _ONE = "one process, one device; leave it out"
 _DTYPE = "weights are float32 or bfloat16 (--dtype); there is no quantised training"
-_LORA = "adapters are trained from Python: peft_config=LoraConfig(...) of a trainer"
 _FLAGS = {
     "--load-in-4bit": _DTYPE, "--load-in-8bit": _DTYPE, "--quantization": _DTYPE,
     "--bf16": "it is --dtype bfloat16", "--fp16": "it is --dtype bfloat16",
@@ -51,13 +50,16 @@ _FLAGS = {
     "--output-dir": "it is --out DIR",
     "--reward-funcs": "it is --reward NAME or --reward FILE.py:function",
     "--gradient-checkpointing": "it is --set gradient_checkpointing=true",
-    "--use-peft": _LORA, "--lora-r": _LORA, "--lora-alpha": _LORA, "--lora-target-modules": _LORA,
+    "--use-peft": "it is --lora R", "--lora-r": "it is --lora R",
+    "--lora-alpha": "it is --set lora.lora_alpha=...",
+    "--lora-target-modules": """it is --set lora.target_modules='["q_proj", ...]'""",
+    "--lora-dropout": "adapters have no dropout; leave it out",
     "--batch-size": "it is --set per_device_train_batch_size=...",
 }
 # options of commands/options.py beside the trainers'
 _INPUTS = {"columns", "split", "limit", "system", "instruction", "template", "chat", "eval_data",
            "ngram", "long_prompts", "max_per_problem", "samples", "temperature",
-           "max_completion_length"}
+           "max_completion_length", "teacher_revision"}
 _STAGES = {"sft": SFTConfig, "distill": SFTConfig, "grpo": GRPOConfig, "reject": EvalConfig,
            "eval": EvalConfig}
 

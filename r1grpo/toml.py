@@ -20,7 +20,7 @@ import math
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,9 +73,10 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
         if value in inner:
             return value
         raise ConfigError(f"{place} is {value!r}, expected one of {', '.join(map(repr, inner))}")
-    elif origin in (list, tuple):
+    elif origin in (list, tuple, Sequence):
         if isinstance(value, (list, tuple)):
-            return origin(_convert(inner[0], one, f"{place}[{i}]") for i, one in enumerate(value))
+            return (list if origin is list else tuple)(
+                _convert(inner[0], one, f"{place}[{i}]") for i, one in enumerate(value))
     elif origin is dict:
         if isinstance(value, Mapping):
             return {str(k): _convert(inner[1], one, f"{place}.{k}") for k, one in value.items()}

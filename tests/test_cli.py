@@ -182,13 +182,13 @@ def test_a_damaged_checkpoint_is_refused_by_name(stage, tmp_path, capsys):
 @pytest.mark.parametrize("arguments, name, pointer", [
     (["dpo", "--model", "x"], "command 'dpo'", "reward model"),
     (["ppo"], "command 'ppo'", "r1grpo grpo"), (["vllm-serve"], "command 'vllm-serve'", "--chat"),
-    (["merge"], "command 'merge'", "Model.merge()"),
+    (["merge"], "command 'merge'", "--merge"),
     (["sft", "--load-in-4bit"], "option '--load-in-4bit'", "--dtype"),
     (["grpo", "--deepspeed=zero3.json"], "option '--deepspeed'", "one device"),
     (["grpo", "--num_gpus", "8"], "option '--num_gpus'", "one device"),
     (["grpo", "--learning-rate", "1e-6"], "option '--learning-rate'", "--set learning_rate="),
     (["sft", "--max_steps=5"], "option '--max_steps'", "--set max_steps="),
-    (["grpo", "--use_peft"], "option '--use_peft'", "LoraConfig")])
+    (["grpo", "--use_peft"], "option '--use_peft'", "--lora R")])
 def test_what_others_offer_is_refused_by_name_with_a_pointer(arguments, name, pointer, capsys):
     line = refused(capsys, *arguments)
     assert f"there is no {name}: " in line and pointer in line
@@ -197,8 +197,8 @@ def test_what_others_offer_is_refused_by_name_with_a_pointer(arguments, name, po
 def test_every_option_of_a_stage_that_is_no_flag_is_answered_with_set():
     from r1grpo.commands.options import DISTILL, EVAL, GRPO, REJECT, SFT
     from r1grpo.refusals import refusal
-    flags = {"model", "data", "layout", "dtype", "reward", "teacher", "output_dir",
-             "gradient_checkpointing"}
+    flags = {"model", "revision", "data", "layout", "dtype", "reward", "teacher", "lora", "merge",
+             "output_dir", "gradient_checkpointing"}
     for one in (GRPO, SFT, DISTILL, EVAL, REJECT):
         for name in {f.name for half in (one.inputs, one.trainer) for f in fields(half)} - flags:
             for flag in (f"--{name}", f"--{name.replace('_', '-')}=1"):

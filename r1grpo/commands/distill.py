@@ -16,7 +16,7 @@ from ..config import EvalConfig
 from ..work import Work
 from .inputs import (Row, check_columns, open_model, open_rows, open_tokenizer, require,
                      sampling_plan, with_prompt_ids)
-from .options import DISTILL, Options
+from .options import ADAPTERS, DISTILL, MODEL, Options
 from .reject import ROWS, describe, draw_rows, open_correct
 from .sft import sft_plan, without_weights
 from .stage import (FINAL, check_fits, fits, options_of, planned, show_sft, showing, train, working,
@@ -27,11 +27,10 @@ COSTS = "costs.json"
 
 def run(flags: argparse.Namespace) -> int:
     """The command; flags are those of cli.py."""
-    options = options_of(DISTILL, flags, "model", "teacher", "data", "layout", "dtype", "preset",
-                         "reward")
+    options = options_of(DISTILL, flags, "teacher", "preset", "reward", *MODEL, *ADAPTERS)
     inputs = options.inputs
     require(inputs, "model", "data")
-    tokenizer = open_tokenizer(inputs.model)
+    tokenizer = open_tokenizer(inputs)
     if inputs.teacher:
         ask = _teacher(options, flags)
         if ask is None:
@@ -47,10 +46,10 @@ def run(flags: argparse.Namespace) -> int:
             rows = with_prompt_ids(kept, inputs, tokenizer)
             student = without_weights(options, rows, tokenizer, flags.out)
             check_fits(sft_plan(options, student))
-        student.model = open_model(inputs.model, inputs.dtype, tokenizer)
+        student.model = open_model(inputs, tokenizer, options.args.seed)
         print(show_sft(student))
         with showing(work, {"distill": planned(student)}):
-            train(work, "distill", student, options.args.save_steps)
+            train(work, "distill", student, options.args.save_steps, inputs.merge)
         # the teacher's own training is left out: nobody here knows it
         costs = {"without_teacher": work.ledger.cost("distill"),
                  "with_teacher": work.ledger.cost("distill", "samples")}
@@ -65,9 +64,10 @@ def run(flags: argparse.Namespace) -> int:
 def _teacher(options: Options, flags: argparse.Namespace) -> Callable[[Work], list[Row]] | None:
     """The teacher's request, checked; what comes back asks it, and lets go of it, since two models
     at once would be twice the memory. None where only its memory plan was asked for."""
-    inputs = dataclasses.replace(options.inputs, model=options.inputs.teacher)
+    inputs = dataclasses.replace(options.inputs, model=options.inputs.teacher, lora=None,
+                                 revision=options.inputs.teacher_revision)
     correct = open_correct(inputs.reward)
-    tokenizer = open_tokenizer(inputs.model)
+    tokenizer = open_tokenizer(inputs)
     problems = open_rows(inputs, tokenizer)
     check_columns(inputs, problems)
     args = EvalConfig(k=inputs.samples, temperature=inputs.temperature,
@@ -77,10 +77,9 @@ def _teacher(options: Options, flags: argparse.Namespace) -> Callable[[Work], li
         return None
 
     def ask(work: Work) -> list[Row]:
-        model = open_model(inputs.model, inputs.dtype, tokenizer)
+        model = open_model(inputs, tokenizer)
         with showing(work, {"samples": len(problems)}):
-            rows, counts = draw_rows(work, model, problems, args, tokenizer, correct,
-                                     inputs.max_per_problem, inputs.model)
+            rows, counts = draw_rows(work, model, problems, args, tokenizer, correct, inputs)
         print(describe(counts))
         if not rows:
             raise ValueError(f"no sample of {inputs.model} is right: there is nothing to learn")

@@ -26,7 +26,7 @@ from ..rundir import read_jsonl
 from ..scoring import RewardFunction
 from .inputs import (Row, check_columns, open_model, open_rows, open_tokenizer, require,
                      sampling_plan)
-from .options import EVAL, Options
+from .options import EVAL, MODEL, Options
 from .reject import open_correct
 from .stage import fits, in_chunks, options_of, showing, working, write_rows
 
@@ -35,13 +35,13 @@ SAMPLES, FIGURES = "samples.jsonl", "figures.json"
 
 def run(flags: argparse.Namespace) -> int:
     """The command; flags are those of cli.py."""
-    options = options_of(EVAL, flags, "model", "data", "layout", "dtype", "reward")
+    options = options_of(EVAL, flags, "reward", *MODEL)
     inputs, args = options.inputs, options.args
     require(inputs, "model", "data", "reward")
     graders = _graders(open_correct(inputs.reward))
-    tokenizer = open_tokenizer(inputs.model)
+    tokenizer = open_tokenizer(inputs)
     if flags.check:
-        model = open_model(inputs.model, inputs.dtype, tokenizer)
+        model = open_model(inputs, tokenizer)
         wrong = _check(flags.out, model, args, tokenizer, graders)
         print("\n".join(wrong) if wrong else "identical")
         return 1 if wrong else 0
@@ -49,7 +49,7 @@ def run(flags: argparse.Namespace) -> int:
     check_columns(inputs, rows)
     if not fits(flags, sampling_plan(inputs, args, rows)):
         return 0
-    model = open_model(inputs.model, inputs.dtype, tokenizer)
+    model = open_model(inputs, tokenizer)
     if flags.out is None:
         with Progress(len(rows), "eval", file=sys.stderr) as bar:
             samples = draw_samples(model, rows, args, tokenizer,

@@ -18,6 +18,7 @@ from typing import TextIO
 
 from ..model import Model
 from .inputs import Tokenizer, open_model, open_tokenizer
+from .options import Inputs
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 _MOST = 4096  # tokens of a completion
@@ -32,10 +33,11 @@ def run(flags: argparse.Namespace) -> int:
     question = " ".join(flags.words)
     if flags.chat == bool(question.strip()):
         raise ValueError("generate --model FOLDER needs either a prompt or --chat")
-    tokenizer = open_tokenizer(flags.model)
+    inputs = Inputs(model=flags.model, revision=flags.revision, dtype=flags.dtype)
+    tokenizer = open_tokenizer(inputs)
     if flags.chat and tokenizer.chat_template is None:
         raise ValueError(f"{flags.model} has no chat template; give a prompt without --chat")
-    model = open_model(flags.model, flags.dtype, tokenizer)
+    model = open_model(inputs, tokenizer)
     if flags.chat:
         return _chat(model, tokenizer, flags)
     if tokenizer.chat_template is None or flags.raw:

@@ -9,29 +9,29 @@ from ..algebra import grpo_algebra, show
 from ..grpo import GRPOTrainer
 from ..plan import MICRO_TOKENS, plan_training
 from ..toml import ConfigError
-from .inputs import (Row, check_columns, open_config, open_model, open_rewards, open_rows,
+from .inputs import (Row, adapters_of, check_columns, open_config, open_model, open_rewards, open_rows,
                      open_tokenizer, require)
-from .options import GRPO, with_output_dir
+from .options import ADAPTERS, GRPO, MODEL, with_output_dir
 from .stage import FINAL, fits, options_of, planned, showing, train, working
 
 
 def run(flags: argparse.Namespace) -> int:
     """The command; flags are those of cli.py."""
-    options = options_of(GRPO, flags, "model", "data", "layout", "dtype", "preset", "reward")
+    options = options_of(GRPO, flags, "preset", "reward", *MODEL, *ADAPTERS)
     inputs = options.inputs
     require(inputs, "model", "data", "reward")
     args = with_output_dir(options.args, flags.out or Path())
-    config = open_config(inputs.model)
+    config, lora = open_config(inputs), adapters_of(inputs)
     rewards = open_rewards(inputs.reward)
-    tokenizer = open_tokenizer(inputs.model)
+    tokenizer = open_tokenizer(inputs)
     rows = open_rows(inputs, tokenizer)
     check_columns(inputs, rows)
     if inputs.long_prompts == "drop":
         rows = _without_long(rows, args.max_prompt_length)
     longest = max(len(row["prompt_ids"]) for row in rows)
-    if not fits(flags, plan_training(config, args, inputs.dtype, prompt_length=longest)):
+    if not fits(flags, plan_training(config, args, inputs.dtype, prompt_length=longest, lora=lora)):
         return 0
-    model = open_model(inputs.model, inputs.dtype, tokenizer)
+    model = open_model(inputs, tokenizer, args.seed)
     trainer = GRPOTrainer(model, rewards, args, rows, processing_class=tokenizer)
     trainer.try_rewards()
     print(show(grpo_algebra(args, len(rows), trainer.total_steps, longest,
@@ -41,7 +41,7 @@ def run(flags: argparse.Namespace) -> int:
         print(f"the model's context of {context:,} tokens ends longer completions")
     with working(options, flags.out, flags.resume) as work, \
             showing(work, {"grpo": planned(trainer)}):
-        train(work, "grpo", trainer, options.args.save_steps)
+        train(work, "grpo", trainer, options.args.save_steps, inputs.merge)
     print(f"max_logprob_gap {trainer.max_logprob_gap!r} over {trainer.gap_tokens:,} tokens")
     print(flags.out / FINAL)
     return 0

@@ -21,11 +21,12 @@ from typing import Any
 from ..config import EvalConfig
 from ..contamination import decontaminate
 from ..hf_tokenizer import Tokenizer
-from ..hub import find_folder
 from ..layouts import as_messages
-from ..load_folder import ModelFolder, is_whole
+from ..load_folder import ModelFolder
+from ..lora import LoraConfig
 from ..model import Model
 from ..model_config import ModelConfig
+from ..model_source import ModelSource, find_model
 from ..plan import MemoryPlan, plan_memory
 from ..rewards import accuracy_reward, language_reward, think_format_reward
 from ..rollout import fit_vocabulary
@@ -59,34 +60,45 @@ def require(inputs: Inputs, *names: str) -> None:
                               else f"{name} is missing: --set {name}=...")
 
 
-def open_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer of a model folder, whose architecture is checked on the way."""
-    tokenizer = Tokenizer.from_pretrained(local(name))
-    tokenizer.check_fits(open_config(name))
+def source_of(inputs: Inputs) -> ModelSource:
+    """The folders of the model: of a path, or of an id of the hub."""
+    return find_model(inputs.model, inputs.revision)
+
+
+def open_tokenizer(inputs: Inputs) -> Tokenizer:
+    """The tokenizer of the model, whose architecture is checked on the way."""
+    tokenizer = Tokenizer.from_pretrained(source_of(inputs).tokenizer)
+    tokenizer.check_fits(open_config(inputs))
     return tokenizer
 
 
-def local(name: str) -> Path:
-    """The folder of a model: a path, or an id of the hub."""
-    return find_folder(name, None, is_whole)
-
-
-def open_config(name: str) -> ModelConfig:
+def open_config(inputs: Inputs) -> ModelConfig:
     """The architecture; the headers of all its files are checked, no weight is read."""
-    with ModelFolder(local(name)) as folder:
+    with ModelFolder(source_of(inputs).weights) as folder:
         return folder.config
 
 
-def open_model(name: str, dtype: str, tokenizer: Tokenizer) -> Model:
-    """The weights; ids that the tokenizer has not are never sampled."""
-    model = Model.from_pretrained(local(name), dtype=dtype)
+def adapters_of(inputs: Inputs) -> LoraConfig | None:
+    """The adapters that the model will have: those of its folder, or new ones."""
+    found, wanted = source_of(inputs).adapter, getattr(inputs, "lora", None)
+    if found and wanted:
+        raise ConfigError(f"lora: {inputs.model} holds adapters already, which are trained as they are")
+    return found.lora if found else wanted
+
+
+def open_model(inputs: Inputs, tokenizer: Tokenizer, seed: int = 0) -> Model:
+    """The weights, with new adapters where the options ask for them; ids that the tokenizer has not
+    are never sampled."""
+    model = Model.from_pretrained(inputs.model, dtype=inputs.dtype, revision=inputs.revision,
+                                  lora=getattr(inputs, "lora", None), seed=seed)
     fit_vocabulary(model, tokenizer)
     return model
 
 
 def sampling_plan(inputs: Inputs, args: EvalConfig, rows: Sequence[Row]) -> MemoryPlan:
     """What sampling these problems takes, batch_prompts at a time."""
-    return plan_memory(open_config(inputs.model), dtype=inputs.dtype, training=False,
+    return plan_memory(open_config(inputs), dtype=inputs.dtype, training=False,
+                       lora=adapters_of(inputs),
                        prompts=min(args.batch_prompts, len(rows)), num_generations=args.k,
                        prompt_length=max(len(row["prompt_ids"]) for row in rows),
                        max_new_tokens=args.max_completion_length)
@@ -107,9 +119,9 @@ def open_rows(inputs: Inputs, tokenizer: Tokenizer) -> list[Row]:
     return with_prompt_ids(rows, inputs, tokenizer)
 
 
-def tokenizer_mark(name: str) -> str:
+def tokenizer_mark(inputs: Inputs) -> str:
     """What tells two tokenizers apart: rows that hold ids name theirs in a column."""
-    content = json.loads((local(name) / "tokenizer.json").read_bytes())
+    content = json.loads((source_of(inputs).tokenizer / "tokenizer.json").read_bytes())
     text = json.dumps(content, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -128,7 +140,7 @@ def with_prompt_ids(rows: Sequence[Row], inputs: Inputs, tokenizer: Tokenizer) -
     template = TEMPLATES.get(inputs.template or "", inputs.template) or "{prompt}"
     if "{prompt}" not in template:
         raise ConfigError(f"template {template!r} has no {{prompt}}{suggest(template, TEMPLATES)}")
-    mark, done = tokenizer_mark(inputs.model), []
+    mark, done = tokenizer_mark(inputs), []
     for i, row in enumerate(rows):
         if row.get("tokenizer", mark) != mark:
             row = {key: value for key, value in row.items()

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..config import EvalConfig, GRPOConfig, SFTConfig
+from ..lora import LoraConfig
 from ..toml import ConfigError, from_dict, suggest, table_to_toml, to_dict
 from ..trainer import FREE_OPTIONS, LENGTH_OPTIONS
 
@@ -41,7 +42,8 @@ _PLACES = {"model", "data", "eval_data", "teacher"}
 class Inputs:
     """What every command on a model and a data file takes."""
 
-    model: str = ""
+    model: str = ""  # a folder of weights or of adapters, or an id of the hub
+    revision: str | None = None  # branch, tag or commit of an id of the hub
     data: str = ""
     layout: str | None = None  # of the data's columns; None: found by the first row
     columns: dict[str, str] = field(default_factory=dict)  # our name -> the file's
@@ -70,7 +72,21 @@ class RewardInputs(TrainInputs):
 
 
 @dataclass
-class GRPOInputs(RewardInputs):
+class AdapterInputs:
+    """What else a training takes: low-rank adapters, then DIR/final holds them alone or, merged, a
+    whole model."""
+
+    lora: LoraConfig | None = None
+    merge: bool = False
+
+
+@dataclass
+class SFTInputs(AdapterInputs, TrainInputs):
+    """All of fine-tuning."""
+
+
+@dataclass
+class GRPOInputs(AdapterInputs, RewardInputs):
     """And what becomes of prompts longer than max_prompt_length."""
 
     long_prompts: Literal["refuse", "drop"] = "refuse"
@@ -91,13 +107,18 @@ class RejectInputs(RewardInputs):
 
 
 @dataclass
-class DistillInputs(RejectInputs):
+class DistillInputs(AdapterInputs, RejectInputs):
     """And who is asked: without a teacher, data are rows that one has written."""
 
     teacher: str | None = None
+    teacher_revision: str | None = None
     samples: int = 4  # of the teacher, a problem
     temperature: float = 1.0
     max_completion_length: int = 512
+
+
+MODEL = ("model", "revision", "data", "layout", "dtype")  # options that are flags too
+ADAPTERS = ("lora", "merge")
 
 
 @dataclass(frozen=True)
@@ -259,7 +280,7 @@ _STUDENTS = {name: partial(SFTConfig.distill, name) for name in (
     "qwen_1_5b", "qwen_7b", "qwen_14b", "qwen_32b", "llama_8b", "llama_70b")}
 
 GRPO = Command("grpo", GRPOInputs, GRPOConfig, _GRPO_PRESETS, {"save_steps": 10})
-SFT = Command("sft", TrainInputs, SFTConfig, {"r1": SFTConfig.r1}, {"save_steps": 50})
+SFT = Command("sft", SFTInputs, SFTConfig, {"r1": SFTConfig.r1}, {"save_steps": 50})
 DISTILL = Command("distill", DistillInputs, SFTConfig, _STUDENTS, {"save_steps": 50})
 REJECT = Command("reject", RejectInputs, EvalConfig, {}, {"batch_prompts": 16})
 EVAL = Command("eval", EvalInputs, EvalConfig, {}, {"batch_prompts": 16})

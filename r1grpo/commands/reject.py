@@ -16,7 +16,7 @@ from ..toml import ConfigError
 from ..work import Work
 from .inputs import (check_columns, open_model, open_rewards, open_rows, open_tokenizer, require,
                      sampling_plan, tokenizer_mark)
-from .options import REJECT
+from .options import MODEL, REJECT, RejectInputs
 from .stage import fits, in_chunks, options_of, showing, working, write_rows
 
 ROWS = "rows.jsonl"
@@ -24,20 +24,19 @@ ROWS = "rows.jsonl"
 
 def run(flags: argparse.Namespace) -> int:
     """The command; flags are those of cli.py."""
-    options = options_of(REJECT, flags, "model", "data", "layout", "dtype", "reward")
+    options = options_of(REJECT, flags, "reward", *MODEL)
     inputs, args = options.inputs, options.args
     require(inputs, "model", "data", "reward")
     correct = open_correct(inputs.reward)
-    tokenizer = open_tokenizer(inputs.model)
+    tokenizer = open_tokenizer(inputs)
     rows = open_rows(inputs, tokenizer)
     check_columns(inputs, rows)
     if not fits(flags, sampling_plan(inputs, args, rows)):
         return 0
-    model = open_model(inputs.model, inputs.dtype, tokenizer)
+    model = open_model(inputs, tokenizer)
     with working(options, flags.out, flags.resume) as work, \
             showing(work, {"samples": len(rows)}):
-        kept, counts = draw_rows(work, model, rows, args, tokenizer, correct,
-                                 inputs.max_per_problem, inputs.model)
+        kept, counts = draw_rows(work, model, rows, args, tokenizer, correct, inputs)
         write_rows(flags.out / ROWS, kept)
     print(describe(counts))
     print(flags.out / ROWS)
@@ -52,15 +51,14 @@ def open_correct(names: Sequence[str]) -> RewardFunction:
 
 
 def draw_rows(work: Work, model: Model, problems: Sequence[Row], args: EvalConfig, tokenizer: Any,
-              correct: RewardFunction, most: int, name: str
-              ) -> tuple[list[Row], dict[str, Any]]:
-    """The kept rows, and what was sampled and dropped."""
-    mark = tokenizer_mark(name)
+              correct: RewardFunction, inputs: RejectInputs) -> tuple[list[Row], dict[str, Any]]:
+    """The kept rows, and what was sampled and dropped; the model is that of inputs."""
+    mark = tokenizer_mark(inputs)
 
     def make(first: int, part: Sequence[Row]) -> Row:
         found = rejection_sample(model, part, args, correct=correct, processing_class=tokenizer,
-                                 max_per_problem=most, source=Path(name).name,
-                                 first=first)
+                                 max_per_problem=inputs.max_per_problem,
+                                 source=Path(inputs.model).name, first=first)
         return {"rows": [{**row, "tokenizer": mark} for row in found.rows],
                 "sampled": found.sampled, "sampled_tokens": found.sampled_tokens,
                 "dropped": found.dropped}

@@ -6,7 +6,8 @@
     DIR/completions.jsonl   completions of each rollout, with rewards
     DIR/verdicts.jsonl      every verdict, durable before the update that uses it
     DIR/work/               states to go on from; may be removed when the run is done
-    DIR/final/              the model and its tokenizer, as transformers and vLLM load them
+    DIR/final/              the model and its tokenizer, as transformers and vLLM load them; of a
+                            training with adapters those alone, as PEFT does, unless they are merged
 
 A command checks its request, reads text, plans memory, loads weights, makes its trainer and has it
 try the rewards; only then does it write. Ctrl-C stops at the next safe point and names the command
@@ -100,9 +101,10 @@ def fits(flags: argparse.Namespace, plan: MemoryPlan) -> bool:
     return True
 
 
-def train(work: Work, phase: str, trainer: Trainer, save_steps: int) -> None:
-    """Run a trainer to its end and write DIR/final, whole or not at all; the tokenizer's files are
-    those of the folder that the model was loaded from."""
+def train(work: Work, phase: str, trainer: Trainer, save_steps: int, merge: bool) -> None:
+    """Run a trainer to its end and write DIR/final, whole or not at all: the model, or where it has
+    adapters that are not to be merged those alone. The tokenizer's files are those of the folder that
+    the model was loaded from."""
     group = getattr(trainer.args, "num_generations", _SHOWN)
     work.shown_groups = max(1, _SHOWN // group)
     folder = work.path / "work" / "train"
@@ -110,7 +112,10 @@ def train(work: Work, phase: str, trainer: Trainer, save_steps: int) -> None:
     if finished and not (folder.exists() and load_newest(folder)):
         return  # its states were removed; there is nothing to go on from
     step = work.run_trainer(phase, trainer, folder, save_steps or sys.maxsize)
-    trainer.model.save_pretrained(work.path / FINAL)
+    if trainer.model.lora is not None and not merge:
+        trainer.model.save_adapter(work.path / FINAL)
+    else:
+        trainer.model.save_pretrained(work.path / FINAL)
     work.rundir.manifest.add(FINAL, None, step, folder_hash(work.path / FINAL))
 
 

@@ -18,7 +18,7 @@ T = TypeVar("T")
 _MICRO = "set micro_batch_tokens, which bounds memory and cannot change the result"
 _ENGINE = "sampling and training are one engine here, leave it out"
 _ONE = "one process, one device; leave it out"
-_LORA = "adapters are trained from Python: give peft_config=LoraConfig(...) to the trainer"
+_LORA = "give peft_config=LoraConfig(...) to the trainer, or --lora R to a command"
 _BF16 = "give dtype to Model(...), or --dtype bfloat16 to a command"
 _EVERY = "every step is recorded; leave it out"
 _DTYPE = "weights are float32 or bfloat16, there is no quantised training; give dtype to Model(...)"
