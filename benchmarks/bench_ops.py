@@ -1,357 +1,185 @@
 """bench_ops.py - every op of the table: its speed, as a share of the machine's, and its growth.
 
-    python -m benchmarks.bench_ops [--json FILE] [--threads N]
+    python -m benchmarks.bench_ops [--json FILE] [--only PART] [--tier TIER|all] [--threads N] [--quick]
 
-Products and attention are measured in GFLOP/s against float32 multiply-adds in registers, everything else
-in GB/s against y = a + b on as much memory (machine.py), where an op's bytes are its inputs read
-once and its outputs written once: an op that computes an exp per element stays below by nature.
-Times, rates and `share` are medians of 15 measurements; `best` is the share of the fastest one, which
-a machine that does other work too (load_average) disturbs least.
+matmul   the three forms at 1 to 4,096 rows, float32 and bf16: GFLOP/s against the instruction that the
+         tier multiplies with, in registers (machine.py). One row is GB/s of the matrix against reading
+         memory from end to end; what fits into a cache may exceed that. 8 rows, float32 and bf16, stand
+         beside NumPy's BLAS in float32, measured in turn in a process of its own
+ops      everything else: products and attention in GFLOP/s, the others in GB/s against y = a + b on as
+         much memory; op_cases.py says what counts as work
+moe      routing, permutation and combination over the experts' matmuls, 512 tokens of a tiny mixture
 
-growth: least seconds per unit of work at one size over the same at the size before; at most about 1
-when cost grows no faster than work, more where the larger size leaves a cache. Row counts of matmuls:
-8, 64, 512, 4096.
+Times, rates and `share` are medians; `best` is the share of the fastest measurement, which a machine
+that does other work too (load_average) disturbs least. growth: least seconds per unit of work at one
+size over the same at the size before; at most about 1 when cost grows no faster than work.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+import statistics
+from collections.abc import Iterator
 from itertools import product
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from r1grpo import _core
 
-from .machine import Limits, describe, seconds_of
+from .harness import Report, Row, Worker, options
+from .machine import seconds_of
+from .op_cases import Bench, Case
 
-ROWS = (8, 64, 512, 4096)
-MATRICES = {"square": (512, 512), "tiny ffn": (128, 192)}  # name: (O, I)
-Case = tuple[Callable[[], object], float, str]  # call, flops or bytes of it, shape
+PARTS = ("matmul", "ops", "moe")
+FORMS, DTYPES = ("nt", "nn", "tn"), ("float32", "bfloat16")
+ROWS = (1, 8, 64, 512, 4096)
+MATRICES = ((896, 896), (896, 4864), (4864, 896), (256, 1024), (128, 512), (64, 256))  # (I, O)
+HEAD, HEAD_ROWS = (896, 151_936), (1, 8, 64)
+MOE = {"E": 16, "K": 2, "C": 128, "groups": (1, 1)}  # the tiny mixture of workloads.py
+MOE_FFN, MOE_TOKENS = 128, 512
+TITLE = (f"{'op':26} {'shape':38} {'us':>11} {'rate':>17} {'share':>6} {'best':>6} {'growth':>6} "
+         f"{'x BLAS':>6}")
 
-
-@dataclass(frozen=True)
-class Figure:
-    """One op at one shape; the rate is in the unit, growth None at the smallest size."""
-
-    op: str
-    shape: str
-    microseconds: float
-    rate: float
-    unit: str
-    share: float
-    best: float
-    growth: float | None = None
-
-
-class Bench:
-    """The cases; n is the size that grows: rows, or positions of each of four sequences."""
-
-    def __init__(self, device: _core.Device) -> None:
-        self.device = device
-        self.rng = np.random.default_rng(0)
-
-    def normal(self, *shape: int) -> np.ndarray:
-        return self.rng.standard_normal(shape).astype(np.float32)
-
-    def op(self, name: str, *arguments: Any) -> Callable[[], object]:
-        function, device = getattr(_core, name), self.device
-        return lambda: function(device, *arguments)
-
-    # ---- multiply-adds ----
-
-    def matmul(self, kind: str, n: int, O: int, I: int,  # noqa: E741
-               dtype: str = "float32") -> Case:
-        x, dy, w = self.normal(n, I), self.normal(n, O), self.normal(O, I)
-        weight = _core.Weight(self.device, w, 1, dtype)
-        arguments = {"nt": (dy, x, weight, None, None, False), "nn": (x, dy, weight, None, False),
-                     "tn": (w, dy, x, 1, None, dtype)}[kind]
-        return self.op(f"matmul_{kind}", *arguments), 2.0 * n * O * I, f"N {n}, O {O}, I {I}"
-
-    def experts(self, n: int) -> Case:
-        E, O, I = 16, 256, 256  # noqa: E741
-        offsets = np.linspace(0, n, E + 1).astype(np.int32)
-        weight = _core.Weight(self.device, self.normal(E * O, I), E)
-        call = self.op("matmul_nt", self.normal(n, O), self.normal(n, I), weight, None, offsets,
-                       False)
-        return call, 2.0 * n * O * I, f"N {n}, {E} experts, O {O}, I {I}"
-
-    def attention(self, backward: bool, T: int, window: int = 0) -> Case:
-        B, H, Hkv, D = 4, 8, 4, 64
-        q, (k, v) = self.normal(B * T, H * D), self.normal(2, B * T, Hkv * D)
-        o, lse = np.empty_like(q), np.empty((B * T, H), np.float32)
-        start, pos0 = np.arange(B + 1, dtype=np.int32) * T, np.zeros(B, np.int32)
-        per = -(-T // 64)
-        seqs = start, pos0, np.arange(B * per, dtype=np.int32).reshape(B, per)
-        kv = _core.Kv(self.device, B * per, Hkv, D, D)
-        _core.kv_write(self.device, kv, k, v, seqs)
-        forward = self.op("attention_fwd", o, lse, q, kv, seqs, H, window,
-                          D ** -0.5)
-        seen = T * (T + 1) / 2 if not window else sum(min(t + 1, window) for t in range(T))
-        pairs, shape = B * H * seen, f"B {B}, T {T}, H {H}, Hkv {Hkv}, D {D}"
-        if window:
-            shape += f", window {window}"
-        if not backward:
-            return forward, 4.0 * D * pairs, shape
-        forward()
-        call = self.op("attention_bwd", np.empty_like(q), np.empty_like(k), np.empty_like(v),
-                       self.normal(*q.shape), o, lse, q, k, v, (start, pos0, None), H, Hkv,
-                       window, D ** -0.5)
-        return call, 10.0 * D * pairs, shape
-
-    def decode_attention(self, T: int) -> Case:
-        B, H, Hkv, D = 64, 8, 4, 64
-        per = -(-T // 64)
-        seqs = (np.arange(B + 1, dtype=np.int32), np.full(B, T - 1, np.int32),
-                np.arange(B * per, dtype=np.int32).reshape(B, per))
-        kv = _core.Kv(self.device, B * per, Hkv, D, D)
-        whole = np.arange(B + 1, dtype=np.int32) * T, np.zeros(B, np.int32), seqs[2]
-        _core.kv_write(self.device, kv, self.normal(B * T, Hkv * D), self.normal(B * T, Hkv * D),
-                       whole)
-        call = self.op("attention_fwd", np.empty((B, H * D), np.float32),
-                       np.empty((B, H), np.float32), self.normal(B, H * D), kv, seqs, H, 0,
-                       D ** -0.5)
-        return call, 8.0 * B * T * Hkv * D, f"B {B}, one query at T {T}, H {H}, D {D}"
-
-    # ---- bytes: every case returns the arrays that the op touches ----
-
-    def moved(self, name: str, *arguments: Any, shape: str = "") -> Case:
-        arrays = [a for a in arguments if isinstance(a, np.ndarray)]
-        return (self.op(name, *arguments), float(sum(a.nbytes for a in arrays)),
-                shape or "x".join(map(str, arrays[0].shape)))
-
-    def rows(self, name: str, n: int) -> Case:
-        C, V = 512, 8192
-        x, y, z, w = (self.normal(n, C) for _ in range(3)), None, None, self.normal(C)
-        a, b, c = x
-        r, ids = np.ones(n, np.float32), self.rng.integers(0, V, n).astype(np.int32)
-        order = self.rng.permutation(n).astype(np.int32)
-        match name:
-            case "add":
-                return self.moved(name, a, b, c)
-            case "scale":
-                return self.moved(name, a, b, 0.5)
-            case "bias_bwd":
-                return self.moved(name, w, a, shape=f"{n}x{C}")
-            case "fill_zero" | "round_bf16":
-                return self.moved(name, a)
-            case "gather_rows" | "scatter_rows":
-                return self.moved(name, a, b, order)
-            case "embed_fwd":
-                call = self.op(name, a, _core.Weight(self.device, self.normal(V, C), 1), ids)
-                return call, 2.0 * a.nbytes + ids.nbytes, f"{n}x{C}, V {V}"
-            case "embed_bwd":
-                call = self.op(name, np.zeros((V, C), np.float32), a, ids)
-                return call, 3.0 * a.nbytes + ids.nbytes, f"{n}x{C}, V {V}"
-            case "rmsnorm_fwd":
-                return self.moved(name, a, b, r, c, self.normal(n, C), w, 1e-6)
-            case "rmsnorm_bwd":
-                return self.moved(name, a, w, b, self.normal(n, C), c, r, self.normal(C))
-            case "rope":
-                table, pos = self.normal(1024, 64), (np.arange(n) % 1024).astype(np.int32)
-                call = self.op(name, a, table, pos, 8, 0, 64, False, False)
-                return call, 2.0 * a.nbytes, f"{n}x{C}, H 8"
-            case "swiglu_fwd":
-                return self.moved(name, a, b, c)
-            case "swiglu_bwd":
-                return self.moved(name, a, b, c, self.normal(n, C), self.normal(n, C))
-        raise ValueError(name)
-
-    def cache(self, name: str, n: int) -> Case:
-        Hkv, D, blocks = 8, 64, n // 64
-        k, v = self.normal(2, n, Hkv * D)
-        seqs = (np.array([0, n], np.int32), np.zeros(1, np.int32),
-                np.arange(blocks, dtype=np.int32).reshape(1, -1))
-        kv = _core.Kv(self.device, 2 * blocks, Hkv, D, D)
-        _core.kv_write(self.device, kv, k, v, seqs)
-        call = self.op(name, kv, k, v, seqs)
-        if name == "kv_copy":
-            old = np.arange(blocks, dtype=np.int32)
-            call = self.op(name, kv, np.stack([old, old + blocks], axis=1))
-        return call, 2.0 * (k.nbytes + v.nbytes), f"{n} positions, Hkv {Hkv}, D {D}"
-
-    def mla(self, backward: bool, n: int) -> Case:
-        H, Dn, Dr, Dv = 8, 48, 16, 64
-        k, v = self.normal(n, H * (Dn + Dr)), self.normal(n, H * Dv)
-        kvb, kr = self.normal(n, H * (Dn + Dv)), self.normal(n, Dr)
-        arrays = (kvb, kr, k, v) if backward else (k, v, kvb, kr)
-        return self.moved(f"mla_expand_{'bwd' if backward else 'fwd'}", *arrays, H, Dn, Dv,
-                          shape=f"N {n}, H {H}, Dn {Dn}, Dr {Dr}, Dv {Dv}")
-
-    def moe(self, name: str, n: int) -> Case:
-        E, K, C, B = 64, 6, 512, 4
-        spec = (E, K, 8, 4, False, True, 1.0)
-        idx, weight = np.empty((n, K), np.int32), np.empty((n, K), np.float32)
-        logits, scores, bias = self.normal(n, E), np.empty((n, E), np.float32), self.normal(E)
-        route = (idx, weight, scores, logits, bias)
-        _core.router_fwd(self.device, *route, spec)
-        offsets, source = np.empty(E + 1, np.int32), np.empty(n * K, np.int32)
-        place, load = np.empty((n, K), np.int32), np.zeros(E, np.int64)
-        _core.dispatch_plan(self.device, offsets, source, place, idx, spec)
-        start = np.linspace(0, n, B + 1).astype(np.int32)
-        seqs, shape = (start, np.zeros(B, np.int32), None), f"N {n}, E {E}, K {K}"
-        wide = f"{shape}, C {C}"
-        match name:
-            case "router_fwd":
-                return self.moved(name, *route, spec, shape=shape)
-            case "router_bwd":
-                return self.moved(name, self.normal(n, E), weight, None, idx, scores, spec,
-                                  shape=shape)
-            case "router_load":
-                return self.moved(name, load, idx, spec, shape=shape)
-            case "balance_loss":
-                return self.moved(name, np.empty(B, np.float32), self.normal(n, E), scores, idx,
-                                  seqs, spec, 1e-3, shape=shape)
-            case "router_bias_update":
-                return self.moved(name, bias, load, 1e-3, shape=f"E {E}")
-            case "dispatch_plan":
-                return self.moved(name, offsets, source, place, idx, spec, shape=shape)
-            case "combine_fwd":
-                return self.moved(name, self.normal(n, C), self.normal(n * K, C), weight, place,
-                                  self.normal(n, C), shape=wide)
-            case "combine_bwd":
-                return self.moved(name, self.normal(n * K, C), self.normal(n, K),
-                                  self.normal(n, C), self.normal(n * K, C), weight, place,
-                                  shape=wide)
-            case "dispatch_bwd":
-                return self.moved(name, self.normal(n, C), self.normal(n * K, C), place,
-                                  self.normal(n, C), shape=wide)
-        raise ValueError(name)
-
-    def head(self, name: str, how: tuple[float, int, float, float], n: int) -> Case:
-        V, cut = 8192, " top-p" if how[2] < 1.0 else ""
-        logits, ids = self.normal(n, V) * 2.0, self.rng.integers(0, V, n).astype(np.int32)
-        logp, entropy, lse = (np.empty(n, np.float32) for _ in range(3))
-        shape = f"{n}x{V}{cut}"
-        if name == "sample":
-            zero = np.arange(n, dtype=np.int32)
-            return self.moved(name, ids, logits, 1, zero, zero, zero, how, shape=shape)
-        forward = self.moved("logp_fwd", logp, entropy, lse, logits, ids, how, shape=shape)
-        if name == "logp_fwd":
-            return forward
-        forward[0]()
-        # in place: the logits change from call to call, the work does not
-        call = self.op("logp_bwd", logits, np.ones(n, np.float32), None, None, lse, ids, how)
-        return call, 2.0 * logits.nbytes, shape
-
-    def vectors(self, name: str, n: int) -> Case:
-        a, b, c, d, e, f, g = (self.normal(n) for _ in range(7))
-        match name:
-            case "token_loss":
-                spec = ("clip", 1.0, 0.2, 0.28, float("inf"), "k3", False, 0.001, 0.0)
-                return self.moved(name, a, b, None, c, d, e, None, np.ones(n, np.float32), f, e, g,
-                                  spec, shape=f"{n}")
-            case "score_loss":
-                return self.moved(name, a, b, c, None, "pairwise", 1.0, shape=f"{n}")
-            case "advantage":
-                spec = (16, "group", 0, "dapo", 0, 0)
-                return self.moved(name, a, b, self.rng.random(n), np.full(n, 100, np.int32),
-                                  np.ones(n, np.float32), spec, shape=f"{n}")
-        raise ValueError(name)
-
-    def update(self, name: str, n: int) -> Case:
-        g, *pmv = (np.abs(self.normal(n // 1024, 1024)) for _ in range(4))
-        if name == "sum_squares":
-            return self.moved(name, np.zeros(1), g, shape=f"{n}")
-        call = self.op(name, *pmv, g, (1e-3, 0.9, 0.95, 1e-8, 0.1, 1.0, 10))
-        return call, 7.0 * g.nbytes, f"{n}"  # p, m and v are read and written, g is read
-
-    # ---- all of them ----
-
-    def flop_cases(self) -> Iterator[tuple[str, Callable[[int], Case], tuple[int, int]]]:
-        yield "matmul_nt, experts", self.experts, (256, 4096)
-        yield "attention_fwd", lambda T: self.attention(False, T), (128, 1024)
-        yield "attention_bwd", lambda T: self.attention(True, T), (128, 1024)
-        yield "attention_fwd, window", lambda T: self.attention(False, T, 64), (128, 1024)
-        yield "attention_bwd, window", lambda T: self.attention(True, T, 64), (128, 1024)
-
-    def byte_cases(self) -> Iterator[tuple[str, Callable[[int], Case], tuple[int, int]]]:
-        for name in ("fill_zero", "add", "scale", "bias_bwd", "gather_rows", "scatter_rows", "round_bf16",
-                     "embed_fwd",
-                     "embed_bwd", "rmsnorm_fwd", "rmsnorm_bwd", "rope", "swiglu_fwd", "swiglu_bwd"):
-            yield name, lambda n, name=name: self.rows(name, n), (512, 4096)
-        yield "mla_expand_fwd", lambda n: self.mla(False, n), (512, 4096)
-        yield "mla_expand_bwd", lambda n: self.mla(True, n), (512, 4096)
-        yield "attention_fwd, decode", self.decode_attention, (128, 1024)
-        for name in ("kv_write", "kv_copy"):
-            yield name, lambda n, name=name: self.cache(name, n), (512, 4096)
-        for name in ("router_fwd", "router_bwd", "router_load", "router_bias_update",
-                     "balance_loss", "dispatch_plan", "combine_fwd", "combine_bwd",
-                     "dispatch_bwd"):
-            yield name, lambda n, name=name: self.moe(name, n), (256, 2048)
-        plain, cut = (1.0, 0, 1.0, 0.0), (1.0, 0, 0.9, 0.0)
-        for name, how in (("logp_fwd", plain), ("logp_bwd", plain), ("sample", plain),
-                          ("logp_fwd", cut), ("sample", cut)):
-            yield name, lambda n, name=name, how=how: self.head(name, how, n), (32, 256)
-        for name, sizes in (("token_loss", (1 << 14, 1 << 17)), ("score_loss", (1 << 8, 1 << 11)),
-                            ("advantage", (1 << 9, 1 << 13))):
-            yield name, lambda n, name=name: self.vectors(name, n), sizes
-        for name in ("sum_squares", "adamw"):
-            yield name, lambda n, name=name: self.update(name, n), (1 << 17, 1 << 20)
+# what is promised of matmul shares: rows of the table -> (least, aim)
+BARS: tuple[tuple[str, Any, str, float, float | None], ...] = (
+    *((f"{dtype}, {form}, {span} rows, matrices of 256 and more",
+       lambda r, d=dtype, f=form, n=rows: (r["dtype"], r["form"]) == (d, f) and r["rows"] in n
+       and r["I"] >= 256 and r["O"] >= 256, "share", least, 0.93)
+      for dtype in DTYPES for form in FORMS
+      for span, rows, least in (("64, 512", (64, 512), 0.85),
+                                ("4,096", (4096,), 0.85 if dtype == "float32" else 0.80))),
+    *((f"{dtype}, 8 rows over float32 BLAS",
+       lambda r, d=dtype: r["dtype"] == d and r.get("over_blas"), "over_blas", 2.2, 2.6)
+      for dtype in DTYPES),
+    *((f"{dtype}, (64, 256), nt, 8 rows or more",
+       lambda r, d=dtype: (r["dtype"], r["form"], r["I"], r["O"]) == (d, "nt", 64, 256)
+       and r["rows"] >= 8, "share", 0.65, None) for dtype in DTYPES),
+    *((f"{dtype}, 1 row, the head, of reading memory",
+       lambda r, d=dtype: (r["dtype"], r["form"], r["rows"], r["O"]) == (d, "nt", 1, HEAD[1]),
+       "share", least, 0.75) for dtype, least in (("float32", 0.75), ("bfloat16", 0.65))))
 
 
-def measure(device: _core.Device) -> dict[str, Any]:
-    """All figures of one device."""
-    machine, limits, bench = describe(device), Limits(device), Bench(device)
-    peak = limits.flops()
-    figures: list[Figure] = []
+class Measure:
+    """The parts, on one device."""
 
-    def add(name: str, unit: str, case: Case, previous: float | None) -> float:
+    def __init__(self, report: Report, quick: bool) -> None:
+        self.report, self.quick = report, quick
+        self.device = report.limits.device
+        self.bench = Bench(self.device)
+
+    def row(self, part: str, name: str, case: Case, unit: str, limit: float,
+            previous: float | None = None, **more: Any) -> Row:
+        """Measure a case, keep and print it."""
         call, work, shape = case
-        median, least = seconds_of(call)
-        limit = peak if unit == "GFLOP/s" else limits.stream(int(work))
-        figures.append(Figure(name, shape, median * 1e6, work / median / 1e9, unit,
-                              work / median / limit, work / least / limit,
-                              None if previous is None else least / work / previous))
-        return least / work
+        median, least = self.seconds(call)
+        row = {"part": part, "tier": self.device.tier, "op": name, "shape": shape,
+               "microseconds": median * 1e6, "rate": work / median / 1e9, "unit": unit,
+               "share": work / median / limit, "best": work / least / limit, "cost": least / work,
+               "growth": None if previous is None else least / work / previous, **more}
+        growth, blas = row["growth"], more.get("over_blas")
+        return self.report.add(row, (
+            f"{name:26} {shape:38} {row['microseconds']:11.1f} {row['rate']:9.1f} {unit:7} "
+            f"{row['share']:6.0%} {row['best']:6.0%} {'' if growth is None else f'{growth:.2f}':>6} "
+            f"{'' if blas is None else f'{blas:.2f}':>6}"))
 
-    for label, dtype, kind in product(MATRICES, ("float32", "bfloat16"), ("nt", "nn", "tn")):
-        cost, name = None, f"matmul_{kind}, {label}" + (", bf16" if dtype == "bfloat16" else "")
-        for n in ROWS:
-            cost = add(name, "GFLOP/s", bench.matmul(kind, n, *MATRICES[label], dtype), cost)
-    for unit, cases in (("GFLOP/s", bench.flop_cases()), ("GB/s", bench.byte_cases())):
-        for name, make, sizes in cases:
+    def seconds(self, call: Any) -> tuple[float, float]:
+        return seconds_of(call, 1e-6, 1) if self.quick else seconds_of(call)
+
+    def matmul(self, blas: Worker) -> None:
+        matrices = [(*m, ROWS) for m in MATRICES] + [(*HEAD, HEAD_ROWS)]
+        for (I, O, rows), dtype, form in product(  # noqa: E741
+                [(64, 256, (1, 8))] if self.quick else matrices, DTYPES, FORMS):
             cost = None
-            for n in sizes:
-                cost = add(name, unit, make(n), cost)
-    return {"machine": machine, "peak_gflops": peak / 1e9,
-            "matmul_share_at_512_rows": {
-                kind: next((f.share, f.best) for f in figures
-                           if f.op == f"matmul_{kind}, square" and f.shape.startswith("N 512,"))
-                for kind in ("nt", "nn", "tn")},
-            "figures": [asdict(f) for f in figures]}
+            for n in rows:
+                case = self.bench.matmul(form, n, O, I, dtype)
+                about: Row = {"dtype": dtype, "form": form, "rows": n, "I": I, "O": O}
+                if n == 1:
+                    size = I * O * (2.0 if dtype == "bfloat16" and form == "nt" else 4.0)
+                    self.row("matmul", f"matmul_{form}, {dtype}", (case[0], size, case[2]), "GB/s",
+                             self.report.limits.read, **about)
+                    continue
+                if n == 8 and form == "nt":
+                    about |= self.beside_blas(case, blas, n, O, I)
+                cost = self.row("matmul", f"matmul_{form}, {dtype}", case, "GFLOP/s",
+                                self.report.limits.flops(dtype), cost, **about)["cost"]
+            del case
+
+    def beside_blas(self, case: Case, blas: Worker, n: int, O: int, I: int) -> Row:  # noqa: E741
+        """How many times as fast as BLAS, both in turn."""
+        ours, theirs = [], []
+        for _ in range(1 if self.quick else 5):
+            ours.append(self.seconds(case[0])[0])
+            found = blas.ask({"rows": n, "O": O, "I": I, "repeats": 1 if self.quick else 5})
+            if found is None:
+                return {}
+            theirs.append(found["seconds"])
+            self.report.found["blas"] = found["name"]
+        return {"over_blas": statistics.median(theirs) / statistics.median(ours)}
+
+    def ops(self) -> None:
+        limits = self.report.limits
+        for unit, cases in (("GFLOP/s", self.bench.flop_cases()), ("GB/s", self.bench.byte_cases())):
+            for name, make, sizes in cases:
+                cost = None
+                for n in sizes[:1] if self.quick else sizes:
+                    case = make(n)
+                    limit = limits.flops() if unit == "GFLOP/s" else limits.stream(int(case[1]))
+                    cost = self.row("ops", name, case, unit, limit, cost)["cost"]
+
+    def moe(self) -> None:
+        """Both directions of a layer: what it costs that experts are chosen, over what they compute."""
+        n, K, C = MOE_TOKENS, MOE["K"], MOE["C"]
+        around = [self.bench.moe(name, n, **MOE) for name in (
+            "router_fwd", "dispatch_plan", "combine_fwd", "router_bwd", "combine_bwd", "dispatch_bwd")]
+        around.append(self.bench.moved("gather_rows", self.bench.normal(n * K, C),
+                                       self.bench.normal(n, C), self.bench.rng.integers(
+                                           0, n, n * K).astype("int32")))
+        for dtype in DTYPES:
+            experts = [self.bench.experts(form, n * K, *shape, dtype) for form in FORMS
+                       for shape in ((MOE_FFN, C), (MOE_FFN, C), (C, MOE_FFN))]
+            cost, work = (sum(self.seconds(case[0])[0] for case in cases)
+                          for cases in (around, experts))
+            row = {"part": "moe", "tier": self.device.tier, "dtype": dtype, "tokens": n, **MOE,
+                   "around": cost, "experts": work, "share": cost / work}
+            self.report.add(row, f"moe, {dtype}, {n} tokens: around the experts {cost * 1e6:.0f} us, "
+                            f"experts {work * 1e6:.0f} us: {cost / work:.1%} (bar 10 %)")
 
 
-def table(result: dict[str, Any]) -> str:
-    """The result as text."""
-    lines = [f"{key + ':':14}{value}" for key, value in result["machine"].items()]
-    lines += [f"{'peak:':14}{result['peak_gflops']:.0f} GFLOP/s float32, multiply-adds in "
-              "registers", "", f"{'op':24} {'shape':36} {'us':>10} {'rate':>17} {'share':>6} {'best':>6} "
-              f"{'growth':>6}"]
-    for f in result["figures"]:
-        growth = "" if f["growth"] is None else f"{f['growth']:.2f}"
-        lines.append(f"{f['op']:24} {f['shape']:36} {f['microseconds']:10.1f} "
-                     f"{f['rate']:9.1f} {f['unit']:7} {f['share']:6.0%} {f['best']:6.0%} {growth:>6}")
-    shares = ", ".join(f"{kind} {share:.0%} (best {best:.0%})" for kind, (share, best) in
-                       result["matmul_share_at_512_rows"].items())
-    return "\n".join([*lines, "", f"512 rows, 512 x 512, of the peak: {shares}; bar: 40%"])
+def bars(rows: list[Row]) -> Iterator[Row]:
+    """What was promised, and the worst and the median of what was found."""
+    for name, mine, key, least, aim in BARS:
+        found = [row[key] for row in rows if row["part"] == "matmul" and mine(row)]
+        if found:
+            yield {"bar": name, "least": least, "aim": aim, "worst": min(found),
+                   "median": statistics.median(found)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_ops",
-                                     description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    parser.add_argument("--threads", type=int, default=0, help="default: what this process may use")
-    parser.add_argument("--tier", default="auto", choices=("auto", *_core.tiers()))
-    options = parser.parse_args()
-    result = measure(_core.Device(threads=options.threads, tier=options.tier))
-    print(table(result))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+def main(arguments: list[str] | None = None) -> None:
+    args = options(__doc__, PARTS, ("--tier", {"default": "auto",
+                                               "choices": ("auto", "all", *_core.tiers())}),
+                   arguments=arguments)
+    tiers = _core.tiers() if args.tier == "all" else (args.tier,)
+    devices = [_core.Device(threads=args.threads, tier=tier) for tier in tiers]
+    report = Report("ops", args.json, args.quick, devices[0])
+    for device in devices:
+        if device is not report.limits.device:
+            report.limit_by(device)
+        measure = Measure(report, args.quick)
+        report.title(f"{device!r}\n{TITLE}")
+        if "matmul" in args.only:
+            with Worker("benchmarks.contestants.openblas", device.threads) as blas:
+                measure.matmul(blas)
+        if "ops" in args.only:
+            measure.ops()
+        if "moe" in args.only:
+            measure.moe()
+    found = [{"tier": device.tier, **bar} for device in devices
+             for bar in bars([row for row in report.rows if row["tier"] == device.tier])]
+    report.save(bars=found)
+    if found:
+        report.title(f"{'matmul':58} {'least':>6} {'aim':>6} {'worst':>6} {'median':>7}")
+    for bar in found:
+        aim = "" if bar["aim"] is None else f"{bar['aim']:.2f}"
+        print(f"{bar['bar'] + ' ' + bar['tier']:58} {bar['least']:6.2f} {aim:>6} "
+              f"{bar['worst']:6.2f} {bar['median']:7.2f}")
 
 
 if __name__ == "__main__":

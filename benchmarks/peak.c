@@ -1,10 +1,11 @@
-/* peak.c - the two limits of a machine that bench_ops.py compares with. Compiled when the benchmark
+/* peak.c - the limits of a machine that the benchmarks compare with. Compiled when a benchmark
  * runs, with the flags of the tier that the engine chose, on the engine's own vector type and fma,
  * so that a share of the limit is a share of what this tier could do at all.
  *
  * peak_fma     multiply-adds on registers alone: no load, no store, as many independent chains as
  *              registers allow, which is more than latency x units on every processor we know.
  * peak_stream  y = a + b over n floats: two loads and a store an element, again and again.
+ * peak_read    the sum of n floats: what a matrix of one row's product could be read at.
  */
 #include "../csrc/cpu/simd.h"
 
@@ -14,8 +15,8 @@
 #define CHAINS 12 /* of 16 */
 #endif
 
-/* 2 W CHAINS reps floating-point operations. The result only keeps the compiler honest. */
-__attribute__((visibility("default"))) float
+/* Returns its floating-point operations. */
+__attribute__((visibility("default"))) double
 peak_fma(size_t reps)
 {
     vf chain[CHAINS], a = vf_set1(0.75f), b = vf_set1(0.25f), sum = {0};
@@ -31,13 +32,9 @@ peak_fma(size_t reps)
     for (int i = 0; i < CHAINS; i++) {
         sum = sum + chain[i];
     }
-    return vf_sum(sum);
-}
-
-__attribute__((visibility("default"))) int
-peak_flops_per_rep(void)
-{
-    return 2 * W * CHAINS;
+    volatile float sink = vf_sum(sum);
+    (void)sink;
+    return 2.0 * W * CHAINS * (double)reps;
 }
 
 /* 12 n reps bytes; n a multiple of W. */
@@ -49,4 +46,21 @@ peak_stream(float *y, const float *a, const float *b, size_t n, size_t reps)
             vf_store(y + i, vf_load(a + i) + vf_load(b + i));
         }
     }
+}
+
+/* 4 n bytes; n a multiple of 16 W. */
+__attribute__((visibility("default"))) float
+peak_read(const float *x, size_t n)
+{
+    vf sum[16] = {{0}};
+    for (size_t i = 0; i < n; i += 16 * W) {
+#pragma GCC unroll 16
+        for (int j = 0; j < 16; j++) {
+            sum[j] = sum[j] + vf_load(x + i + (size_t)j * W);
+        }
+    }
+    for (int j = 1; j < 16; j++) {
+        sum[0] = sum[0] + sum[j];
+    }
+    return vf_sum(sum[0]);
 }

@@ -144,7 +144,7 @@ def test_every_op_has_its_equation() -> None:
 def test_every_op_has_a_benchmark_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once each, at the smaller size; no time is looked at."""
     monkeypatch.syspath_prepend(ROOT)
-    from benchmarks.bench_ops import Bench
+    from benchmarks.op_cases import Bench
     from r1grpo import _core
 
     bench = Bench(_core.Device(threads=2))
