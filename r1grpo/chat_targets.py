@@ -15,10 +15,12 @@ left out. Where the template has {% generation %} blocks they say where the turn
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .hf_tokenizer import MarkedText, Tokenizer
+from .added_tokens import MarkedText
+from .hf_tokenizer import Tokenizer
 from .tokenizer import END_THINK, THINK, split_thinking
 
 Message = Mapping[str, Any]
@@ -64,9 +66,10 @@ def _as_rendered(prompt: MarkedText, whole: MarkedText, message: Message, tokeni
     marks, text = whole.span_marks, whole.text
     if not _without(text, marks).startswith(prompt.text):
         return None
-    place, left = 0, len(prompt.text)
-    while left or text[place:place + 1] == marks[1]:
-        left -= text[place] not in marks
+    place = len(prompt.text)  # and one further for every mark before it
+    for found in re.finditer(f"[{marks[0]}{marks[1]}]", text):
+        if found.start() > place or found.start() == place and found[0] == marks[0]:
+            break
         place += 1
     rest = MarkedText(text[place:], whole.mark, marks)
     shown = rest.plain

@@ -141,6 +141,19 @@ def unused_characters(n: int, *data: Any) -> list[str]:
     return free
 
 
+def named_templates(config: Any, file: bytes | None, where: str) -> dict[str, ChatTemplate]:
+    """Templates by name; the only one is "default". config: the entry of tokenizer_config.json, a
+    text or a list of {"name", "template"}; file: chat_template.jinja, which goes before it."""
+    if file is not None:
+        config = file.decode("utf-8")
+    if isinstance(config, list):
+        if not all(isinstance(one, dict) and {"name", "template"} <= one.keys() for one in config):
+            raise ValueError(f"{where}: chat_template is a list of something else than names and "
+                             f"templates")
+        return {one["name"]: ChatTemplate(one["template"]) for one in config}
+    return {} if config is None else {"default": ChatTemplate(config)}
+
+
 # ---- continuing the last message -------------------------------------------------------------------
 
 def _continued(message: dict[str, Any], mark: str) -> Any:

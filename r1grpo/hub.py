@@ -4,6 +4,8 @@
     find_folder("Qwen/Qwen2.5-0.5B", revision="main")   the cache; what it lacks is downloaded
 
 Only what loading needs is fetched: configuration, safetensors, tokenizer; never code, never pickle.
+What goes along with the weights (`read_carried`: tokenizer, template, generation settings) is kept as
+bytes by whoever loads a model or its tokenizer, and written again when that is saved.
 Needs the optional package huggingface_hub (`pip install 'r1grpo[hub]'`), which brings its own
 settings (HF_HOME, HF_HUB_OFFLINE, HF_TOKEN). Knows nothing of what is in the files.
 """
@@ -15,7 +17,14 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["find_folder"]
+from .checkpoint import read_bounded
+
+__all__ = ["CARRIED", "find_folder", "read_carried"]
+
+CARRIED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json",
+           "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+           "tokenizer.model", "chat_template.jinja", "chat_template.json")
+_MAX_CARRIED = 256 << 20  # bytes of one file
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]
@@ -57,3 +66,9 @@ def find_folder(name: str | os.PathLike[str], revision: str | None,
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise FileNotFoundError(f"{name} (revision {revision or 'main'}) is no folder here, not whole "
                                 f"in the cache, and not to be had from the hub: {reason}") from error
+
+
+def read_carried(folder: Path) -> dict[str, bytes]:
+    """The bytes, not the paths: the folder may be gone or changed when the model is saved."""
+    return {name: read_bounded(folder / name, _MAX_CARRIED)
+            for name in CARRIED if (folder / name).is_file()}

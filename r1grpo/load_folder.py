@@ -26,19 +26,17 @@ import numpy as np
 
 from . import _core
 from .checkpoint import read_bounded
+from .hub import read_carried
 from .model_config import ModelConfig
 from .number_formats import BLOCK, ITEM_BYTES, scale_blocks, scale_shape, widen
 from .safetensors_file import SafetensorsFile, parse_json
 from .weights import Source, find_sources
 
-__all__ = ["CONFIG", "GENERATION", "INDEX", "MTP", "SINGLE", "ModelFolder", "is_whole", "read_carried"]
+__all__ = ["CONFIG", "GENERATION", "INDEX", "MTP", "SINGLE", "ModelFolder", "is_whole"]
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 SINGLE, INDEX, MTP = "model.safetensors", "model.safetensors.index.json", "mtp.safetensors"
-CARRIED = (GENERATION, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-           "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja",
-           "chat_template.json")
-_MAX_JSON, _MAX_CARRIED = 32 << 20, 256 << 20  # bytes
+_MAX_JSON = 32 << 20  # bytes
 _SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
 _BLOCK_ITEMS = 1 << 18  # numbers that are widened at a time
 _PICKLED = (".bin", ".pt", ".pth")
@@ -266,9 +264,3 @@ def _check_shard(file: SafetensorsFile, expected: set[str]) -> None:
             shown = ", ".join(repr(name[:200]) for name in sorted(names)[:20])
             more = f" and {len(names) - 20} more" if len(names) > 20 else ""
             raise ValueError(f"{file.path} {words}: {shown}{more}")
-
-
-def read_carried(folder: Path) -> dict[str, bytes]:
-    """The bytes, not the path: the folder may be gone or changed when the model is saved."""
-    return {name: read_bounded(folder / name, _MAX_CARRIED)
-            for name in CARRIED if (folder / name).is_file()}

@@ -16,7 +16,8 @@ import numpy as np
 from . import _core
 from .batch import as_count
 from .checkpoint import write_folder
-from .load_folder import ModelFolder, read_carried
+from .hub import read_carried
+from .load_folder import ModelFolder
 from .lora import (Adapter, LoraConfig, adapter_files, check_targets, is_adapter, merged, read_adapter,
                    read_tensors, start_adapters)
 from .model_config import ModelConfig

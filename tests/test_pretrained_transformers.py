@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from r1grpo import Model  # noqa: E402 - after the skips
-from r1grpo.load_folder import CARRIED  # noqa: E402
+from r1grpo.hub import CARRIED  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 
 SIZES = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
