@@ -17,6 +17,9 @@ __all__ = ["PackedBatch", "as_count", "as_ids", "as_number", "pack", "pack_promp
            "split_rows"]
 
 
+MAX_TOKENS = 2**31 - 1  # of one call: their places are int32
+
+
 def as_count(value: Any, name: str, lowest: int) -> int:
     """An int of at least `lowest` and of 64 bits: Python's or NumPy's, no bool, no float."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
@@ -92,6 +95,9 @@ def pack(prompt_ids: Sequence, completion_ids: Sequence, vocab_size: int, contex
         parts += [prompt, completion]
         start.append(start[-1] + total)
         first.append(len(prompt))
+    if start[-1] > MAX_TOKENS:
+        raise ValueError(f"{len(completions)} sequences of {start[-1]} tokens are too many for one call, "
+                         f"which takes {MAX_TOKENS}; split them, or make the batch smaller")
     ids = np.concatenate(parts) if parts else np.zeros(0, np.int32)
     return PackedBatch(ids.astype(np.int32), np.array(start, np.int32), np.array(first, np.int32),
                        np.array([len(c) for c in completions], np.int64))
@@ -120,6 +126,9 @@ def pack_prompts(prompts: Sequence, vocab_size: int, context: int) -> tuple[np.n
                              f"{context}")
     ids = np.concatenate(rows) if rows else np.zeros(0, np.int32)
     start = np.cumsum([0, *(len(r) for r in rows)])
+    if start[-1] > MAX_TOKENS:
+        raise ValueError(f"{len(rows)} prompts of {start[-1]} tokens are too many for one call, which "
+                         f"takes {MAX_TOKENS}")
     return ids.astype(np.int32), start.astype(np.int32)
 
 

@@ -386,17 +386,18 @@ class GRPOTrainer(Trainer):
     def _load_state(self, arrays: dict[str, NDArray[Any]], meta: dict[str, Any]) -> None:
         if meta["dataset"] != fingerprint(self._rows(int(meta["step"]))):
             raise ConfigError("the saved run had another train_dataset")
-        self.batch, saved = None, meta.get("rollout")
+        batch, saved = None, meta.get("rollout")
         if saved:
             rows = self._rows(saved["step"])
             completions = unpack_rollout(arrays, saved["finish_reasons"], self.processing_class)
-            self.batch = Batch(saved["step"], [rows[i] for i in saved["indices"]], saved["indices"],
-                               completions, arrays["rollout/parts"], arrays["rollout/advantages"],
-                               saved["metrics"], saved["cursor"], saved["position"])
-        if self.reference:
+            batch = Batch(saved["step"], [rows[i] for i in saved["indices"]], saved["indices"],
+                          completions, arrays["rollout/parts"], arrays["rollout/advantages"],
+                          saved["metrics"], saved["cursor"], saved["position"])
+        if self.reference:  # checks before it writes
             self.reference.load_state_dict({k.removeprefix("reference/"): v
                                             for k, v in arrays.items()
                                             if k.startswith("reference/")})
+        self.batch = batch
         self.max_logprob_gap, self.gap_tokens = meta["max_logprob_gap"], meta["gap_tokens"]
         self.sampled_tokens = meta["sampled_tokens"]
         self.verdicts.load()

@@ -138,12 +138,27 @@ class ModelState:
                 state |= {f"m.{name}": self._read(i, "m"), f"v.{name}": self._read(i, "v")}
         return state
 
-    def load_optimizer_state(self, state: dict[str, np.ndarray]) -> None:
-        """The reverse of `optimizer_state`."""
-        names = {p[0] for p in self._params if p[4]}
-        expected = {"step"} | {f"{k}.{name}" for k in "mv" for name in names}
-        if expected != set(state):
-            raise ValueError(f"optimizer state differs in {sorted(expected ^ set(state))[:5]}")
+    def check_state(self, weights: Mapping[str, np.ndarray],
+                    optimizer: Mapping[str, np.ndarray] | None = None) -> None:
+        """ValueError where `load_state_dict` or `load_optimizer_state` would refuse; nothing is
+        written."""
+        from_hf(weights, self._params, self.config)
+        if optimizer is not None:
+            self._check_optimizer_state(optimizer)
+
+    def _check_optimizer_state(self, state: Mapping[str, np.ndarray]) -> None:
+        sizes = {f"{k}.{name}": E * max(O, 1) * I for k in "mv"
+                 for name, E, O, I, trained in self._params if trained}  # noqa: E741
+        sizes["step"] = 1
+        odd = sorted(sizes.keys() ^ state.keys()) or \
+            sorted(name for name, size in sizes.items() if state[name].size != size)
+        if odd:
+            raise ValueError(f"optimizer state differs in {odd[:5]}")
+
+    def load_optimizer_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """The reverse of `optimizer_state`; what does not fit raises ValueError before anything is
+        written."""
+        self._check_optimizer_state(state)
         for i, (name, *_, trained) in enumerate(self._params):
             if trained:
                 self._write(i, "m", state[f"m.{name}"])

@@ -1,7 +1,8 @@
 """save_folder.py - a model -> the files of a Hugging Face folder, for checkpoint.write_folder.
 
     model.safetensors           or, over a size, model-00001-of-00003.safetensors ... and the index
-    mtp.safetensors             the MTP module, unless transformers skips it in the main files
+    mtp.safetensors             the MTP module, unless transformers skips it in the main files; there is
+                                an index then, which leaves it out
     generation_config.json      as it was loaded, else the ids of begin and end
     tokenizer.json ...          as they were loaded
     config.json                 last, so that it marks a whole folder
@@ -58,7 +59,7 @@ def model_files(config: ModelConfig, params: Sequence[tuple], read: Read, dtype:
         [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
     files: dict[str, bytes | Stream] = {name: _weights(shard, read)
                                         for name, shard in zip(names, shards, strict=True)}
-    if count > 1:
+    if count > 1 or apart:  # vLLM reads every safetensors file of a folder, or those of its index
         placed = {one: name for name, shard in zip(names, shards, strict=True) for one in shard}
         total = sum(tensor.nbytes for tensor in main.values())
         files[INDEX] = _json({"metadata": {"total_size": total}, "weight_map": placed})

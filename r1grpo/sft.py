@@ -191,9 +191,9 @@ class SFTTrainer(Trainer):
         super().__init__(model, args, callbacks)
         self.processing_class = processing_class
         fit_vocabulary(model, processing_class)
-        self.shortened = self.dropped = 0  # rows that truncation_mode cut, left out
-        self.examples = self._encode(train_dataset, "train_dataset")
-        self.eval_examples = self._encode(eval_dataset or (), "eval_dataset")
+        # rows of train_dataset that truncation_mode cut, left out
+        self.examples, self.shortened, self.dropped = self._encode(train_dataset, "train_dataset")
+        self.eval_examples, _, _ = self._encode(eval_dataset or (), "eval_dataset")
         if not self.examples:
             raise ValueError("train_dataset is empty" if not self.dropped else
                              f"train_dataset is empty: all its {self.dropped} rows are too long")
@@ -202,8 +202,9 @@ class SFTTrainer(Trainer):
         self._require_memory(max(map(len, self.examples)), sequences=max(map(len, self.bins))
                              * self.args.per_device_train_batch_size)
 
-    def _encode(self, rows: Sequence[dict[str, Any]], name: str) -> list[Example]:
-        args, examples = self.args, []
+    def _encode(self, rows: Sequence[dict[str, Any]], name: str) -> tuple[list[Example], int, int]:
+        """The examples of rows, and how many were cut and left out."""
+        args, examples, cuts, dropped = self.args, [], 0, 0
         longest = min(args.max_length or math.inf, self.model.config.max_position_embeddings)
         for one, where in self._examples(rows, name):
             if args.truncation_mode == "refuse":
@@ -211,12 +212,12 @@ class SFTTrainer(Trainer):
             elif len(one) > longest:
                 cut = shortened(one, longest) if args.truncation_mode == "keep_start" else None
                 if cut is None:
-                    self.dropped += 1
+                    dropped += 1
                     continue
-                self.shortened += 1
+                cuts += 1
                 one = cut
             examples.append(one)
-        return examples
+        return examples, cuts, dropped
 
     def _examples(self, rows: Sequence[dict[str, Any]], name: str
                   ) -> Iterator[tuple[Example, str]]:

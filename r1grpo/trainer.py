@@ -194,7 +194,7 @@ class Trainer:
         return {}, {}
 
     def _load_state(self, arrays: dict[str, NDArray[Any]], meta: dict[str, Any]) -> None:
-        """Take back what _state gave."""
+        """Take back what _state gave, or raise ConfigError or ValueError with nothing changed."""
 
     # ---- the loop ----
 
@@ -266,6 +266,8 @@ class Trainer:
                          "args": _fixed_options(self.args), "model": _model_options(self.model)}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The reverse. A state of another run raises ConfigError or ValueError, and this trainer stays
+        what it was."""
         arrays, meta = state["arrays"], state["meta"]
         if meta["trainer"] != type(self).__name__:
             raise ConfigError(f"this is the state of a {meta['trainer']}, not of a "
@@ -277,9 +279,11 @@ class Trainer:
                    if now.get(k) != then.get(k)]
         if changed:
             raise ConfigError(f"the saved run had other options: {'; '.join(changed)}")
+        weights, moments = _under(arrays, "model/"), _under(arrays, "optimizer/")
+        self.model.check_state(weights, moments)
         self._load_state(arrays, meta)
-        self.model.load_state_dict(_under(arrays, "model/"))
-        self.model.load_optimizer_state(_under(arrays, "optimizer/"))
+        self.model.load_state_dict(weights)
+        self.model.load_optimizer_state(moments)
         self.step, self.num_tokens = int(meta["step"]), int(meta["num_tokens"])
         self.processed_tokens = int(meta["processed_tokens"])
 

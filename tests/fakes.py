@@ -79,6 +79,11 @@ class FakeModel:
     def load_state_dict(self, state):
         self.table, self.head = state["table"].copy(), state["head"].copy()
 
+    def check_state(self, state, optimizer=None):
+        for given, own in ((state, self.state_dict()), (optimizer, self.optimizer_state())):
+            if given is not None and given.keys() != own.keys():
+                raise ValueError(f"state differs in {sorted(given.keys() ^ own.keys())}")
+
     def reset_optimizer(self):
         self._m = [np.zeros_like(self.table), np.zeros_like(self.head)]
         self._v = [np.zeros_like(self.table), np.zeros_like(self.head)]

@@ -267,6 +267,16 @@ def test_state_dicts(model: Model, spoil: Callable[[dict], Any], match: str) -> 
         model.load_state_dict(state)
 
 
+def test_more_tokens_than_a_call_takes_are_named(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    from r1grpo.batch import MAX_TOKENS, pack
+    long = np.zeros(1 << 21, np.int32)
+    with pytest.raises(ValueError, match=f"1024 sequences of {1 << 31} tokens.* takes {MAX_TOKENS}"):
+        pack([long], [[]] * 1024, 40, 1 << 22, 40)
+    monkeypatch.setattr("r1grpo.batch.MAX_TOKENS", 5)
+    with pytest.raises(ValueError, match="2 prompts of 6 tokens are too many.* takes 5"):
+        model.generate([[1, 2, 3]] * 2)
+
+
 def test_all_faults_of_a_state_dict_are_named(model: Model) -> None:
     with pytest.raises(ValueError, match="missing model.embed.*missing model.norm.*surplus x"):
         model.load_state_dict({"x": np.zeros(1)})

@@ -68,6 +68,9 @@ def test_long_rows_are_dropped_or_cut_where_asked():
     longer = make(rows=rows[-1:], max_length=6, truncation_mode="keep_start").examples[0]
     assert longer.weights.tolist() == [0, 0, 0, 0, 1] and len(longer.completion_ids) == 5
     assert len(make(rows=[{"ids": [A] * 90}], truncation_mode="keep_start").examples[0]) == 64
+    seen = SFTTrainer(FakeModel(TOKENIZER.vocab_size), SFTConfig(
+        max_length=5, truncation_mode="drop"), ROWS, rows, processing_class=TOKENIZER)
+    assert (seen.dropped, len(seen.eval_examples)) == (1, 4)  # rows of evaluation are not counted
     with pytest.raises(ValueError, match="all its 7 rows are too long"):
         make(rows=rows, max_length=2, truncation_mode="drop")
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from models import V, make
-from r1grpo import Model, ModelConfig, set_num_threads
+from r1grpo import LoraConfig, Model, ModelConfig, set_num_threads
 
 needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs /proc")
 PROMPTS = [[3, 4, 5], [6], [7, 8]]
@@ -77,6 +77,21 @@ def busy_threads() -> list[str]:
 
 
 # ---- a second thread -----------------------------------------------------------------------------
+
+
+def test_another_thread_never_sees_what_holds_for_one_pass() -> None:
+    """A pass without the adapters sets their factor to 0 for as long as it runs."""
+    model = Model(ModelConfig.tiny_moe(vocab_size=64), lora=LoraConfig(r=2, lora_alpha=4))
+    worker = threading.Thread(target=lambda: model.base_logprobs([[1]] * 64, [[2] * 100] * 64))
+    worker.start()
+    seen = set()
+    while worker.is_alive():
+        try:
+            seen.add(model._core.adapter_scale)
+        except RuntimeError as error:
+            seen.add(str(error))
+    worker.join()
+    assert seen <= {2.0, "model is busy: another thread is using it"} and seen
 
 
 def test_a_second_thread_is_told_that_the_model_is_busy() -> None:

@@ -1,9 +1,21 @@
 /* model_properties.c - the attributes of _core.Model that can be set: step, live_vocab, adapter_scale.
  *
- * A setter reads the value, takes the model's lock without blocking, and sets; none calls an op.
+ * Both ways take the model's lock without blocking: a call in another thread changes step, and for a
+ * pass without the adapters their factor. None calls an op.
  */
 #define PY_SSIZE_T_CLEAN
 #include "model_bind.h"
+
+/* Whether the lock is taken now; else RuntimeError. */
+static int
+take(ModelObject *self)
+{
+    if (atomic_flag_test_and_set(&self->busy)) {
+        PyErr_SetString(PyExc_RuntimeError, "model is busy: another thread is using it");
+        return 0;
+    }
+    return 1;
+}
 
 /* Whether a setter may go on: the value was read without an exception and the lock is taken. */
 static int
@@ -13,14 +25,7 @@ set_begin(ModelObject *self, PyObject *value, const char *name)
         PyErr_Format(PyExc_AttributeError, "%s cannot be deleted", name);
         return 0;
     }
-    if (PyErr_Occurred()) {
-        return 0;
-    }
-    if (atomic_flag_test_and_set(&self->busy)) {
-        PyErr_SetString(PyExc_RuntimeError, "model is busy: another thread is using it");
-        return 0;
-    }
-    return 1;
+    return !PyErr_Occurred() && take(self);
 }
 
 /* Gives the lock back: 0, or -1 with the status as an exception. */
@@ -38,7 +43,13 @@ set_end(ModelObject *self, const r1_status *st)
 static PyObject *
 get_step(PyObject *object, void *Py_UNUSED(closure))
 {
-    return PyLong_FromUnsignedLongLong(((ModelObject *)object)->model->step);
+    ModelObject *self = (ModelObject *)object;
+    if (!take(self)) {
+        return NULL;
+    }
+    unsigned long long step = self->model->step;
+    atomic_flag_clear(&self->busy);
+    return PyLong_FromUnsignedLongLong(step);
 }
 
 static int
@@ -56,7 +67,13 @@ set_step(PyObject *object, PyObject *value, void *Py_UNUSED(closure))
 static PyObject *
 get_live(PyObject *object, void *Py_UNUSED(closure))
 {
-    return PyLong_FromSize_t(((ModelObject *)object)->model->live);
+    ModelObject *self = (ModelObject *)object;
+    if (!take(self)) {
+        return NULL;
+    }
+    size_t live = self->model->live;
+    atomic_flag_clear(&self->busy);
+    return PyLong_FromSize_t(live);
 }
 
 static int
@@ -75,7 +92,13 @@ set_live(PyObject *object, PyObject *value, void *Py_UNUSED(closure))
 static PyObject *
 get_scale(PyObject *object, void *Py_UNUSED(closure))
 {
-    return PyFloat_FromDouble((double)((ModelObject *)object)->model->adapter_scale);
+    ModelObject *self = (ModelObject *)object;
+    if (!take(self)) {
+        return NULL;
+    }
+    double scale = (double)self->model->adapter_scale;
+    atomic_flag_clear(&self->busy);
+    return PyFloat_FromDouble(scale);
 }
 
 static int
