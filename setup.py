@@ -33,6 +33,7 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     TIERS["avx2"] = ["-mavx2", "-mfma"]
     TIERS["avx512"] = [*TIERS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
     TIERS["avx512bf16"] = [*TIERS["avx512"], "-mavx512bf16"]
+    TIERS["amx"] = [*TIERS["avx512"], "-mamx-tile", "-mamx-bf16"]
 SANITIZE = os.environ.get("R1GRPO_SANITIZE", "")
 if SANITIZE:
     FLAGS += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer",

@@ -358,7 +358,7 @@ typedef struct {
                      const r1_tensor *g, const r1_adamw_spec *spec, r1_status *st);
 } r1_ops;
 
-/* The CPU's table for a tier ("auto", "avx512bf16", "avx512", "avx2", "baseline"); NULL when this processor or
+/* The CPU's table for a tier ("auto", "amx", "avx512bf16", "avx512", "avx2", "baseline"); NULL when this processor or
  * this build lacks it. */
 const r1_ops *r1_cpu_ops(const char *tier);
 

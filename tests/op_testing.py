@@ -101,3 +101,20 @@ def pack_starts(lengths: Sequence[int]) -> NDArray[np.int32]:
 def whole_seqs(lengths: Sequence[int]) -> tuple[NDArray[np.int32], NDArray[np.int32], None]:
     """Seqs of whole sequences, as training packs them; no cache."""
     return pack_starts(lengths), np.zeros(len(lengths), np.int32), None
+
+
+Product = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+def matrix_unit(chain: Product, add: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Product:
+    """start (n, m) + a (n, K) b (K, m) in the order of matmul_amx.h, out of a product that is one
+    chain: in each block of 32 terms, the last filled up with 0 x 0, the even ones and the odd ones
+    are chains of their own from 0."""
+    def product(start: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        c, fill = np.array(start, np.float32), -a.shape[1] % 32
+        a, b = np.pad(a, ((0, 0), (0, fill))), np.pad(b, ((0, fill), (0, 0)))
+        for k in range(0, a.shape[1], 32):
+            even, odd = (chain(np.zeros_like(c), a[:, i:k + 32:2], b[i:k + 32:2]) for i in (k, k + 1))
+            c = add(add(even, odd), c)
+        return c
+    return product

@@ -15,7 +15,7 @@ import pytest
 
 import r1grpo.device
 from models import V, batch, configs, make
-from op_testing import assert_same_bits, bf16, nan, normal
+from op_testing import assert_same_bits, bf16, matrix_unit, nan, normal
 from r1grpo import Model, ModelConfig, _core
 from r1grpo.advantage import group_advantages
 from r1grpo.config import GRPOConfig
@@ -85,6 +85,10 @@ def chain(start: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return c
 
 
+def add(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return fma(x, np.ones_like(x), y)
+
+
 def hostile(rng: np.random.Generator, low: int, *shape: int) -> np.ndarray:
     """Numbers of 16 exponents from 2^(low - 127) on, with denormals, zeros of both signs and, where
     they are large anyway, infinities among them."""
@@ -112,8 +116,9 @@ def test_a_product_is_the_flushing_chain_on_every_tier(device, rng, N, I, O, low
     x, w, dy = (hostile(rng, low, *s) for s in ((N, I), (O, I), (N, O)))
     y, dx, dw = (hostile(rng, start, *s) for s in ((N, O), (N, I), (O, I)))
     weight = _core.Weight(device, w, 1, "bfloat16")
-    want_y = chain(y, bf16(x), bf16(w).T)
-    want_dx = chain(dx, bf16(dy), bf16(w))
+    order = matrix_unit(chain, add) if device.tier == "amx" else chain
+    want_y = order(y, bf16(x), bf16(w).T)
+    want_dx = order(dx, bf16(dy), bf16(w))
     want_dw = chain(dw, bf16(dy).T, bf16(x))
     _core.matmul_nt(device, y, x, weight, None, None, True)
     _core.matmul_nn(device, dx, dy, weight, None, True)
@@ -124,13 +129,16 @@ def test_a_product_is_the_flushing_chain_on_every_tier(device, rng, N, I, O, low
 
 @pytest.mark.skipif(not X86, reason="only x86 flushes denormals at no cost")
 def test_padding_of_an_odd_sum_keeps_a_negative_zero(device):
-    """The sum of one product -0 onto -0 is -0; a padding of 0 x 0 would make it 0."""
+    """The sum of one product -0 onto -0 is -0; a padding of 0 x 0 would make it 0. Chains that start
+    from 0, as the matrix unit's do, have no such sum."""
     x, w = np.array([[0.0]], np.float32), np.array([[-1.0]], np.float32)
     minus, weight = np.array([[-0.0]], np.float32), _core.Weight(device, w, 1, "bfloat16")
     y, dw = minus.copy(), minus.copy()
     _core.matmul_nt(device, y, x, weight, None, None, True)
     _core.matmul_tn(device, dw, np.array([[-1.0]], np.float32), x, 1, None, "bfloat16")
-    assert_same_bits([y, dw], [minus, minus])
+    assert_same_bits([dw], [minus])
+    if device.tier != "amx":
+        assert_same_bits([y], [minus])
 
 
 def test_a_product_leaves_denormals_to_others(device, rng):
@@ -174,7 +182,7 @@ def test_a_processor_that_says_it_can_is_believed_after_a_check():
     flags = Path("/proc/cpuinfo").read_text().split() if platform.system() == "Linux" else []
     if "avx512_bf16" not in flags or "avx512" not in _core.tiers():
         pytest.skip("this processor has no bf16 products")
-    assert _core.tiers()[-1] == "avx512bf16"
+    assert "avx512bf16" in _core.tiers()
 
 
 @pytest.mark.parametrize("name", ["moe", "dense"])

@@ -27,7 +27,7 @@ def test_the_library_exports_its_init_function_alone():
 
 def test_devices():
     tiers = _core.tiers()
-    assert tiers[0] == "baseline" and set(tiers) <= {"baseline", "avx2", "avx512", "avx512bf16"}
+    assert tiers[0] == "baseline" and set(tiers) <= {"baseline", "avx2", "avx512", "avx512bf16", "amx"}
     assert _core.Device().tier in tiers[-2:]
     assert 1 <= _core.Device().threads <= os.cpu_count()
     for tier in tiers:

@@ -10,7 +10,7 @@
 #include <string.h>
 
 enum { MAX_THREADS = 1024, MAX_ROUNDS = 1 << 24 /* below a second: nobody looks for Ctrl-C */ };
-static const char *const tier_names[] = {"baseline", "avx2", "avx512", "avx512bf16", NULL};
+static const char *const tier_names[] = {"baseline", "avx2", "avx512", "avx512bf16", "amx", NULL};
 
 typedef struct {
     PyObject_HEAD

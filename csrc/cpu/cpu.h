@@ -1,7 +1,7 @@
 /* cpu.h - what the files of the CPU backend share: the device, the weight, and the names of a tier.
  *
  * setup.py compiles every file of this folder but isa.c once per tier with -DR1_TIER=avx512 (avx2,
- * baseline, avx512bf16) and that tier's instruction flags. TIER(rmsnorm_fwd) is rmsnorm_fwd_avx512 there.
+ * baseline, avx512bf16, amx) and that tier's instruction flags. TIER(rmsnorm_fwd) is rmsnorm_fwd_avx512 there.
  */
 #ifndef R1_CPU_H
 #define R1_CPU_H
@@ -13,6 +13,12 @@
 #define R1_JOIN_(a, b) a##_##b
 #define R1_JOIN(a, b) R1_JOIN_(a, b)
 #define TIER(name) R1_JOIN(name, R1_TIER)
+
+#if defined(__AMX_BF16__)
+#define BF16_AMX 1
+#else
+#define BF16_AMX 0
+#endif
 
 struct r1_dev {
     r1_pool *pool;
@@ -26,8 +32,15 @@ struct r1_weight {
     size_t E, O, I;
     r1_dtype dtype;
     float *master; /* (E O, I) */
-    float *panels; /* (E, ceil(O / 32), I or ceil(I / 2) pairs, 32) */
+    float *panels; /* (E, ceil(O / 32), panel_rows, 32) */
 };
+
+/* Rows of a panel: inputs, or pairs of them; a matrix unit takes 16 pairs at a time. */
+static inline size_t
+panel_rows(r1_dtype dtype, size_t I)
+{
+    return dtype != R1_BF16 ? I : BF16_AMX ? (I / 32 + (I % 32 != 0)) * 16 : I / 2 + I % 2;
+}
 
 /* Every op of the table that is one function here. */
 #define R1_CPU_OPS(X)                                                                             \

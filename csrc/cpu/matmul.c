@@ -13,52 +13,27 @@
  *
  * All three are one loop nest over c = a b: blocks of the sum, panels of 32 columns of b, tiles of
  * rows. nt finds b packed in panels (weight.c); nn and tn copy theirs, one block of a panel at a
- * time, to the stack, and tn its block of a too: rows of dy that lie far apart would each cost a
- * cache line and a page. The tile is matmul_kernel.h.
+ * time, to the stack, and tn its block of a too (matmul_copy.h). While a tile is at work it fetches what
+ * the next panel will read. The tiles are matmul_kernel.h and matmul_amx.h.
  *
  * In bf16 both operands are rounded where they meet: W in its panels, x and dy on their way to the
  * stack, W in nn as forward rounded it; a sum over rows of odd length is padded by a product of
  * 0. The chain is the same, of fused multiply-adds on every tier, but that what is below 2^-126
- * counts as 0 (bf16.h); c, start and bias stay float32. */
-#include "bf16.h"
-#include "cpu.h"
+ * counts as 0 (bf16.h); c, start and bias stay float32. The matrix unit has an order of its own for nt
+ * and nn, again the same for any number of rows. */
+#include "matmul_amx.h"
+#include "matmul_copy.h"
 #include "matmul_kernel.h"
-#include "simd.h"
-#include "split.h"
 
 enum {
-    SUM_BLOCK = 128,      /* of the sum: a block of a panel is 16 KiB */
-    MAX_TASK_ROWS = 96,   /* of c a task takes at most: a multiple of TILE_ROWS when halved */
-    BF16_TASK_ROWS = 192, /* the same in bf16, where b costs more to copy */
-    MAX_TASK_PANELS = 8,  /* panels of c a task takes at most */
+    TASK_PANELS = 8,      /* panels of c a task takes at most */
+    AMX_TASK_PANELS = 32, /* the same where rounding a costs as much as multiplying */
     TASKS_A_THREAD = 2,   /* aimed at, so that threads finish together */
+    STREAM_AHEAD = 1024,  /* floats that are fetched ahead of a stream through b */
     TINY = 20000,         /* multiply-adds that are not worth a wake-up */
 };
 
 static const float ZEROS[R1_PANEL];
-
-/* c (M, columns) = start + a (M, K) b (K, columns) for each expert. Its rows
- * n0 .. n0 + n of x and y are the rows of c (nt, nn) or the sum (tn); a, b, c of expert e begin at
- * n0 a_n, n0 b_n + e b_e, n0 c_n + e c_e. */
-typedef struct {
-    const int32_t *offsets; /* (E + 1), or NULL: all N rows */
-    size_t E, N;
-    size_t columns;
-    size_t M, K; /* one of them EXPERT_ROWS */
-    float *c;
-    size_t ldc, c_n, c_e;
-    const float *start; /* one row for all rows of c; NULL: what c holds */
-    size_t start_panel; /* from panel to panel of start */
-    const float *a;
-    size_t a_row, a_k, a_n;
-    const float *b;
-    size_t ldb, b_panel, b_n, b_e; /* b_panel: from panel to panel */
-    int packed;                    /* b lies in padded panels */
-    int bf16;
-    size_t task_rows, task_panels; /* at most, of c, for one task */
-} product;
-
-#define EXPERT_ROWS SIZE_MAX
 
 static size_t
 first_row(const product *p, size_t e)
@@ -79,161 +54,143 @@ count_tasks(const product *p, size_t e)
            split_count(split_count(p->columns, R1_PANEL), p->task_panels);
 }
 
-/* to (K, columns; row stride ld, a multiple of W) = from; what pads the last vector is 0. */
+/* One tile of rows across panels; the last columns of the last go through a full-width copy. */
 static void
-copy_block(float *to, size_t ld, const float *from, size_t from_ld, size_t K, size_t columns)
+run_tile(tile_args t, const product *p, size_t rows, size_t panels, size_t columns)
 {
-    for (size_t k = 0; k < K; k++, to += ld, from += from_ld) {
-        size_t j = 0;
-        for (; j + W <= columns; j += W) {
-            vf_store(to + j, vf_load(from + j));
-        }
-        if (j < columns) {
-            vf_store(to + j, vf_load_n(from + j, columns - j));
-        }
+    if (panels > 1) {
+        tile_fma(&t, rows, panels);
+        return;
     }
-}
-
-/* to (ceil(K / 2), columns; row stride ld) = pairs of rows of from; an odd last row meets `pad`, and
- * what lies beyond the columns is 0. */
-static void
-pair_rows(u32_u *to, size_t ld, const float *from, size_t from_ld, size_t K, size_t columns,
-          float pad)
-{
-    for (size_t k = 0; k < K; k += 2, to += ld, from += 2 * from_ld) {
-        if (k + 1 < K) {
-            for (size_t j = 0; j < columns; j++) {
-                to[j] = bf16_pair(from[j], from[from_ld + j]);
-            }
+    int amx = uses_amx(p);
+    size_t step = amx ? R1_PANEL : TILE_COLS;
+    for (; columns >= step; columns -= step) {
+        if (amx) {
+            amx_tile(&t, rows);
         } else {
-            for (size_t j = 0; j < columns; j++) {
-                to[j] = bf16_pair(from[j], pad);
-            }
+            tile_fma(&t, rows, 1);
         }
-        memset(to + columns, 0, (ld - columns) * sizeof *to);
-    }
-}
-
-#if BF16_PAIRS
-/* to (ceil(K / 2)) = pairs of neighbours; an odd last one meets `pad`. */
-static void
-pair_neighbours(u32_u *to, const float *from, size_t K, float pad)
-{
-    for (size_t k = 0; k < K / 2; k++) {
-        to[k] = bf16_pair(from[2 * k], from[2 * k + 1]);
-    }
-    if (K % 2 == 1) {
-        to[K / 2] = bf16_pair(from[K - 1], pad);
-    }
-}
-#endif
-
-/* The block (rows, K) of a that starts at `from`, rounded to bf16, as the tile wants it. The copy's
- * row r is at r SUM_BLOCK; in tn, where the sum runs over rows, its step k at k BF16_TASK_ROWS. */
-static void
-copy_rounded(float *to, const product *p, const float *from, size_t rows, size_t K)
-{
-    int over_rows = p->K == EXPERT_ROWS;
-#if BF16_PAIRS
-    if (over_rows) {
-        pair_rows((u32_u *)to, BF16_TASK_ROWS, from, p->a_k, K, rows, -0.0f);
-    }
-    for (size_t r = 0; !over_rows && r < rows; r++) {
-        pair_neighbours((u32_u *)to + r * SUM_BLOCK, from + r * p->a_row, K, -0.0f);
-    }
-#else
-    size_t lines = over_rows ? K : rows, length = over_rows ? rows : K;
-    size_t ld = over_rows ? BF16_TASK_ROWS : SUM_BLOCK, from_ld = over_rows ? p->a_k : p->a_row;
-    for (size_t i = 0; i < lines; i++) {
-        for (size_t j = 0; j < length; j++) {
-            to[i * ld + j] = bf16_round(from[i * from_ld + j]);
-        }
-    }
-    for (size_t r = 0; K % 2 == 1 && r < rows; r++) {
-        to[over_rows ? K * ld + r : r * ld + K] = -0.0f;
-    }
-#endif
-}
-
-/* One tile of rows across a panel. The last columns go through a full-width copy of the tile. */
-static void
-run_tile(tile_args t, size_t rows, size_t columns)
-{
-    for (; columns >= TILE_COLS; columns -= TILE_COLS) {
-        tile_fma(&t, rows);
-        t.c += TILE_COLS;
-        t.init += TILE_COLS;
-        t.b += TILE_COLS;
+        t.c += step;
+        t.init += step;
+        t.b += step;
     }
     if (columns > 0) {
-        float full[TILE_ROWS * TILE_COLS] = {0};
+        float full[AMX_ROWS * R1_PANEL] = {0};
         for (size_t r = 0; r < rows; r++) {
-            memcpy(full + r * TILE_COLS, t.init + r * t.ld_init, columns * sizeof(float));
+            memcpy(full + r * step, t.init + r * t.ld_init, columns * sizeof(float));
         }
         float *c = t.c;
         size_t ldc = t.ldc;
         t.init = t.c = full;
-        t.ld_init = t.ldc = TILE_COLS;
-        tile_fma(&t, rows);
+        t.ld_init = t.ldc = step;
+        if (amx) {
+            amx_tile(&t, rows);
+        } else {
+            tile_fma(&t, rows, 1);
+        }
         for (size_t r = 0; r < rows; r++) {
-            memcpy(c + r * ldc, full + r * TILE_COLS, columns * sizeof(float));
+            memcpy(c + r * ldc, full + r * step, columns * sizeof(float));
         }
     }
+}
+
+/* Steps of the sum between two passes over c: all of them where every element of b is read once, as
+ * it lies, else so many that a panel of b stays in cache; and no more than the copies have room for. */
+static size_t
+sum_block(const product *p, size_t rows)
+{
+    size_t of_row = p->bf16 ? 2 : 1, block = B_ROWS * of_row;
+    if (p->packed && (uses_amx(p) || rows <= TILE_ROWS)) {
+        block = SIZE_MAX;
+    }
+    if (p->bf16 || p->K == EXPERT_ROWS) {
+        size_t room = A_ROOM / rows * (uses_amx(p) ? 2 : 1) / AMX_SUM * AMX_SUM;
+        block = block < room ? block : room;
+    }
+    return block;
 }
 
 /* Rows r0 .. r1 and panels p0 .. p1 of expert e's c, one block of the sum after another. */
 static __attribute__((noinline)) void
 run_block(const product *p, size_t e, size_t r0, size_t r1, size_t p0, size_t p1)
 {
-    float a_copy[SUM_BLOCK * BF16_TASK_ROWS] __attribute__((aligned(64)));
-    float b_copy[SUM_BLOCK * R1_PANEL] __attribute__((aligned(64)));
-    size_t n0 = first_row(p, e), rows = r1 - r0, tiles = split_count(rows, TILE_ROWS);
-    size_t K = p->K == EXPERT_ROWS ? first_row(p, e + 1) - n0 : p->K;
+    float a_copy[A_ROOM] __attribute__((aligned(64)));
+    float b_copy[B_ROWS * R1_PANEL] __attribute__((aligned(64)));
+    size_t n0 = first_row(p, e), rows = r1 - r0, tiles = split_count(rows, tile_rows(p));
+    const int over_rows = p->K == EXPERT_ROWS; /* the sum: tn */
+    size_t K = over_rows ? first_row(p, e + 1) - n0 : p->K;
     const float *b = p->b + n0 * p->b_n + e * p->b_e;
     float *c = p->c + n0 * p->c_n + e * p->c_e + r0 * p->ldc;
-    size_t k = 0;
+    const size_t block = sum_block(p, rows), b_step = p->bf16 ? 2 : 1; /* steps of a row of b */
+    uint32_t start[TASK_ROWS / TILE_ROWS + 2];
+    cut_tiles(start, p, tiles, rows);
+    size_t k = 0, configured = 0;
     do { /* once even if the sum is empty: c = start */
-        tile_args t = {.a_row = p->a_row, .a_k = p->a_k, .ldb = R1_PANEL, .ldc = p->ldc,
-                       .bf16 = p->bf16};
-        size_t steps = split_end(K, k, SUM_BLOCK) - k;
-        t.K = p->bf16 ? (steps + 1) / 2 : steps;
-        const float *a = p->a + n0 * p->a_n + r0 * p->a_row + k * p->a_k;
-        if (p->bf16 || p->K == EXPERT_ROWS) {
-            if (p->bf16) {
-                copy_rounded(a_copy, p, a, rows, steps);
-            } else {
-                copy_block(a_copy, MAX_TASK_ROWS, a, p->a_k, steps, rows);
-            }
-            a = a_copy;
-            t.a_row = p->K == EXPERT_ROWS ? 1 : SUM_BLOCK;
-            t.a_k = p->K != EXPERT_ROWS ? 1 : p->bf16 ? BF16_TASK_ROWS : MAX_TASK_ROWS;
+        size_t steps = split_end(K, k, block) - k, b_rows = split_count(steps, b_step);
+        if (uses_amx(p)) {
+            b_rows = split_count(steps, AMX_SUM) * AMX_PAIRS;
         }
-        for (size_t panel = p0; panel < p1; panel++) {
+        tile_args t = {.ldb = R1_PANEL, .ldc = p->ldc, .b_panel = p->b_panel, .K = b_rows,
+                       .bf16 = p->bf16};
+        const float *a = p->a + n0 * p->a_n + r0 * p->a_row + k * p->a_k;
+        size_t a_row = p->a_row; /* from row to row, where tiles begin */
+        if (over_rows) {
+            a_row = copy_columns(a_copy, p, a, start, tiles, steps);
+            a = a_copy;
+        } else if (p->bf16) {
+            a_row = copy_rows(a_copy, p, a, rows, steps);
+            a = a_copy;
+        }
+        for (size_t panel = p0, wide; panel < p1; panel += wide) {
             size_t j = panel * R1_PANEL, columns = split_end(p->columns, j, R1_PANEL) - j;
-            t.b = b + panel * p->b_panel + (p->packed && p->bf16 ? k / 2 : k) * p->ldb;
+            const float *from = b + panel * p->b_panel + (p->packed ? k / b_step : k) * p->ldb;
+            wide = p->packed && tiles == 1 && !uses_amx(p) ? tile_panels(rows) : 1;
+            if (panel + wide > p1 || j + wide * R1_PANEL > p->columns) {
+                wide = 1;
+            }
+            t.b = from;
             if (!p->packed) {
                 if (p->bf16) {
-                    pair_rows((u32_u *)b_copy, R1_PANEL, t.b, p->ldb, steps, columns, 0.0f);
+                    pair_rows((u32_u *)b_copy, R1_PANEL, b_rows, from, p->ldb, steps, columns, 0.0f);
                 } else {
-                    copy_block(b_copy, R1_PANEL, t.b, p->ldb, steps, columns);
+                    copy_block(b_copy, R1_PANEL, from, p->ldb, steps, columns);
                 }
                 t.b = b_copy;
             }
-            for (size_t i = 0; i < tiles; i++) { /* even shares of the rows */
-                size_t r = i * rows / tiles;
-                t.a = a + r * t.a_row;
+            for (size_t i = 0; i < tiles; i++) {
+                size_t r = start[i], n = start[i + 1] - r;
+                if (uses_amx(p) && configured != n) {
+                    amx_configure(configured = n);
+                }
+                t.a = a + r * a_row;
+                t.a_row = over_rows ? 1 : a_row;
+                t.a_k = over_rows ? n : 1;
                 t.c = c + r * p->ldc + j;
                 t.init = t.c;
                 t.ld_init = p->ldc;
+                t.init_panel = R1_PANEL;
                 if (p->start != NULL && k == 0) {
                     t.init = p->start + panel * p->start_panel;
                     t.ld_init = 0;
+                    t.init_panel = p->start_panel;
                 }
-                run_tile(t, (i + 1) * rows / tiles - r, columns);
+                t.ahead = t.b;
+                t.ld_ahead = 0;
+                if (p->packed && tiles == 1) {
+                    t.ahead = from + STREAM_AHEAD;
+                    t.ld_ahead = R1_PANEL;
+                } else if (i == 0 && panel + 1 < p1) {
+                    t.ahead = from + p->b_panel;
+                    t.ld_ahead = p->packed ? R1_PANEL : b_step * p->ldb;
+                }
+                run_tile(t, p, n, wide, columns);
             }
         }
         k += steps;
     } while (k < K);
+    if (configured != 0) {
+        amx_release();
+    }
 }
 
 /* Tasks in the order expert, block of rows, block of panels; a block of rows is an even share. */
@@ -273,12 +230,12 @@ static void
 run_product(r1_dev *dev, product *p)
 {
     size_t threads = r1_pool_threads(dev->pool), tasks;
-    p->task_rows = p->bf16 ? BF16_TASK_ROWS : MAX_TASK_ROWS;
-    p->task_panels = MAX_TASK_PANELS;
+    p->task_rows = TASK_ROWS;
+    p->task_panels = uses_amx(p) ? AMX_TASK_PANELS : TASK_PANELS;
     while ((tasks = sum_tasks(p)) < TASKS_A_THREAD * threads) {
         if (p->task_panels > 1) {
             p->task_panels /= 2;
-        } else if (p->task_rows > 2 * TILE_ROWS) {
+        } else if (p->task_rows > 2 * tile_rows(p)) {
             p->task_rows /= 2;
         } else {
             break;
@@ -302,7 +259,7 @@ TIER(matmul_nt)(r1_dev *dev, const r1_tensor *y, const r1_tensor *x, const r1_we
     assert(y->rows == x->rows && y->cols == w->O && x->cols == w->I);
     assert(!(accumulate && bias != NULL) && (offsets != NULL || w->E == 1));
     int bf16 = w->dtype == R1_BF16;
-    size_t panel = (bf16 ? split_count(w->I, 2) : w->I) * R1_PANEL;
+    size_t panel = panel_rows(w->dtype, w->I) * R1_PANEL;
     product p = {
         .offsets = offsets, .E = w->E, .N = x->rows, .columns = w->O, .M = EXPERT_ROWS, .K = w->I,
         .c = y->data, .ldc = y->ld, .c_n = y->ld,
@@ -350,57 +307,5 @@ TIER(matmul_tn)(r1_dev *dev, const r1_tensor *dw, const r1_tensor *dy, const r1_
         .b = x->data, .ldb = x->ld, .b_panel = R1_PANEL, .b_n = x->ld, .bf16 = dtype == R1_BF16,
     };
     run_product(dev, &p);
-    return R1_OK;
-}
-
-typedef struct {
-    const r1_tensor *dbias, *dy;
-    size_t step; /* columns a task */
-} bias_job;
-
-/* Columns c .. c + vecs W: a chain over rows for each. vecs is a constant where this is inlined. */
-static inline __attribute__((always_inline)) void
-sum_vectors(const bias_job *job, size_t c, size_t left, const size_t vecs)
-{
-    float *dbias = row_f32(job->dbias, 0) + c;
-    vf sum[4];
-#pragma GCC unroll 4
-    for (size_t i = 0; i < vecs; i++) {
-        sum[i] = vf_load_left(dbias + i * W, left - i * W);
-    }
-    for (size_t n = 0; n < job->dy->rows; n++) {
-        const float *dy = row_f32(job->dy, n) + c;
-#pragma GCC unroll 4
-        for (size_t i = 0; i < vecs; i++) {
-            sum[i] += vf_load_left(dy + i * W, left - i * W);
-        }
-    }
-#pragma GCC unroll 4
-    for (size_t i = 0; i < vecs; i++) {
-        vf_store_left(dbias + i * W, sum[i], left - i * W);
-    }
-}
-
-static void
-sum_columns(void *ctx, size_t task, size_t worker)
-{
-    (void)worker;
-    const bias_job *job = ctx;
-    size_t c = task * job->step, end = split_end(job->dy->cols, c, job->step);
-    for (; c + 4 * W <= end; c += 4 * W) {
-        sum_vectors(job, c, 4 * W, 4);
-    }
-    for (; c < end; c += W) {
-        sum_vectors(job, c, end - c, 1);
-    }
-}
-
-r1_code
-TIER(bias_bwd)(r1_dev *dev, const r1_tensor *dbias, const r1_tensor *dy, r1_status *st)
-{
-    (void)st;
-    assert(dbias->cols == dy->cols);
-    bias_job job = {dbias, dy, split_columns(dy->cols, r1_pool_threads(dev->pool))};
-    r1_pool_run(dev->pool, split_count(dy->cols, job.step), sum_columns, &job);
     return R1_OK;
 }

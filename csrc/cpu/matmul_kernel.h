@@ -1,10 +1,11 @@
-/* matmul_kernel.h - one tile of a matrix product: MR rows x two vectors of columns in registers.
+/* matmul_kernel.h - one tile of a matrix product: rows x panels of 32 columns in registers.
  *
  *   c[r][j] = chain over k ascending of fma(a[r][k], b[k][j], .),  starting from init[r][j]
  *
- * Every element is a chain of its own, so the number of rows of a tile cannot change a bit. AVX-512
- * has 32 registers: 12 x 2 accumulators, two of b, and the broadcast of a as a memory operand; AVX2
- * has 16: 6 x 2; the baseline 4 x 2.
+ * Every element is a chain of its own, so neither the rows of a tile nor its panels can change a bit.
+ * AVX-512 has 32 registers: 12 rows x 2 accumulators, two of b, and the broadcast of a as a memory
+ * operand; AVX2 has 16: 6 x 2; the baseline 4 x 2. A chain takes a step every four cycles or so, hence
+ * few rows take several panels at a time, as many as keep the multipliers busy.
  *
  * In bf16 (bf16.h) a row of b is a row of pairs, two steps of the sum, and so is an element of a where
  * the tier has the instruction; elsewhere a holds rounded floats. Knows nothing about experts or
@@ -13,6 +14,7 @@
 #define R1_MATMUL_KERNEL_H
 
 #include "bf16.h"
+#include "cpu.h"
 #include "simd.h"
 
 #if defined(__AVX512F__)
@@ -25,129 +27,185 @@
 #define TILE_COLS (2 * W)
 
 /* Strides in floats, or pairs. a is (rows, K): element (r, k) at a + r a_row + k a_k. K counts rows
- * of b. */
+ * of b; panel q of b, c and init begins at q b_panel, 32 q and q init_panel. `ahead`: what will be read
+ * next, a row of 32 for each row of b. */
 typedef struct {
     float *c;
-    const float *init, *a, *b;
-    size_t ldc, ld_init, a_row, a_k, ldb, K;
+    const float *init, *a, *b, *ahead;
+    size_t ldc, ld_init, init_panel, a_row, a_k, ldb, b_panel, ld_ahead, K;
     int bf16;
 } tile_args;
 
+enum { TILE_WIDE = TILE_COLS < R1_PANEL ? 1 : 4 }; /* panels of the widest tile */
+
+/* Panels at a time for so many rows: 8 or more chains where there are registers for them. */
+static inline size_t
+tile_panels(size_t rows)
+{
+    return rows <= 2 ? TILE_WIDE : rows <= TILE_ROWS / 2 && TILE_WIDE > 1 ? 2 : 1;
+}
+
 /* One step: c[r] += a[r] b. a's row pointers are shared by threes. */
 static inline __attribute__((always_inline)) void
-tile_step(vf (*c)[2], const float *const *a, const size_t rows, const size_t a_row, const float *b)
+tile_step(vf (*c)[2 * TILE_WIDE], const float *const *a, const size_t rows, const size_t panels,
+          const size_t a_row, const float *b, const size_t b_panel)
 {
-    vf b0 = vf_load(b), b1 = vf_load(b + W);
+    vf row[2 * TILE_WIDE];
+#pragma GCC unroll 4
+    for (size_t q = 0; q < panels; q++) {
+        row[2 * q] = vf_load(b + q * b_panel);
+        row[2 * q + 1] = vf_load(b + q * b_panel + W);
+    }
 #pragma GCC unroll 12
     for (size_t r = 0; r < rows; r++) {
         vf x = vf_set1(a[r / 3][r % 3 * a_row]);
-        c[r][0] = vf_fma(x, b0, c[r][0]);
-        c[r][1] = vf_fma(x, b1, c[r][1]);
+#pragma GCC unroll 8
+        for (size_t v = 0; v < 2 * panels; v++) {
+            c[r][v] = vf_fma(x, row[v], c[r][v]);
+        }
     }
 }
 
 /* The two steps of a row of pairs; a moves on between them where it holds floats. */
 static inline __attribute__((always_inline)) void
-tile_pair(vf (*c)[2], const float **a, const size_t rows, const size_t a_row, const size_t a_k,
-          const float *b)
+tile_pair(vf (*c)[2 * TILE_WIDE], const float *const *a, const size_t rows, const size_t panels,
+          const size_t a_row, const size_t a_k, const float *b, const size_t b_panel)
 {
 #if BF16_PAIRS
     (void)a_k;
-    vu b0 = *(const vu_u *)b, b1 = *(const vu_u *)(b + W);
+    vu row[2 * TILE_WIDE];
+#pragma GCC unroll 4
+    for (size_t q = 0; q < panels; q++) {
+        row[2 * q] = *(const vu_u *)(b + q * b_panel);
+        row[2 * q + 1] = *(const vu_u *)(b + q * b_panel + W);
+    }
 #pragma GCC unroll 12
     for (size_t r = 0; r < rows; r++) {
         const float *x = a[r / 3] + r % 3 * a_row;
-        c[r][0] = vf_dot2(c[r][0], x, b0);
-        c[r][1] = vf_dot2(c[r][1], x, b1);
+#pragma GCC unroll 8
+        for (size_t v = 0; v < 2 * panels; v++) {
+            c[r][v] = vf_dot2(c[r][v], x, row[v]);
+        }
     }
 #else
 #pragma GCC unroll 2
     for (int half = 0; half < 2; half++) {
-        vf b0 = vf_half(b, half), b1 = vf_half(b + W, half);
+        vf row[2 * TILE_WIDE];
+#pragma GCC unroll 4
+        for (size_t q = 0; q < panels; q++) {
+            row[2 * q] = vf_half(b + q * b_panel, half);
+            row[2 * q + 1] = vf_half(b + q * b_panel + W, half);
+        }
 #pragma GCC unroll 12
         for (size_t r = 0; r < rows; r++) {
             vf x = vf_set1(a[r / 3][r % 3 * a_row + (size_t)half * a_k]);
-            c[r][0] = vf_fma_bf16(x, b0, c[r][0]);
-            c[r][1] = vf_fma_bf16(x, b1, c[r][1]);
+#pragma GCC unroll 8
+            for (size_t v = 0; v < 2 * panels; v++) {
+                c[r][v] = vf_fma_bf16(x, row[v], c[r][v]);
+            }
         }
     }
 #endif
 }
 
-/* rows is a constant at every call, so the loops over it unroll and c stays in registers. The row
- * pointers are shared by threes: base, base + stride, base + 2 stride are one addressing mode. */
+/* rows and panels are constants at every call, so the loops over them unroll and c stays in
+ * registers. The row pointers are shared by threes: base, base + stride, base + 2 stride are one
+ * addressing mode. */
 static inline __attribute__((always_inline)) void
-tile_run(const tile_args *t, const size_t rows, const size_t a_row, const size_t a_k,
-         const int bf16)
+tile_run(const tile_args *t, const size_t rows, const size_t panels, const size_t a_row,
+         const size_t a_k, const int bf16)
 {
-    vf c[TILE_ROWS][2];
+    vf c[TILE_ROWS][2 * TILE_WIDE];
 #pragma GCC unroll 12
     for (size_t r = 0; r < rows; r++) {
-        c[r][0] = vf_load(t->init + r * t->ld_init);
-        c[r][1] = vf_load(t->init + r * t->ld_init + W);
+#pragma GCC unroll 8
+        for (size_t v = 0; v < 2 * panels; v++) {
+            c[r][v] = vf_load(t->init + r * t->ld_init + v / 2 * t->init_panel + v % 2 * W);
+        }
     }
     const float *a[(TILE_ROWS + 2) / 3];
 #pragma GCC unroll 4
     for (size_t r = 0; r < rows; r += 3) {
         a[r / 3] = t->a + r * a_row;
     }
-    const float *b = t->b;
-    const size_t ldb = t->ldb, advance = bf16 && !BF16_PAIRS ? 2 * a_k : a_k;
+    const float *b = t->b, *ahead = t->ahead;
+    const size_t ldb = t->ldb, b_panel = t->b_panel, ld_ahead = t->ld_ahead;
+    const size_t advance = bf16 && !BF16_PAIRS ? 2 * a_k : a_k;
     for (size_t k = t->K; k > 0; k--) {
         if (bf16) {
-            tile_pair(c, a, rows, a_row, a_k, b);
+            tile_pair(c, a, rows, panels, a_row, a_k, b, b_panel);
         } else {
-            tile_step(c, a, rows, a_row, b);
+            tile_step(c, a, rows, panels, a_row, b, b_panel);
         }
 #pragma GCC unroll 4
         for (size_t r = 0; r < rows; r += 3) {
             a[r / 3] += advance;
         }
         b += ldb;
+#pragma GCC unroll 4
+        for (size_t q = 0; q < panels; q++) {
+            __builtin_prefetch(ahead + q * b_panel);
+            __builtin_prefetch(ahead + q * b_panel + R1_PANEL / 2);
+        }
+        ahead += ld_ahead;
     }
 #pragma GCC unroll 12
     for (size_t r = 0; r < rows; r++) {
-        vf_store(t->c + r * t->ldc, c[r][0]);
-        vf_store(t->c + r * t->ldc + W, c[r][1]);
+#pragma GCC unroll 8
+        for (size_t v = 0; v < 2 * panels; v++) {
+            vf_store(t->c + r * t->ldc + v / 2 * R1_PANEL + v % 2 * W, c[r][v]);
+        }
     }
 }
 
 /* The strides of a are constants too where they are 1. */
 static inline __attribute__((always_inline)) void
-tile_form(const tile_args *t, const size_t rows)
+tile_form(const tile_args *t, const size_t rows, const size_t panels)
 {
     if (t->bf16 && t->a_k == 1) {
-        tile_run(t, rows, t->a_row, 1, 1);
+        tile_run(t, rows, panels, t->a_row, 1, 1);
     } else if (t->bf16) {
-        tile_run(t, rows, 1, t->a_k, 1);
+        tile_run(t, rows, panels, 1, t->a_k, 1);
     } else if (t->a_k == 1) {
-        tile_run(t, rows, t->a_row, 1, 0);
+        tile_run(t, rows, panels, t->a_row, 1, 0);
     } else {
-        tile_run(t, rows, 1, t->a_k, 0);
+        tile_run(t, rows, panels, 1, t->a_k, 0);
     }
 }
 
-/* rows <= TILE_ROWS; a_row or a_k is 1. */
+/* rows <= TILE_ROWS; panels is 1 or tile_panels(rows); a_row or a_k is 1. */
 static void
-tile_fma(const tile_args *t, size_t rows)
+tile_fma(const tile_args *t, size_t rows, size_t panels)
 {
+    if (TILE_WIDE > 1 && panels > 1) {
+        switch (rows) {
+#if TILE_ROWS == 12
+        case 6: tile_form(t, 6, 2); return;
+        case 5: tile_form(t, 5, 2); return;
+        case 4: tile_form(t, 4, 2); return;
+        case 3: tile_form(t, 3, 2); return;
+        case 2: tile_form(t, 2, 4); return;
+        case 1: tile_form(t, 1, 4); return;
+#endif
+        }
+    }
     switch (rows) {
 #if TILE_ROWS == 12
-    case 12: tile_form(t, 12); break;
-    case 11: tile_form(t, 11); break;
-    case 10: tile_form(t, 10); break;
-    case 9: tile_form(t, 9); break;
-    case 8: tile_form(t, 8); break;
-    case 7: tile_form(t, 7); break;
+    case 12: tile_form(t, 12, 1); break;
+    case 11: tile_form(t, 11, 1); break;
+    case 10: tile_form(t, 10, 1); break;
+    case 9: tile_form(t, 9, 1); break;
+    case 8: tile_form(t, 8, 1); break;
+    case 7: tile_form(t, 7, 1); break;
 #endif
 #if TILE_ROWS >= 6
-    case 6: tile_form(t, 6); break;
-    case 5: tile_form(t, 5); break;
+    case 6: tile_form(t, 6, 1); break;
+    case 5: tile_form(t, 5, 1); break;
 #endif
-    case 4: tile_form(t, 4); break;
-    case 3: tile_form(t, 3); break;
-    case 2: tile_form(t, 2); break;
-    case 1: tile_form(t, 1); break;
+    case 4: tile_form(t, 4, 1); break;
+    case 3: tile_form(t, 3, 1); break;
+    case 2: tile_form(t, 2, 1); break;
+    case 1: tile_form(t, 1, 1); break;
     }
 }
 

@@ -14,13 +14,6 @@ count_panels(size_t O)
     return (O + R1_PANEL - 1) / R1_PANEL;
 }
 
-/* Rows of a panel: inputs, or pairs of them. */
-static size_t
-panel_rows(r1_dtype dtype, size_t I)
-{
-    return dtype == R1_BF16 ? (I + 1) / 2 : I;
-}
-
 /* x count; SIZE_MAX where that is too many, and from there on */
 static size_t
 times(size_t x, size_t count)

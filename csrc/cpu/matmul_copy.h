@@ -1,0 +1,145 @@
+/* matmul_copy.h - a product's operands, and copies of blocks of them as the tiles want them.
+ *
+ * Copies stand on the stack of who runs the task. They bring together what lies far apart, and round
+ * where the product is in bf16 (bf16.h); padding leaves a chain as it is: -0 x 0, and 0 x 0 for the
+ * matrix unit, whose blocks are always whole. Knows nothing about tasks. */
+#ifndef R1_MATMUL_COPY_H
+#define R1_MATMUL_COPY_H
+
+#include "matmul_amx.h"
+#include "split.h"
+
+enum {
+    TASK_ROWS = 192,                       /* of c a task takes at most */
+    B_ROWS = 256,                          /* of a panel of b between two passes over c */
+    A_ROOM = (BF16_AMX ? 512 : 256) * 192, /* floats, or pairs, of the copy of a */
+};
+
+/* c (M, columns) = start + a (M, K) b (K, columns) for each expert. Its rows
+ * n0 .. n0 + n of x and y are the rows of c (nt, nn) or the sum (tn); a, b, c of expert e begin at
+ * n0 a_n, n0 b_n + e b_e, n0 c_n + e c_e. */
+typedef struct {
+    const int32_t *offsets; /* (E + 1), or NULL: all N rows */
+    size_t E, N;
+    size_t columns;
+    size_t M, K; /* one of them EXPERT_ROWS */
+    float *c;
+    size_t ldc, c_n, c_e;
+    const float *start; /* one row for all rows of c; NULL: what c holds */
+    size_t start_panel; /* from panel to panel of start */
+    const float *a;
+    size_t a_row, a_k, a_n;
+    const float *b;
+    size_t ldb, b_panel, b_n, b_e; /* b_panel: from panel to panel */
+    int packed;                    /* b lies in padded panels */
+    int bf16;
+    size_t task_rows, task_panels; /* at most, of c, for one task */
+} product;
+
+#define EXPERT_ROWS SIZE_MAX
+
+/* Does the matrix unit take it? Its sum over rows (tn) would depend on where micro-batches end. */
+static int
+uses_amx(const product *p)
+{
+    return BF16_AMX && p->bf16 && p->K != EXPERT_ROWS;
+}
+
+static size_t
+tile_rows(const product *p)
+{
+    return uses_amx(p) ? AMX_ROWS : TILE_ROWS;
+}
+
+/* start[i]: the first row of tile i of `tiles`. Even shares of the rows, but whole tiles of the matrix
+ * unit; start[tiles] is rows. */
+static void
+cut_tiles(uint32_t *start, const product *p, size_t tiles, size_t rows)
+{
+    for (size_t i = 0; i < tiles; i++) {
+        start[i] = (uint32_t)(uses_amx(p) ? i * AMX_ROWS : i * rows / tiles);
+    }
+    start[tiles] = (uint32_t)rows;
+}
+
+/* to (K, columns; row stride ld, a multiple of W) = from; what pads the last vector is 0. */
+static void
+copy_block(float *to, size_t ld, const float *from, size_t from_ld, size_t K, size_t columns)
+{
+    for (size_t k = 0; k < K; k++, to += ld, from += from_ld) {
+        size_t j = 0;
+        for (; j + W <= columns; j += W) {
+            vf_store(to + j, vf_load(from + j));
+        }
+        if (j < columns) {
+            vf_store(to + j, vf_load_n(from + j, columns - j));
+        }
+    }
+}
+
+/* to (pairs, columns; row stride ld) = pairs of the K rows of from; an odd last row meets `pad`, and
+ * what lies beyond the columns and the rows is 0. */
+static void
+pair_rows(u32_u *to, size_t ld, size_t pairs, const float *from, size_t from_ld, size_t K,
+          size_t columns, float pad)
+{
+    for (size_t k = 0; k < K; k += 2, to += ld, from += 2 * from_ld) {
+        bf16_pair_rows(to, from, k + 1 < K ? from + from_ld : NULL, pad, columns);
+        memset(to + columns, 0, (ld - columns) * sizeof *to);
+    }
+    memset(to, 0, (pairs - split_count(K, 2)) * ld * sizeof *to);
+}
+
+/* A block (rows, K) of a in bf16, row after row; returns the stride between them. */
+static size_t
+copy_rows(float *to, const product *p, const float *from, size_t rows, size_t K)
+{
+    size_t ld = uses_amx(p)   ? split_count(K, AMX_SUM) * AMX_PAIRS
+                : BF16_PAIRS ? split_count(K, 2)
+                             : K + K % 2;
+    for (size_t r = 0; r < rows; r++, from += p->a_row) {
+        float *row = to + r * ld;
+        if (uses_amx(p)) { /* 0 up to a whole number of the tile's steps */
+            bf16_pair_neighbours((u32_u *)row, from, K, 0.0f);
+            memset(row + split_count(K, 2), 0, (ld - split_count(K, 2)) * sizeof *row);
+        } else if (BF16_PAIRS) {
+            bf16_pair_neighbours((u32_u *)row, from, K, -0.0f);
+        } else {
+            bf16_round_row(row, from, K);
+            row[ld - 1] = K % 2 == 1 ? -0.0f : row[ld - 1];
+        }
+    }
+    return ld;
+}
+
+/* A block of a in tn, whose columns are the rows of `from`: for each tile its steps (in bf16 their
+ * pairs) one after another, since each would else be a cache line, and a page, of its own. The tile that
+ * starts at row r begins at r times the steps, which are returned. */
+static size_t
+copy_columns(float *to, const product *p, const float *from, const uint32_t *start, size_t tiles,
+             size_t K)
+{
+    const size_t rows = start[tiles];
+    float line[TASK_ROWS];
+    size_t step = p->bf16 && BF16_PAIRS ? 2 : 1;
+    size_t lines = p->bf16 && !BF16_PAIRS ? K + K % 2 : split_count(K, step);
+    for (size_t k = 0; k < lines; k++, from += step * p->a_k) {
+        const float *a = p->bf16 ? line : from;
+        if (k == K) {
+            for (size_t r = 0; r < rows; r++) {
+                line[r] = -0.0f;
+            }
+        } else if (step == 2) {
+            bf16_pair_rows((u32_u *)line, from, 2 * k + 1 < K ? from + p->a_k : NULL, -0.0f, rows);
+        } else if (p->bf16) {
+            bf16_round_row(line, from, rows);
+        }
+        for (size_t i = 0; i < tiles; i++) {
+            size_t r = start[i], n = start[i + 1] - r;
+            vf_store_left(to + r * lines + k * n, vf_load_left(a + r, n), n);
+        }
+    }
+    return lines;
+}
+
+#endif
