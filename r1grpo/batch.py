@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from .brief import brief
+
 __all__ = ["PackedBatch", "as_count", "as_ids", "as_number", "pack", "pack_prompts", "per_token",
            "split_rows"]
 
@@ -23,7 +25,7 @@ MAX_TOKENS = 2**31 - 1  # of one call: their places are int32
 def as_count(value: Any, name: str, lowest: int) -> int:
     """An int of at least `lowest` and of 64 bits: Python's or NumPy's, no bool, no float."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an int, not {value!r}")
+        raise TypeError(f"{name} must be an int, not {brief(value)}")
     if not lowest <= value < 2**64:
         raise ValueError(f"{name} is {value}, must be at least {lowest} and below 2**64")
     return int(value)
@@ -32,7 +34,7 @@ def as_count(value: Any, name: str, lowest: int) -> int:
 def as_number(value: Any, name: str, lowest: float = 0.0, highest: float = 3e38) -> float:
     """A real number in [lowest, highest]; by default a finite one that is not negative."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, not {value!r}")
+        raise TypeError(f"{name} must be a number, not {brief(value)}")
     if not lowest <= value <= highest:
         raise ValueError(f"{name} is {value}, must be between {lowest} and {highest}")
     return float(value)
@@ -110,7 +112,7 @@ def pack_list(sequences: Sequence, name: str, vocab_size: int) -> list[np.ndarra
     out = []
     for i, sequence in enumerate(sequences):
         if isinstance(sequence, (str, bytes)) or not isinstance(sequence, Iterable):
-            raise TypeError(f"{name} must be a sequence of sequences; {name}[{i}] is {sequence!r}")
+            raise TypeError(f"{name} must be a sequence of sequences; {name}[{i}] is {brief(sequence)}")
         out.append(as_ids(sequence, f"{name}[{i}]", vocab_size))
     return out
 
@@ -135,7 +137,7 @@ def pack_prompts(prompts: Sequence, vocab_size: int, context: int) -> tuple[np.n
 def per_token(values, lengths: np.ndarray, name: str) -> np.ndarray:
     """One number a completion, or an array a completion, as float32 (M) over all tokens."""
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-        raise TypeError(f"{name} must have one number or array a completion, not {values!r}")
+        raise TypeError(f"{name} must have one number or array a completion, not {brief(values)}")
     values = list(values)
     if len(values) != len(lengths):
         raise ValueError(f"{name} has {len(values)} entries for {len(lengths)} completions")
@@ -145,7 +147,7 @@ def per_token(values, lengths: np.ndarray, name: str) -> np.ndarray:
             with np.errstate(over="ignore"):  # too large for float32: refused below as infinite
                 row = np.asarray(value, np.float32)
         except (TypeError, ValueError, OverflowError):
-            raise TypeError(f"{name}[{i}] must be a number or an array, not {value!r}") from None
+            raise TypeError(f"{name}[{i}] must be a number or an array, not {brief(value)}") from None
         if row.ndim == 0:
             row = np.full(n, row, np.float32)
         if row.shape != (n,):

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from .added_tokens import MarkedText
+from .brief import brief
 from .chat_template import ChatTemplate, ChatTemplateError, Message, named_templates, unused_characters
 from .checkpoint import write_atomic, write_folder
 from .hub import find_folder, read_carried
@@ -143,7 +144,7 @@ class Tokenizer(Vocabulary):
             allow_special = self._added.ids
         allowed = tuple(allow_special or ())
         if unknown := set(allowed) - self._added.ids.keys():
-            raise ValueError(f"{min(unknown)!r} is no added token of this tokenizer")
+            raise ValueError(f"{brief(min(unknown))} is no added token of this tokenizer")
         ids, _ = self._added.encode(MarkedText(text), allowed)
         return [*self.prefix_ids, *ids, *self.suffix_ids] if add_special_tokens else ids
 
@@ -184,7 +185,7 @@ class Tokenizer(Vocabulary):
             name = "tool_use" if tools is not None and "tool_use" in self._templates else "default"
         if name not in self._templates:
             known = ", ".join(self._templates) or "none: give prompts as text or as prompt_ids"
-            raise ValueError(f"the tokenizer has no chat template {name!r}; it has {known}")
+            raise ValueError(f"the tokenizer has no chat template {brief(name)}; it has {known}")
         return self._templates[name]
 
     def render_marked(self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None,

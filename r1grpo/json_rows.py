@@ -23,6 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .brief import brief
+
 MAX_ROW = 64 << 20  # bytes of one line, or of one object of a document
 MAX_GROWTH = 200  # text grows 3- to 30-fold, deflate's limit is 1,032
 _HARMLESS = 4 << 20  # bytes that may come out of any .gz, so that a small file of one word is none
@@ -89,12 +91,13 @@ def _decoded(data: bytes, where: str) -> str:
                          f"{error.start + 1}") from None
 
 
-def _object(pairs: list[tuple[str, Any]]) -> Object:
+def unique_object(pairs: list[tuple[str, Any]]) -> Object:
+    """An object of these keys, as object_pairs_hook; ValueError where one stands twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} stands twice "
-                         f"in one object")
+        seen: set[str] = set()
+        double = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise ValueError(f"the key {brief(double)} stands twice in one object")
     return found
 
 
@@ -109,7 +112,7 @@ def _float(text: str) -> float:
     return value
 
 
-_JSON = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
+_JSON = json.JSONDecoder(object_pairs_hook=unique_object, parse_constant=_constant, parse_float=_float)
 
 
 def _reason(error: Exception) -> str:

@@ -27,6 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .brief import brief, brief_names
 from .toml import suggest
 from .verifiers import last_box
 
@@ -61,14 +62,14 @@ def choose_layout(row: Row, name: str | None = None, where: str = "row") -> Layo
     """The layout of that name, or the only one that fits the row."""
     if name is not None:
         if name not in LAYOUTS:
-            raise ValueError(f"unknown layout {name!r}{suggest(name, LAYOUTS)}; "
+            raise ValueError(f"unknown layout {brief(name)}{suggest(name, LAYOUTS)}; "
                              f"there are {', '.join(LAYOUTS)}")
         return LAYOUTS[name]
     fitting = [one for one in LAYOUTS.values() if one.fits(row)]
     special = [one for one in fitting if one.name != "trl"] or fitting
     if len(special) == 1:
         return special[0]
-    found = f"the columns are {', '.join(row) or 'none'}"
+    found = f"the columns are {brief_names(row)}"
     if special:
         raise ValueError(f"{where}: {found}; that may be {' or '.join(x.name for x in special)}, "
                          f"give layout=")
@@ -83,7 +84,7 @@ def as_messages(rows: Sequence[Row], system: str | None = None, instruction: str
     done = []
     for number, row in enumerate(rows):
         if "prompt" not in row:
-            raise ValueError(f"row {number} has no 'prompt'; it has {', '.join(row) or 'none'}")
+            raise ValueError(f"row {number} has no 'prompt'; it has {brief_names(row)}")
         prompt = row["prompt"]
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         if instruction is not None:
@@ -102,18 +103,13 @@ def _check_text(value: Any, name: str, messages_only: bool) -> None:
             raise ValueError(f"{name!r} is empty")
         return
     if not isinstance(value, list) or not value:
-        raise ValueError(f"{name!r} is {_brief(value)}, expected "
+        raise ValueError(f"{name!r} is {brief(value)}, expected "
                          f"{'' if messages_only else 'text or '}a list of messages")
     for i, one in enumerate(value):
         if not isinstance(one, Mapping) or not isinstance(one.get("role"), str) \
                 or not isinstance(one.get("content"), str):
-            raise ValueError(f"{name}[{i}] is {_brief(one)}, expected a message "
+            raise ValueError(f"{name}[{i}] is {brief(one)}, expected a message "
                              f"{{'role': text, 'content': text}}")
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 # --- one function a layout: columns are popped from a copy of the row -------------------------
@@ -170,7 +166,7 @@ def _sharegpt(row: Row) -> Row:
     messages = [{"role": "system", "content": row.pop("system")}] if row.get("system") else []
     for i, one in enumerate(turns):
         if not isinstance(one, Mapping) or one.get("from") not in _ROLES or "value" not in one:
-            raise ValueError(f"conversations[{i}] is {_brief(one)}, expected {{'from': one of "
+            raise ValueError(f"conversations[{i}] is {brief(one)}, expected {{'from': one of "
                              f"{', '.join(_ROLES)}, 'value': text}}")
         messages.append({"role": _ROLES[one["from"]], "content": one["value"]})
     return {"messages": messages, **row}
@@ -182,7 +178,7 @@ _TAKEN = ("prompt", "messages", "text", "prompt_ids", "ids", "chosen")
 def _trl(row: Row) -> Row:
     if not any(name in row for name in _TAKEN):
         raise ValueError(f"layout 'trl' needs one of the columns {', '.join(_TAKEN)}; found "
-                         f"{', '.join(row) or 'none'}")
+                         f"{brief_names(row)}")
     return row
 
 

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from . import _core
+from .brief import brief, brief_names
 from .checkpoint import read_bounded
 from .hub import read_carried
 from .model_config import ModelConfig
@@ -101,7 +102,7 @@ class ModelFolder:
                 _check_shard(file, expected[name])
             for one in file.tensors:
                 if one in self._where:
-                    raise ValueError(f"{file.path} has the tensor {one!r}, which "
+                    raise ValueError(f"{file.path} has the tensor {brief(one)}, which "
                                      f"{self._where[one].path.name} has too")
                 self._where[one] = file
 
@@ -222,8 +223,8 @@ def _check_quantization(how: Any) -> None:
     method = how.get("quant_method") if isinstance(how, dict) else how
     block = how.get("weight_block_size", [BLOCK, BLOCK]) if isinstance(how, dict) else None
     if method != "fp8" or block != [BLOCK, BLOCK]:
-        raise ValueError(f"quantization_config: quant_method {method!r} with weight_block_size "
-                         f"{block!r} is not supported; 'fp8' with [{BLOCK}, {BLOCK}] is")
+        raise ValueError(f"quantization_config: quant_method {brief(method)} with weight_block_size "
+                         f"{brief(block)} is not supported; 'fp8' with [{BLOCK}, {BLOCK}] is")
 
 
 def _weight_map(folder: Path) -> dict[str, str] | None:
@@ -243,7 +244,7 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
             raise ValueError("it has no weight_map of tensors to files")
         for name in placed.values():
             if not isinstance(name, str) or not _SHARD.fullmatch(name):
-                raise ValueError(f"it names the file {str(name)[:120]!r}, which is no plain name of a "
+                raise ValueError(f"it names the file {brief(name)}, which is no plain name of a "
                                  "safetensors file beside it")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -261,6 +262,4 @@ def _check_shard(file: SafetensorsFile, expected: set[str]) -> None:
     for names, words in ((expected - file.tensors.keys(), f"lacks what {INDEX} places there"),
                          (file.tensors.keys() - expected, f"has what {INDEX} does not place there")):
         if names:
-            shown = ", ".join(repr(name[:200]) for name in sorted(names)[:20])
-            more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-            raise ValueError(f"{file.path} {words}: {shown}{more}")
+            raise ValueError(f"{file.path} {words}: {brief_names(sorted(names))}")

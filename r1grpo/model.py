@@ -16,6 +16,7 @@ import numpy as np
 
 from .advantage import sequence_old_logprobs
 from .batch import PackedBatch, as_count, as_number, pack, per_token, split_rows
+from .brief import brief
 from .losses import Loss, LossSpec, mtp_stats, token_stats
 from .model_files import ModelFiles
 from .plan import MICRO_TOKENS as _MICRO_TOKENS
@@ -145,13 +146,13 @@ class Model(ModelFiles):
         if beta and ref_logprobs is None:
             raise ValueError("beta is not 0: ref_logprobs are needed")
         if loss not in ("clip", "cispo"):
-            raise ValueError(f"loss {loss!r} is neither 'clip' nor 'cispo'")
+            raise ValueError(f"loss {brief(loss)} is neither 'clip' nor 'cispo'")
         if loss == "cispo" and epsilon_high is None:
             raise ValueError("loss 'cispo' needs epsilon_high: the bound of the weight itself")
         if kl_estimator not in ("k1", "k2", "k3"):
-            raise ValueError(f"kl_estimator {kl_estimator!r} is none of 'k1', 'k2', 'k3'")
+            raise ValueError(f"kl_estimator {brief(kl_estimator)} is none of 'k1', 'k2', 'k3'")
         if importance_sampling_level not in ("token", "sequence"):
-            raise ValueError(f"importance_sampling_level {importance_sampling_level!r} is neither "
+            raise ValueError(f"importance_sampling_level {brief(importance_sampling_level)} is neither "
                              f"'token' nor 'sequence'")
         batch = self._pack(prompt_ids, completion_ids)
         n, how = batch.lengths, Filters(temperature, top_k, top_p, min_p)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from .brief import brief
 from .families import ALIASES, FAMILIES, Family
 from .rope import Rope, make_rope
 
@@ -56,11 +57,11 @@ def _checked(name: str, annotation: str, value: Any) -> Any:
     for kind in kinds:
         if isinstance(value, _KINDS.get(kind, ())) and isinstance(value, bool) == (kind == "bool"):
             if kind == "int" and not 0 <= value < 2**31:
-                raise ValueError(f"{name} is {value}, must be between 0 and 2^31 - 1")
+                raise ValueError(f"{name} is {brief(value)}, must be between 0 and 2^31 - 1")
             if kind == "float" and not abs(value) < 3e38:
                 raise ValueError(f"{name} is {value}, must be a finite float32")
             return int(value) if kind == "int" else float(value) if kind == "float" else value
-    raise ValueError(f"{name} is {value!r}, must be {annotation}")
+    raise ValueError(f"{name} is {brief(value)}, must be {annotation}")
 
 
 @dataclass
@@ -174,8 +175,8 @@ class ModelConfig:
         for f in fields(self):
             plain, value = family.decides.get(f.name, f.default), getattr(self, f.name)
             if f.name not in {*family.keys, "head_dim", "extra"} and value not in (plain, None):
-                raise ValueError(f"model_type '{self.model_type}' has no {f.name}: it is {value!r}, "
-                                 f"only {plain!r} is supported")
+                raise ValueError(f"model_type '{self.model_type}' has no {f.name}: it is "
+                                 f"{brief(value)}, only {plain!r} is supported")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
@@ -191,7 +192,8 @@ class ModelConfig:
             if name not in known or (family and value is None and name not in family.keys):
                 extra[key] = value
             elif name in given and given[name] != value:
-                raise ValueError(f"{key} is {value!r}, but {name} is {given[name]!r} by another name")
+                raise ValueError(f"{key} is {brief(value)}, but {name} is {brief(given[name])} "
+                                 f"by another name")
             else:
                 null = value is None and name in _NULL_IS_DEFAULT
                 given[name] = known[name] if null else value
@@ -271,11 +273,11 @@ class ModelConfig:
         if len(kinds) != self.num_hidden_layers or \
                 any(kind not in ("full_attention", "sliding_attention") for kind in kinds):
             raise ValueError(f"layer_types must be num_hidden_layers = {self.num_hidden_layers} "
-                             f"times 'full_attention' or 'sliding_attention', is {kinds!r}")
+                             f"times 'full_attention' or 'sliding_attention', is {brief(kinds)}")
         for i, kind in enumerate(kinds):
             if (self.window(i) > 0) != (kind == "sliding_attention"):
                 raise ValueError(
-                    f"layer_types[{i}] is {kind!r}, but model_type {self.model_type!r} with "
+                    f"layer_types[{i}] is {brief(kind)}, but model_type {brief(self.model_type)} with "
                     f"use_sliding_window {self.use_sliding_window} and sliding_window "
                     f"{self.sliding_window} makes it the other kind")
 
@@ -330,5 +332,5 @@ class ModelConfig:
 def family_of(model_type: Any) -> Family:
     """The family of that name; ValueError listing the known ones."""
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise ValueError(f"unknown model_type {model_type!r}; known are {', '.join(FAMILIES)}")
+        raise ValueError(f"unknown model_type {brief(model_type)}; known are {', '.join(FAMILIES)}")
     return FAMILIES[model_type]

@@ -13,6 +13,7 @@ import numpy as np
 
 from . import _core
 from .batch import as_count, as_number
+from .brief import brief
 from .device import get_device
 from .lora import LoraConfig, check_targets, is_adapter, start_adapters
 from .model_config import ModelConfig
@@ -31,7 +32,7 @@ class ModelState:
         if seed is not None:
             seed = as_count(seed, "seed", 0)
         if dtype not in DTYPES:
-            raise ValueError(f"dtype is {dtype!r}, must be one of {', '.join(DTYPES)}")
+            raise ValueError(f"dtype is {brief(dtype)}, must be one of {', '.join(DTYPES)}")
         self.config = config
         self.device_name = device
         self.dtype = dtype

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,7 +27,7 @@ from .model_config import ModelConfig
 from .tasks import make_tokenizer
 from .tasks.corpus import CorpusConfig
 from .tokenizer import WordTokenizer
-from .toml import from_dict, to_dict, to_toml
+from .toml import from_dict, merge_tables, parse_toml, read_table, to_dict, to_toml
 
 __all__ = ["Recipe", "derive_seed", "quick_recipe", "read_recipe", "recipe_hash"]
 
@@ -316,36 +315,20 @@ def _options(recipe: Recipe) -> list[tuple[str, Any]]:
 
 def read_recipe(path: str | Path, **changes: Any) -> Recipe:
     """The default recipe, changed by the keys of a TOML file and then by keywords."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"cannot read the recipe {path}: {reason}") from error
-    return _parse(text, str(path), changes)
+    return _changed(read_table(path), str(path), changes)
 
 
 def quick_recipe(**changes: Any) -> Recipe:
     """The recipe of --quick, changed by keywords."""
     text = resources.files(__package__).joinpath("recipes/quick.toml").read_text(encoding="utf-8")
-    return _parse(text, "recipes/quick.toml", changes)
+    return _changed(parse_toml(text, "recipes/quick.toml"), "recipes/quick.toml", changes)
 
 
-def _parse(text: str, name: str, changes: Mapping[str, Any]) -> Recipe:
+def _changed(table: Mapping[str, Any], name: str, changes: Mapping[str, Any]) -> Recipe:
     try:
-        table = _merge(to_dict(Recipe()), tomllib.loads(text))
-        return from_dict(Recipe, {**table, **changes})
-    except (tomllib.TOMLDecodeError, ConfigError) as error:
+        return from_dict(Recipe, {**merge_tables(to_dict(Recipe()), table), **changes})
+    except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
-
-
-def _merge(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A nested dict with some of its values replaced; keys it lacks are kept for from_dict, which
-    refuses them by name."""
-    merged = dict(table)
-    for key, value in changes.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
 
 
 def recipe_hash(recipe: Recipe) -> str:

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .brief import brief
 from .config import ConfigError, RewardConfig
 from .flops import gradient_flops
 from .tokenizer import split_thinking
@@ -76,7 +77,7 @@ class RewardTrainer(Trainer):
                     raise ValueError(f"{where} has no {column!r}, a {self.args.kind} row needs it")
             label = 1.0 if pairwise else float(row["label"])
             if label not in (0.0, 1.0):
-                raise ValueError(f"{where}: label is {row['label']!r}, expected 0 or 1")
+                raise ValueError(f"{where}: label is {brief(row['label'])}, expected 0 or 1")
             prompt = prompt_ids_of(row, self.processing_class, where)
             reasons = [row.get(f"{column}_finish_reason" if pairwise else "finish_reason", "stop")
                        for column in columns]
@@ -159,7 +160,7 @@ class ModelReward:
     def __init__(self, score: Callable[[list[list[int]]], Any], processing_class: Any,
                  part: str = "summary", name: str = "helpful") -> None:
         if part not in ("summary", "whole"):
-            raise ConfigError(f"ModelReward: part is {part!r}, expected 'summary' or 'whole'")
+            raise ConfigError(f"ModelReward: part is {brief(part)}, expected 'summary' or 'whole'")
         self.score, self.processing_class, self.part = score, processing_class, part
         self.__name__ = name
 

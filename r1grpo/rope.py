@@ -28,6 +28,8 @@ from typing import Any
 
 import numpy as np
 
+from .brief import brief
+
 __all__ = ["ROPE_TYPES", "Rope", "make_rope"]
 
 
@@ -46,7 +48,7 @@ def make_rope(parameters: Mapping[str, Any], width: int, context: int, deepseek:
     ValueError naming the key that is missing or cannot be."""
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if not isinstance(kind, str) or kind not in ROPE_TYPES:
-        raise ValueError(f"rope type {kind!r} is not known; known are {', '.join(ROPE_TYPES)}")
+        raise ValueError(f"rope type {brief(kind)} is not known; known are {', '.join(ROPE_TYPES)}")
     _check_keys(kind, parameters)
     p = {"original_max_position_embeddings": context, **parameters}
     if p.get("factor", 0) is None:  # null: what the two contexts say
@@ -66,7 +68,8 @@ def _check_keys(kind: str, parameters: Mapping[str, Any]) -> None:
         if isinstance(value, Mapping):
             raise ValueError(f"rope parameters for each kind of layer ('{key}') are not supported")
         if key == "partial_rotary_factor" and value not in (None, 1, 1.0):
-            raise ValueError(f"partial_rotary_factor is {value!r}; only whole heads are rotated here")
+            raise ValueError(f"partial_rotary_factor is {brief(value)}; only whole heads are "
+                             f"rotated here")
         close = difflib.get_close_matches(str(key), _KEYS - {key}, n=1, cutoff=0.85)
         if key not in _KEYS and close:
             raise ValueError(f"unknown rope key '{key}': did you mean '{close[0]}'?")
@@ -79,7 +82,7 @@ def _number(p: Mapping[str, Any], key: str, kind: str, default: float | None = N
         raise ValueError(f"rope type '{kind}' needs {key}")
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not real or not 0 < value < 1e30:
-        raise ValueError(f"{key} of rope is {value!r}, must be a number above 0")
+        raise ValueError(f"{key} of rope is {brief(value)}, must be a number above 0")
     return float(value)
 
 

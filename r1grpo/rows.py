@@ -24,6 +24,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from .brief import brief, brief_names
 from .json_rows import check_growth, open_text, read_document, read_lines
 from .layouts import Layout, choose_layout
 
@@ -77,8 +78,8 @@ def _renamed(row: Row, columns: Mapping[str, str], where: str) -> Row:
         value: Any = row
         for part in [theirs] if theirs in row else theirs.split("."):
             if not isinstance(value, Mapping) or part not in value:
-                raise ValueError(f"{where}: there is no column {theirs!r} (for {ours!r}); it has "
-                                 f"{', '.join(row) or 'none'}")
+                raise ValueError(f"{where}: there is no column {brief(theirs)} (for {brief(ours)}); it "
+                                 f"has {brief_names(row)}")
             value = value[part]
         taken[ours] = value
     gone = set(columns.values())
@@ -96,7 +97,7 @@ def _rows_of(source: Source, split: str | None) -> Iterator[tuple[str, Row]]:
     if isinstance(source, Mapping):
         source, split = _of_mapping(source, split), None
     if split is not None:
-        raise ValueError(f"split={split!r} was given, but the rows have no splits")
+        raise ValueError(f"split={brief(split)} was given, but the rows have no splits")
     if not isinstance(source, Iterable):
         raise TypeError(f"rows come from a file, a folder or an iterable of dicts, not from "
                         f"{type(source).__name__}")
@@ -114,7 +115,7 @@ def _of_mapping(source: Mapping[str, Any], split: str | None) -> Iterable[Mappin
     if split is None and not splits:
         return _transposed(source, "the mapping")
     if split not in source or not splits:
-        raise ValueError(f"split={split!r} is none of {', '.join(map(str, source)) or 'nothing'}")
+        raise ValueError(f"split={brief(split)} is none of {brief_names(source)}")
     return source[split]
 
 
@@ -132,7 +133,7 @@ def _files(path: Path, split: str | None) -> list[Path]:
     if not path.name.endswith(_SUFFIXES):
         raise ValueError(f"{path}: rows are read from files that end in {', '.join(_SUFFIXES)}")
     if split is not None:
-        raise ValueError(f"split={split!r} was given, but {path} is one file")
+        raise ValueError(f"split={brief(split)} was given, but {path} is one file")
     return [path]
 
 

@@ -25,6 +25,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .brief import brief
+from .json_rows import unique_object
+
 __all__ = ["SafetensorsFile", "Tensor", "header_bytes", "parse_json"]
 
 MAX_HEADER = 32 << 20  # bytes; DeepSeek-V3's 91,991 tensors in one file would need 14 MB
@@ -114,7 +117,7 @@ class SafetensorsFile:
         for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].size)):
             if tensor.begin != end:
                 kind = "overlaps the one before" if tensor.begin < end else "leaves a gap before it"
-                raise ValueError(f"tensor {_short(name)} {kind}")
+                raise ValueError(f"tensor {brief(name)} {kind}")
             end += tensor.size
         if end != size:
             raise ValueError(f"its tensors end at byte {end}, the file at {size}")
@@ -124,17 +127,17 @@ class SafetensorsFile:
 def _tensor(name: str, entry: Any, data: int) -> Tensor:
     """One entry of a header; data: where the tensors begin."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"the entry of {_short(name)} is not dtype, shape and data_offsets")
+        raise ValueError(f"the entry of {brief(name)} is not dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
-        raise ValueError(f"{_short(name)} has dtype {_short(dtype)}, which is not known")
+        raise ValueError(f"{brief(name)} has dtype {brief(dtype)}, which is not known")
     if not _counts(shape) or len(shape) > _MAX_AXES:
-        raise ValueError(f"{_short(name)} has shape {_short(shape)}")
+        raise ValueError(f"{brief(name)} has shape {brief(shape)}")
     if not _counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise ValueError(f"{_short(name)} has data_offsets {_short(offsets)}")
+        raise ValueError(f"{brief(name)} has data_offsets {brief(offsets)}")
     size = offsets[1] - offsets[0]
     if size != math.prod(shape) * _ITEM_BYTES[dtype]:
-        raise ValueError(f"{_short(name)} has {size} bytes, which are not {dtype} {_short(shape)}")
+        raise ValueError(f"{brief(name)} has {size} bytes, which are not {dtype} {brief(shape)}")
     return Tensor(dtype, tuple(shape), data + offsets[0], size)
 
 
@@ -143,27 +146,13 @@ def _counts(values: Any) -> bool:
     return isinstance(values, list) and all(type(n) is int and 0 <= n < 2**63 for n in values)
 
 
-def _short(value: Any) -> str:
-    """For a message: at most 120 characters, whatever a file says."""
-    text = repr(value[:120] if isinstance(value, (str, list)) else value)
-    return text if len(text) <= 120 else text[:117] + "..."
-
-
 def parse_json(text: bytes) -> Any:
     """JSON whose objects have no name twice, of bounded work; ValueError for all else."""
     if sum(text.count(mark) for mark in (b"{", b"[", b'"')) > _MAX_MARKS:
         raise ValueError("its JSON has too many items")
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            seen: set[str] = set()
-            double = next(name for name, _ in pairs if name in seen or seen.add(name))
-            raise ValueError(f"it names {_short(double)} twice")
-        return found
-
     try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+        return json.loads(text.decode("utf-8"), object_pairs_hook=unique_object)
     except RecursionError:
         raise ValueError("its JSON is nested too deeply") from None
 

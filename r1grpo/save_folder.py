@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from .brief import brief
 from .checkpoint import Stream
 from .load_folder import CONFIG, GENERATION, INDEX, MTP, SINGLE
 from .lora import ADAPTER_FILES
@@ -50,7 +51,7 @@ def model_files(config: ModelConfig, params: Sequence[tuple], read: Read, dtype:
                 ) -> dict[str, bytes | Stream]:
     """name -> content. dtype: 'float32', 'float16' or 'bfloat16'; sizes in bytes or as '5GB'."""
     if dtype not in NAMES:
-        raise ValueError(f"dtype {dtype!r} is none of {', '.join(NAMES)}")
+        raise ValueError(f"dtype {brief(dtype)} is none of {', '.join(NAMES)}")
     most = _byte_count(max_shard_size)
     main, apart = _tensors(config, params, NAMES[dtype])
     shards = _shards(main, most)
@@ -144,7 +145,7 @@ def _byte_count(size: int | str) -> int:
     """'5GB' -> 5,000,000,000; '1.5 GiB' -> 1,610,612,736."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B?)\s*", str(size).upper())
     if not match or match[2] not in _UNITS or float(match[1]) * _UNITS[match[2]] < 1:
-        raise ValueError(f"max_shard_size is {size!r}; a size is a number of bytes, or '5GB'")
+        raise ValueError(f"max_shard_size is {brief(size)}; a size is a number of bytes, or '5GB'")
     return int(float(match[1]) * _UNITS[match[2]])
 
 

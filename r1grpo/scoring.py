@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .brief import brief
 from .rollout import Completions, completion_text, prefilled
 
 RewardFunction = Callable[..., Sequence[float | None]]
@@ -48,14 +49,14 @@ class Rewards:
             raise RewardError("reward_funcs is empty")
         for one in self.functions:
             if not callable(one):
-                raise RewardError(f"reward_funcs holds {one!r}, which cannot be called")
+                raise RewardError(f"reward_funcs holds {brief(one)}, which cannot be called")
         self.names = [getattr(one, "__name__", type(one).__name__) for one in self.functions]
         if len(set(self.names)) < len(self.names):
             raise RewardError(f"two reward functions have one name: {', '.join(self.names)}")
         self.weights = np.ones(len(self.functions)) if weights is None else np.array(weights, float)
         if self.weights.shape != (len(self.functions),) or not np.isfinite(self.weights).all():
             raise RewardError(f"reward_weights needs {len(self.functions)} finite numbers "
-                              f"({', '.join(self.names)}), got {weights!r}")
+                              f"({', '.join(self.names)}), got {brief(weights)}")
 
     def score(self, rows: Sequence[dict[str, Any]], completions: Completions
               ) -> NDArray[np.float64]:
@@ -111,7 +112,7 @@ def _check(name: str, values: Any, n: int) -> list[float]:
         if value is None:
             out.append(math.nan)
         elif not isinstance(value, (numbers.Real, np.bool_)):
-            raise RewardError(f"reward function {name!r}: value {i} is {value!r}, expected a "
+            raise RewardError(f"reward function {name!r}: value {i} is {brief(value)}, expected a "
                               f"number or None")
         elif not math.isfinite(value):
             raise RewardError(f"reward function {name!r}: value {i} is {float(value)}; a reward is "

@@ -25,6 +25,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from .brief import brief
+
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 THINK, END_THINK = "<think>", "</think>"
 ANSWER, END_ANSWER = "<answer>", "</answer>"
@@ -43,7 +45,7 @@ _TAGS = (THINK, END_THINK, ANSWER, END_ANSWER, USER, ASSISTANT)
 
 def check_template(template: str) -> None:
     if template not in TEMPLATES:
-        raise ValueError(f"template {template!r} is none of {', '.join(TEMPLATES)}")
+        raise ValueError(f"template {brief(template)} is none of {', '.join(TEMPLATES)}")
 
 
 def format_prompt(question: str, template: str) -> str:
@@ -127,7 +129,7 @@ class WordTokenizer:
         vocabulary = dict.fromkeys((*CONTROL_WORDS, *TEMPLATE_WORDS, *words))
         for word in vocabulary:
             if not word or word.split() != [word]:
-                raise ValueError(f"vocabulary: {word!r} is not one word")
+                raise ValueError(f"vocabulary: {brief(word)} is not one word")
         self.words: tuple[str, ...] = tuple(vocabulary)
         self._ids = {word: i for i, word in enumerate(self.words)}
 
@@ -145,7 +147,7 @@ class WordTokenizer:
 
     def token_id(self, word: str) -> int:
         if word not in self._ids:
-            raise ValueError(f"{word!r} is not in the vocabulary of {len(self.words)} words")
+            raise ValueError(f"{brief(word)} is not in the vocabulary of {len(self.words)} words")
         return self._ids[word]
 
     def encode(self, text: str) -> list[int]:
@@ -154,7 +156,7 @@ class WordTokenizer:
         try:
             return [ids[word] for word in text.split()]
         except KeyError as error:
-            raise ValueError(f"{error.args[0]!r} is not in the vocabulary of {len(ids)} words; "
+            raise ValueError(f"{brief(error.args[0])} is not in the vocabulary of {len(ids)} words; "
                              f"canonical text separates its words by spaces") from None
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
@@ -189,7 +191,7 @@ class WordTokenizer:
             elif message["role"] == "assistant":
                 parts.append(f"{ASSISTANT} {split_thinking(message['content'])[1]} {EOS}")
             else:
-                raise ValueError(f"message role {message['role']!r} is neither user nor assistant")
+                raise ValueError(f"message role {brief(message['role'])} is neither user nor assistant")
         if add_generation_prompt:
             parts.append(ASSISTANT)
         text = " ".join(parts)

@@ -24,6 +24,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .brief import brief, brief_text
+
 T = TypeVar("T")
 
 
@@ -33,8 +35,28 @@ class ConfigError(ValueError):
 
 def suggest(name: str, known: typing.Iterable[str]) -> str:
     """', did you mean ...?' for the nearest known name, else the empty string."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(name[:100], list(known), n=1, cutoff=0.6)
     return f", did you mean {near[0]!r}?" if near else ""
+
+
+def parse_toml(text: str, name: str) -> dict[str, Any]:
+    """The table of a TOML text; ConfigError naming it where it is none."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ConfigError(f"{name}: nested too deep") from None
+    except ValueError as error:  # TOMLDecodeError, or a number of more digits than Python reads
+        raise ConfigError(f"{name}: {str(error)[:200]}") from error
+
+
+def read_table(path: str | Path) -> dict[str, Any]:
+    """The table of a TOML file; ConfigError naming the file where it cannot be read."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot read {path}: {reason}") from error
+    return parse_toml(text, str(path))
 
 
 def from_dict(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
@@ -43,7 +65,7 @@ def from_dict(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
     hints = typing.get_type_hints(cls)
     values = {}
     for key, value in table.items():
-        place = f"{where}.{key}" if where else key
+        place = f"{where}.{brief_text(key)}" if where else brief_text(key)
         if key not in names:
             refusal = getattr(cls, "refusal", lambda name: f"unknown key{suggest(name, names)}")
             raise ConfigError(f"{place}: {refusal(key)}")
@@ -72,21 +94,30 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
     elif origin is typing.Literal:
         if value in inner:
             return value
-        raise ConfigError(f"{place} is {value!r}, expected one of {', '.join(map(repr, inner))}")
+        raise ConfigError(f"{place} is {brief(value)}, expected one of {', '.join(map(repr, inner))}")
     elif origin in (list, tuple, Sequence):
         if isinstance(value, (list, tuple)):
             return (list if origin is list else tuple)(
                 _convert(inner[0], one, f"{place}[{i}]") for i, one in enumerate(value))
     elif origin is dict:
         if isinstance(value, Mapping):
-            return {str(k): _convert(inner[1], one, f"{place}.{k}") for k, one in value.items()}
+            return {str(k): _convert(inner[1], one, f"{place}.{brief_text(str(k))}")
+                    for k, one in value.items()}
     elif hint is float:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
     elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     expected = getattr(hint, "__name__", str(hint))
-    raise ConfigError(f"{place} is {value!r}, expected {expected}")
+    raise ConfigError(f"{place} is {brief(value)}, expected {expected}")
+
+
+def merge_tables(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested table with some of its values replaced; keys it lacks join it, for from_dict to refuse
+    by name."""
+    both = {key: merge_tables(table[key], value) for key, value in changes.items()
+            if isinstance(value, Mapping) and isinstance(table.get(key), Mapping)}
+    return {**table, **changes, **both}
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -141,13 +172,13 @@ def _scalar(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_scalar(one) for one in value) + "]"
-    raise ConfigError(f"TOML cannot write {type(value).__name__} {value!r}")
+    raise ConfigError(f"TOML cannot write {type(value).__name__} {brief(value)}")
 
 
 def read_toml(cls: type[T], path: str | Path) -> T:
     """Dataclass `cls` from a TOML file; errors name the file."""
-    text = Path(path).read_text(encoding="utf-8")
+    table = read_table(path)
     try:
-        return from_dict(cls, tomllib.loads(text))
-    except (tomllib.TOMLDecodeError, ConfigError) as error:
+        return from_dict(cls, table)
+    except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from .brief import brief
 from .toml import ConfigError, suggest
 
 __all__ = ["TRACKERS", "Tracker", "Trackers", "open_trackers", "tracker_names"]
@@ -120,7 +121,7 @@ def tracker_names(report_to: str | Sequence[str]) -> tuple[str, ...]:
     names = tuple(name for name in names if name != "none")
     for name in names:
         if name not in TRACKERS:
-            raise ConfigError(f"report_to {name!r} is none of {', '.join(TRACKERS)}"
+            raise ConfigError(f"report_to {brief(name)} is none of {', '.join(TRACKERS)}"
                               f"{suggest(name, TRACKERS)}")
     return names
 

@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import checkpoint
+from .brief import brief
 from .config import ConfigError, TrainingConfig
 from .device import peak_flops
 from .plan import check_fits, plan_training, resident_memory
@@ -275,7 +276,7 @@ class Trainer:
         now, then = _fixed_options(self.args), meta["args"]
         if "model" in meta:  # older states say nothing of it
             now, then = {**now, **_model_options(self.model)}, {**then, **meta["model"]}
-        changed = [f"{k}: {then.get(k)!r} -> {now.get(k)!r}" for k in sorted(now.keys() | then)
+        changed = [f"{k}: {brief(then.get(k))} -> {brief(now.get(k))}" for k in sorted(now.keys() | then)
                    if now.get(k) != then.get(k)]
         if changed:
             raise ConfigError(f"the saved run had other options: {'; '.join(changed)}")

@@ -15,6 +15,7 @@ from numbers import Integral
 from typing import Any
 
 from .added_tokens import AddedTokens
+from .brief import brief
 
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token",
           "mask_token")
@@ -67,7 +68,7 @@ class Vocabulary:
         stops = self._json("generation_config.json").get("eos_token_id")
         stops = stops if isinstance(stops, list) else [] if stops is None else [stops]
         if not all(isinstance(one, int) and one >= 0 for one in stops):
-            raise ValueError(f"{self._where}/generation_config.json: eos_token_id is {stops!r}")
+            raise ValueError(f"{self._where}/generation_config.json: eos_token_id is {brief(stops)}")
         own = [] if self.eos_token_id is None else [self.eos_token_id]
         self.stop_ids = tuple(dict.fromkeys([*own, *stops]))
 
@@ -87,7 +88,7 @@ class Vocabulary:
             return None
         found = self._core.token_to_id(self._special[name])
         if found is None:
-            raise ValueError(f"{self._where}: {name} {self._special[name]!r} is no token of the "
+            raise ValueError(f"{self._where}: {name} {brief(self._special[name])} is no token of the "
                              f"tokenizer; add_special_tokens({{{name!r}: ...}}) makes it one")
         return found
 
@@ -130,7 +131,7 @@ class Vocabulary:
         tokens = [tokens] if isinstance(tokens, str) else list(tokens)
         for one in tokens:
             if not isinstance(one, str) or not one:
-                raise ValueError(f"{one!r} is no token: it must be text, and not empty")
+                raise ValueError(f"{brief(one)} is no token: it must be text, and not empty")
         before = self.vocab_size
         add = self._core.add_special_tokens if special_tokens else self._core.add_tokens
         add([tokenizers.AddedToken(one, normalized=not special_tokens, special=special_tokens)
@@ -150,7 +151,7 @@ class Vocabulary:
         """{"pad_token": text, ..., "additional_special_tokens": [...]}: these tokens get these names;
         what is no token becomes one (see add_tokens). Returns how many are new."""
         if unknown := tokens.keys() - {*_NAMES, *_LISTS}:
-            raise ValueError(f"{min(unknown)!r} is no kind of special token; there are "
+            raise ValueError(f"{brief(min(unknown))} is no kind of special token; there are "
                              f"{', '.join((*_NAMES, *_LISTS))}")
         names = {name: token for name, token in tokens.items() if name in _NAMES}
         texts = list(names.values())
@@ -188,5 +189,5 @@ def _content(token: Any) -> str:
     """A special token of a config: its text, or an object that holds it."""
     text = token.get("content") if isinstance(token, dict) else token
     if not isinstance(text, str):
-        raise ValueError(f"{token!r} is no token")
+        raise ValueError(f"{brief(token)} is no token")
     return text

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "r1grpo"
 
-PLAIN = {"added_tokens", "algebra", "charts", "chat_targets", "chat_template", "checkpoint", "config",
+PLAIN = {"added_tokens", "algebra", "brief", "charts", "chat_targets", "chat_template", "checkpoint", "config",
          "contamination", "data", "families", "flops", "hf_tokenizer", "hub", "json_rows", "layouts", "lora",
          "model_config", "monitor", "number_formats", "packing", "refusals", "report_style",
          "rewards", "rope", "rows", "rundir", "safetensors_file", "tasks", "template_sandbox",

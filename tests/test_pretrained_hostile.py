@@ -59,9 +59,9 @@ FILES = {
     "deep": (packed(b"[" * 100_000), "nested"), "deep entry": (packed(b'{"a":' * 50_000), "nested"),
     "many digits": (packed(b'{"a": ' + b"9" * 5000 + b"}"), "4300"),
     "many items": (packed(b"[" + b"[]," * 2_700_000 + b"0]"), "too many items"),
-    "same name": (packed(f"{{{A},{A}}}".encode()), "names 'a' twice"),
+    "same name": (packed(f"{{{A},{A}}}".encode()), "the key 'a' stands twice"),
     "same key": (packed(b'{"a": {"dtype": "F32", "dtype": "F32", "shape": [], "data_offsets": [0, 4]}}'),
-                 "names 'dtype' twice"),
+                 "the key 'dtype' stands twice"),
     "metadata of numbers": (packed(one() | {"__metadata__": {"a": 1}}), "__metadata__"),
     "metadata twice": (packed(b'{"__metadata__": {}, "__metadata__": {}}', 0), "twice"),
     "no entry": (packed({"a": 3}), "entry of 'a'"), "key missing": (packed({"a": {"dtype": "F32"}}), "'a'"),
@@ -160,10 +160,10 @@ INDEXES: dict[str, tuple[Callable[[dict], Any], str]] = {
     "list": (lambda m: m.update(weight_map=[FIRST]), "no weight_map"),
     "placed in the wrong shard": (
         lambda m: m["weight_map"].update({next(iter(STATE)): SECOND}),
-        f"{FIRST} has what {INDEX} does not place there: 'model.embed_tokens.weight'"),
-    "not in its shard": (lambda m: m["weight_map"].update({"gone": FIRST}), f"{FIRST} lacks .*'gone'"),
+        f"{FIRST} has what {INDEX} does not place there: model.embed_tokens.weight"),
+    "not in its shard": (lambda m: m["weight_map"].update({"gone": FIRST}), f"{FIRST} lacks .*gone"),
     "shard has more": (lambda m: m["weight_map"].pop("model.norm.weight"),
-                       "does not place there: 'model.norm.weight'"),
+                       "does not place there: model.norm.weight"),
 }
 
 
@@ -177,7 +177,7 @@ def test_indexes(name: str, shards: Path) -> None:
 
 
 @pytest.mark.parametrize("text, match", [
-    (b"", "Expecting"), (b"[]", "no weight_map"), (b'{"weight_map": {"a": "b", "a": "c"}}', "'a' twice"),
+    (b"", "Expecting"), (b"[]", "no weight_map"), (b'{"weight_map": {"a": "b", "a": "c"}}', "'a' stands twice"),
     (b"[" * 10**5, "nested"), (b"\xff", "utf-8")])
 def test_indexes_that_are_no_index(text: bytes, match: str, shards: Path) -> None:
     (shards / INDEX).write_bytes(text)

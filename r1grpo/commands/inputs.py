@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..brief import brief
 from ..config import EvalConfig
 from ..contamination import decontaminate
 from ..hf_tokenizer import Tokenizer
@@ -139,7 +140,7 @@ def with_prompt_ids(rows: Sequence[Row], inputs: Inputs, tokenizer: Tokenizer) -
         raise ConfigError("system needs a chat template, which this model has not; set template")
     template = TEMPLATES.get(inputs.template or "", inputs.template) or "{prompt}"
     if "{prompt}" not in template:
-        raise ConfigError(f"template {template!r} has no {{prompt}}{suggest(template, TEMPLATES)}")
+        raise ConfigError(f"template {brief(template)} has no {{prompt}}{suggest(template, TEMPLATES)}")
     mark, done = tokenizer_mark(inputs), []
     for i, row in enumerate(rows):
         if row.get("tokenizer", mark) != mark:
@@ -188,11 +189,11 @@ def _reward(name: str) -> RewardFunction:
         return REWARDS[name]
     file, colon, function = name.rpartition(":")
     if not colon or not file.endswith(".py"):
-        raise ConfigError(f"reward {name!r} is none of {', '.join(REWARDS)}, nor of the form "
+        raise ConfigError(f"reward {brief(name)} is none of {', '.join(REWARDS)}, nor of the form "
                           f"FILE.py:function{suggest(name, REWARDS)}")
     path = Path(file)
     if not path.is_file():
-        raise FileNotFoundError(f"reward {name!r}: there is no file {path}")
+        raise FileNotFoundError(f"reward {brief(name)}: there is no file {path}")
     # the name is of the file's content, so that no other module is met under it
     key = f"r1grpo_reward_{hashlib.blake2b(path.read_bytes(), digest_size=4).hexdigest()}"
     spec = importlib.util.spec_from_file_location(key, path)

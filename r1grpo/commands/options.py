@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import tomllib
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,9 +25,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from ..brief import brief
 from ..config import EvalConfig, GRPOConfig, SFTConfig
 from ..lora import LoraConfig
-from ..toml import ConfigError, from_dict, suggest, table_to_toml, to_dict
+from ..toml import (ConfigError, from_dict, merge_tables, parse_toml, read_table, suggest,
+                    table_to_toml, to_dict)
 from ..trainer import FREE_OPTIONS, LENGTH_OPTIONS
 
 Table = dict[str, Any]
@@ -137,7 +138,7 @@ class Command:
             return to_dict(self.trainer(**self.defaults))
         name = preset.removeprefix(f"{self.name}.")
         if name not in self.presets:
-            raise ConfigError(f"preset {preset!r} is none of {', '.join(self.presets)}"
+            raise ConfigError(f"preset {brief(preset)} is none of {', '.join(self.presets)}"
                               f"{suggest(name, self.presets)}")
         return to_dict(self.presets[name](**self.defaults))
 
@@ -180,15 +181,15 @@ def read_options(command: Command, file: Path | None, settings: Sequence[str],
                  flags: Mapping[str, Any], stored: Path | None = None) -> Options:
     """The options of a command line. stored: config.toml of the run that is resumed, under all
     others; a difference that would change its bits raises ConfigError."""
-    before = _read_table(stored) if stored else {}
-    table = _merge(before, _read_table(file) if file else {})
+    before = read_table(stored) if stored else {}
+    table = merge_tables(before, read_table(file) if file else {})
     for one in settings:
-        table = _merge(table, _setting(one))
-    table = _merge(table, {key: value for key, value in flags.items() if value is not None})
+        table = merge_tables(table, _setting(one))
+    table = merge_tables(table, {key: value for key, value in flags.items() if value is not None})
     options = _build(command, table)
     if stored:
         then, now = _build(command, before).fixed(), options.fixed()
-        changed = [f"{key} is {then.get(key)!r} there, {now.get(key)!r} here"
+        changed = [f"{key} is {brief(then.get(key))} there, {brief(now.get(key))} here"
                    for key in sorted(then.keys() | now) if then.get(key) != now.get(key)]
         if changed:
             raise ConfigError(f"{stored.parent} holds a run with other options: "
@@ -208,7 +209,7 @@ def _build(command: Command, table: Mapping[str, Any]) -> Options:
             refusal = command.trainer.refusal(key)  # type: ignore[attr-defined]
             near = suggest(key, [*own, *theirs])
             raise ConfigError(refusal if "not supported" in refusal
-                              else f"unknown option {key!r}{near}")
+                              else f"unknown option {brief(key)}{near}")
     inputs = from_dict(command.inputs, {key: _placed(key, _read_as(own[key], value))
                                         for key, value in table.items() if key in own})
     args = from_dict(command.trainer, {
@@ -237,34 +238,18 @@ def _placed(key: str, value: Any) -> Any:
     return value
 
 
-def _read_table(path: Path) -> Table:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"cannot read {path}: {reason}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: {error}") from error
-
-
 def _setting(text: str) -> Table:
     """key=value as a table; dots in the key go down."""
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
-        raise ConfigError(f"--set {text!r} is not of the form key=value")
+        raise ConfigError(f"--set {brief(text)} is not of the form key=value")
     try:
-        found: Any = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+        found: Any = parse_toml(f"value = {value}", "--set")["value"]
+    except ConfigError:
         found = value
     for part in reversed(key.strip().split(".")):
         found = {part: found}
     return found
-
-
-def _merge(table: Mapping[str, Any], changes: Mapping[str, Any]) -> Table:
-    both = {key: _merge(table[key], value) for key, value in changes.items()
-            if isinstance(value, Mapping) and isinstance(table.get(key), Mapping)}
-    return {**table, **changes, **both}
 
 
 def with_output_dir(args: Any, path: Path) -> Any:

@@ -11,6 +11,7 @@ import functools
 from dataclasses import dataclass
 from typing import Any, TypeVar, dataclass_transform
 
+from ..brief import brief
 from ..toml import ConfigError, suggest
 
 T = TypeVar("T")
@@ -116,7 +117,7 @@ def run_config(cls: type[T]) -> type[T]:
         for name, value in values.items():  # YAML reads 1e-6 as text
             others = ("str", "Literal", "tuple")  # what may be text, or has a check of its own
             if isinstance(value, str) and not any(one in kinds[name] for one in others):
-                raise ConfigError(f"{cls.__name__}: {name} is {value!r}, expected {kinds[name]}")
+                raise ConfigError(f"{cls.__name__}: {name} is {brief(value)}, expected {kinds[name]}")
         plain(self, *args, **values)
 
     made.__init__ = __init__  # type: ignore[method-assign]
@@ -130,8 +131,8 @@ def _refusal(name: str, names: list[str]) -> str:
         if reason is None and name.startswith(prefix):
             reason = words
     if reason:
-        return f"option {name!r} is not supported: {reason}"
-    return f"unknown option {name!r}{suggest(name, names)}"
+        return f"option {brief(name)} is not supported: {reason}"
+    return f"unknown option {brief(name)}{suggest(name, names)}"
 
 
 def require(config: Any, checks: dict[str, bool]) -> None:
@@ -139,4 +140,4 @@ def require(config: Any, checks: dict[str, bool]) -> None:
     for text, holds in checks.items():
         if not holds:
             name = text.split()[0]
-            raise ConfigError(f"{type(config).__name__}: {text}, it is {getattr(config, name)!r}")
+            raise ConfigError(f"{type(config).__name__}: {text}, it is {brief(getattr(config, name))}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+from ..brief import brief
 from ..toml import ConfigError
 from .checks import require, run_config
 from .sampling import Sampling
@@ -219,7 +220,7 @@ def _schedule(value: Any) -> Any:
         return value
     problem = ConfigError(
         f"GRPOConfig: max_completion_length must be at least 1, or pairs (first step, length) in "
-        f"ascending order from step 0, it is {value!r}")
+        f"ascending order from step 0, it is {brief(value)}")
     if not isinstance(value, (list, tuple)):
         raise problem
     pairs = tuple(tuple(pair) if isinstance(pair, (list, tuple)) else () for pair in value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from ..brief import brief
 from ..toml import ConfigError, suggest
 from .checks import require, run_config
 from .training import TrainingConfig
@@ -50,7 +51,7 @@ class SFTConfig(TrainingConfig):
         epochs (here 2), and the learning rate of the student: qwen_1_5b, qwen_7b, qwen_14b,
         qwen_32b, llama_8b or llama_70b."""
         if student not in _STUDENTS:
-            raise ConfigError(f"SFTConfig.distill: there is no student {student!r}, there are "
+            raise ConfigError(f"SFTConfig.distill: there is no student {brief(student)}, there are "
                               f"{', '.join(_STUDENTS)}{suggest(student, _STUDENTS)}")
         return cls.r1(**{"learning_rate": _STUDENTS[student],
                          "per_device_train_batch_size": 64} | options)
