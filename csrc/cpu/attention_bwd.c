@@ -15,6 +15,7 @@
  * one (sequence, KV head), which owns its rows of dk and dv and its heads of dq.
  */
 #include "attention_tile.h"
+#include "transpose.h"
 
 enum { QUERIES = 32 }; /* rows of p and ds that are kept at a time */
 
@@ -26,27 +27,21 @@ typedef struct {
     float scale;
 } bwd_job;
 
-/* One block of 64 keys (j0 ..) against QUERIES queries (i0 ..) of one head. */
+/* One block of 64 keys (j0 ..) against QUERIES queries (i0 ..) of one head, with copies of what its
+ * products read: in the tensors the rows of a head lie far apart, often in the same cache sets. */
 typedef struct {
     size_t row0, T; /* the sequence: its first packed row, its length */
     size_t h, g;    /* query head, KV head */
     size_t j0, nj, i0, ni;
     _Alignas(64) float kt[R1_MAX_HEAD_DIM * KEYS]; /* (D, 64) */
     _Alignas(64) float vt[R1_MAX_HEAD_DIM * KEYS]; /* (Dv, 64) */
+    _Alignas(64) float k[KEYS * R1_MAX_HEAD_DIM];  /* (64, D) */
+    _Alignas(64) float q[QUERIES * R1_MAX_HEAD_DIM];    /* (32, D) */
+    _Alignas(64) float dout[QUERIES * R1_MAX_HEAD_DIM]; /* (32, Dv) */
+    float lse[QUERIES], delta[QUERIES];
     _Alignas(64) float p[QUERIES][KEYS];
     _Alignas(64) float ds[QUERIES][KEYS];
 } bwd_block;
-
-/* xt (D, 64) = transpose of x (n, D); missing keys are 0 */
-static void
-transpose_keys(float *xt, const float *x, size_t ld, size_t n, size_t D)
-{
-    for (size_t d = 0; d < D; d++) {
-        for (size_t j = 0; j < KEYS; j++) {
-            xt[d * KEYS + j] = j < n ? x[j * ld + d] : 0.0f;
-        }
-    }
-}
 
 static float
 dot(const float *a, const float *b, size_t n)
@@ -58,32 +53,59 @@ dot(const float *a, const float *b, size_t n)
     return vf_sum(sum);
 }
 
+static void
+copy_row(float *to, const float *from, size_t n)
+{
+    for (size_t c = 0; c < n; c += W) {
+        vf_store_left(to + c, vf_load_left(from + c, n - c), n - c);
+    }
+}
+
+/* The block's keys; those that are missing are 0 in kt and vt. */
+static void
+load_keys(bwd_block *x, const bwd_job *job)
+{
+    const float *k = row_f32(job->k, x->row0 + x->j0) + x->g * job->D;
+    const float *v = row_f32(job->v, x->row0 + x->j0) + x->g * job->Dv;
+    transpose_floats(x->kt, KEYS, KEYS, k, job->k->ld, x->nj, job->D);
+    transpose_floats(x->vt, KEYS, KEYS, v, job->v->ld, x->nj, job->Dv);
+    for (size_t j = 0; j < x->nj; j++) {
+        copy_row(x->k + j * job->D, k + j * job->k->ld, job->D);
+    }
+}
+
+/* The block's queries; the last one again until the last tile is full. */
+static void
+load_queries(bwd_block *x, const bwd_job *job)
+{
+    size_t D = job->D, Dv = job->Dv, rows = (x->ni + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
+    for (size_t i = 0; i < rows; i++) {
+        size_t n = x->row0 + x->i0 + (i < x->ni ? i : x->ni - 1);
+        copy_row(x->q + i * D, row_f32(job->q, n) + x->h * D, D);
+        copy_row(x->dout + i * Dv, row_f32(job->dout, n) + x->h * Dv, Dv);
+        x->lse[i] = row_f32(job->lse, n)[x->h];
+        x->delta[i] = dot(x->dout + i * Dv, row_f32(job->o, n) + x->h * Dv, Dv);
+    }
+}
+
 /* p and ds of queries i .. i + TILE_ROWS - 1 of the block (i counts from i0); rows beyond the
- * sequence repeat its last one and are read by nobody. */
+ * sequence are read by nobody. */
 static void
 rows_scores(bwd_block *x, const bwd_job *job, size_t i)
 {
-    float q[TILE_ROWS][R1_MAX_HEAD_DIM], dout[TILE_ROWS][R1_MAX_HEAD_DIM];
-    float lse[TILE_ROWS], delta[TILE_ROWS];
-    for (size_t r = 0; r < TILE_ROWS; r++) {
-        size_t n = x->row0 + x->i0 + (i + r < x->ni ? i + r : x->ni - 1);
-        memcpy(q[r], row_f32(job->q, n) + x->h * job->D, job->D * sizeof(float));
-        memcpy(dout[r], row_f32(job->dout, n) + x->h * job->Dv, job->Dv * sizeof(float));
-        lse[r] = row_f32(job->lse, n)[x->h];
-        delta[r] = dot(dout[r], row_f32(job->o, n) + x->h * job->Dv, job->Dv);
-    }
     ptrdiff_t valid = (ptrdiff_t)(x->i0 + i + 1) - (ptrdiff_t)x->j0; /* keys that row i sees */
     size_t lanes = (size_t)clamp_to(valid + TILE_ROWS - 1, KEYS);
     lanes = (lanes + 2 * W - 1) / (2 * W) * (2 * W);
     float(*p)[KEYS] = x->p + i, (*ds)[KEYS] = x->ds + i;
-    tile_scores(p, TILE_ROWS, q[0], R1_MAX_HEAD_DIM, x->kt, job->D, lanes);
-    tile_scores(ds, TILE_ROWS, dout[0], R1_MAX_HEAD_DIM, x->vt, job->Dv, lanes);
+    tile_scores(p, TILE_ROWS, x->q + i * job->D, job->D, x->kt, job->D, lanes);
+    tile_scores(ds, TILE_ROWS, x->dout + i * job->Dv, job->Dv, x->vt, job->Dv, lanes);
     for (size_t r = 0; r < TILE_ROWS; r++) {
+        vf lse = vf_set1(x->lse[i + r]), delta = vf_set1(x->delta[i + r]);
         for (size_t j = 0; j < lanes; j += W) {
             vf s = vf_load(p[r] + j) * vf_set1(job->scale);
-            vf e = vf_exp(s - vf_set1(lse[r]));
+            vf e = vf_exp(s - lse);
             vf_store(p[r] + j, e);
-            vf d = vf_load(ds[r] + j) - vf_set1(delta[r]);
+            vf d = vf_load(ds[r] + j) - delta;
             vf_store(ds[r] + j, e * d * vf_set1(job->scale));
         }
     }
@@ -139,21 +161,19 @@ rows_dq(const bwd_block *x, const bwd_job *job, size_t i)
 {
     size_t n = x->row0 + x->i0 + i, count = x->ni - i < TILE_ROWS ? x->ni - i : TILE_ROWS;
     ptrdiff_t until = (ptrdiff_t)(x->i0 + i + 1) - (ptrdiff_t)x->j0; /* keys, from j0 */
-    product(row_f32(job->dq, n) + x->h * job->D, job->dq->ld, count, x->ds[i], KEYS, 1,
-            row_f32(job->k, x->row0 + x->j0) + x->g * job->D, job->k->ld, job->D,
-            (ptrdiff_t)x->nj, until - job->window, until);
+    product(row_f32(job->dq, n) + x->h * job->D, job->dq->ld, count, x->ds[i], KEYS, 1, x->k,
+            job->D, job->D, (ptrdiff_t)x->nj, until - job->window, until);
 }
 
 /* dx[j ..] += pt^T y: dv from p and do, dk from ds and q */
 static void
-rows_dkv(const bwd_block *x, const bwd_job *job, const r1_tensor *dx, const r1_tensor *y,
+rows_dkv(const bwd_block *x, const bwd_job *job, const r1_tensor *dx, const float *y,
          const float (*pt)[KEYS], size_t j, size_t width)
 {
     size_t n = x->row0 + x->j0 + j, count = x->nj - j < TILE_ROWS ? x->nj - j : TILE_ROWS;
     ptrdiff_t from = (ptrdiff_t)(x->j0 + j) - (ptrdiff_t)x->i0; /* queries, from i0 */
-    product(row_f32(dx, n) + x->g * width, dx->ld, count, pt[0] + j, 1, KEYS,
-            row_f32(y, x->row0 + x->i0) + x->h * width, y->ld, width, (ptrdiff_t)x->ni, from,
-            from + job->window);
+    product(row_f32(dx, n) + x->g * width, dx->ld, count, pt[0] + j, 1, KEYS, y, width, width,
+            (ptrdiff_t)x->ni, from, from + job->window);
 }
 
 static void
@@ -178,23 +198,21 @@ attention_bwd_task(void *ctx, size_t task, size_t worker)
     zero_columns(job->dk, x.row0, x.T, x.g * job->D, job->D);
     zero_columns(job->dv, x.row0, x.T, x.g * job->Dv, job->Dv);
     for (x.j0 = 0; x.j0 < x.T; x.j0 += KEYS) {
-        const float *k = row_f32(job->k, x.row0 + x.j0) + x.g * job->D;
-        const float *v = row_f32(job->v, x.row0 + x.j0) + x.g * job->Dv;
         x.nj = x.T - x.j0 < KEYS ? x.T - x.j0 : KEYS;
         size_t seen = x.j0 + x.nj - 1 + (size_t)job->window; /* behind the last query that sees one */
         size_t end = seen < x.T ? seen : x.T;
-        transpose_keys(x.kt, k, job->k->ld, x.nj, job->D);
-        transpose_keys(x.vt, v, job->v->ld, x.nj, job->Dv);
+        load_keys(&x, job);
         for (x.h = x.g * per; x.h < (x.g + 1) * per; x.h++) {
             for (x.i0 = x.j0; x.i0 < end; x.i0 += QUERIES) {
                 x.ni = end - x.i0 < QUERIES ? end - x.i0 : QUERIES;
+                load_queries(&x, job);
                 for (size_t i = 0; i < x.ni; i += TILE_ROWS) {
                     rows_scores(&x, job, i);
                     rows_dq(&x, job, i);
                 }
                 for (size_t j = 0; j < x.nj && x.j0 + j < x.i0 + x.ni; j += TILE_ROWS) {
-                    rows_dkv(&x, job, job->dv, job->dout, (const float(*)[KEYS])x.p, j, job->Dv);
-                    rows_dkv(&x, job, job->dk, job->q, (const float(*)[KEYS])x.ds, j, job->D);
+                    rows_dkv(&x, job, job->dv, x.dout, (const float(*)[KEYS])x.p, j, job->Dv);
+                    rows_dkv(&x, job, job->dk, x.q, (const float(*)[KEYS])x.ds, j, job->D);
                 }
             }
         }

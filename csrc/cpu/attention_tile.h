@@ -46,22 +46,29 @@ tile_row(tile_ab x, ptrdiff_t k, size_t at, size_t cols)
     return x.bf16 ? vf_load_bf16_left(b, cols) : vf_load_left(b, cols);
 }
 
+/* One k, for rows [r0, r1) */
+TILE_INLINE void
+tile_step(vf (*c)[2], const size_t r0, const size_t r1, const size_t vecs, tile_ab x, ptrdiff_t k)
+{
+    const float *a = x.a + (size_t)k * x.ka;
+    vf b0 = tile_row(x, k, 0, x.cols);
+    vf b1 = vecs == 2 ? tile_row(x, k, W, W) : b0;
+#pragma GCC unroll 8
+    for (size_t r = r0; r < r1; r++) {
+        vf ar = vf_set1(a[r * x.lda]);
+        c[r][0] = vf_fma(ar, b0, c[r][0]);
+        if (vecs == 2) {
+            c[r][1] = vf_fma(ar, b1, c[r][1]);
+        }
+    }
+}
+
 /* k in [first, end) for every row */
 TILE_INLINE void
 tile_all(vf (*c)[2], size_t rows, size_t vecs, tile_ab x, ptrdiff_t first, ptrdiff_t end)
 {
     for (ptrdiff_t k = first; k < end; k++) {
-        const float *a = x.a + (size_t)k * x.ka;
-        vf b0 = tile_row(x, k, 0, x.cols);
-        vf b1 = vecs == 2 ? tile_row(x, k, W, W) : b0;
-#pragma GCC unroll 8
-        for (size_t r = 0; r < rows; r++) {
-            vf ar = vf_set1(a[r * x.lda]);
-            c[r][0] = vf_fma(ar, b0, c[r][0]);
-            if (vecs == 2) {
-                c[r][1] = vf_fma(ar, b1, c[r][1]);
-            }
-        }
+        tile_step(c, 0, rows, vecs, x, k);
     }
 }
 
@@ -71,17 +78,10 @@ tile_edge(vf (*c)[2], size_t rows, size_t vecs, tile_ab x, ptrdiff_t first, ptrd
           ptrdiff_t from, ptrdiff_t until)
 {
     for (ptrdiff_t k = first; k < end; k++) {
-        const float *a = x.a + (size_t)k * x.ka;
-        vf b0 = tile_row(x, k, 0, x.cols);
-        vf b1 = vecs == 2 ? tile_row(x, k, W, W) : b0;
 #pragma GCC unroll 8
         for (size_t r = 0; r < rows; r++) {
             if ((size_t)(k - from - (ptrdiff_t)r) < (size_t)(until - from)) {
-                vf ar = vf_set1(a[r * x.lda]);
-                c[r][0] = vf_fma(ar, b0, c[r][0]);
-                if (vecs == 2) {
-                    c[r][1] = vf_fma(ar, b1, c[r][1]);
-                }
+                tile_step(c, r, r + 1, vecs, x, k);
             }
         }
     }
@@ -109,11 +109,26 @@ tile_band(vf (*c)[2], size_t rows, size_t vecs, tile_ab x, ptrdiff_t n, ptrdiff_
     ptrdiff_t first = clamp_to(from, n), end = clamp_to(until + last, n);
     ptrdiff_t all = clamp_to(from + last, n), all_end = clamp_to(until, n); /* k of every row */
     if (all >= all_end) { /* a band narrower than the tile */
-        all = all_end = end;
+        tile_edge(c, rows, vecs, x, first, end, from, until);
+        return;
     }
-    tile_edge(c, rows, vecs, x, first, all, from, until);
+    if (all - first == last) { /* whole ramps need no tests */
+#pragma GCC unroll 8
+        for (ptrdiff_t i = 0; i < last; i++) {
+            tile_step(c, 0, (size_t)i + 1, vecs, x, first + i);
+        }
+    } else {
+        tile_edge(c, rows, vecs, x, first, all, from, until);
+    }
     tile_all(c, rows, vecs, x, all, all_end);
-    tile_edge(c, rows, vecs, x, all_end, end, from, until);
+    if (end - all_end == last) {
+#pragma GCC unroll 8
+        for (ptrdiff_t i = 0; i < last; i++) {
+            tile_step(c, (size_t)i + 1, rows, vecs, x, all_end + i);
+        }
+    } else {
+        tile_edge(c, rows, vecs, x, all_end, end, from, until);
+    }
 }
 
 /* s (rows, 64) = q (rows, ldq) times kt (D, 64), for the first `lanes` keys rounded up to a tile */

@@ -188,37 +188,50 @@ bf16_pair_rows(u32_u *to, const float *a0, const float *a1, float pad, size_t n)
     }
 }
 
+/* W pairs of neighbours of a row */
+static inline vu
+vf_bf16_neighbours(const float *from)
+{
+#if defined(__AVX512F__)
+    vf x = vf_load(from), y = vf_load(from + W);
+#if BF16_PAIRS
+    if (!any_denormal(x, y)) { /* in order, and so with the lower index in the lower half */
+        __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)y, (__m512)x);
+        return (vu)_mm512_rol_epi32(halves, 16);
+    }
+#endif
+    const __m512i even = (__m512i)(vi_iota() * 2), odd = (__m512i)(vi_iota() * 2 + 1);
+    return vf_bf16_pair((vf)_mm512_permutex2var_ps((__m512)x, even, (__m512)y),
+                        (vf)_mm512_permutex2var_ps((__m512)x, odd, (__m512)y));
+#else
+    vu pairs;
+    for (size_t k = 0; k < W; k++) {
+        pairs[k] = bf16_pair(from[2 * k], from[2 * k + 1]);
+    }
+    return pairs;
+#endif
+}
+
+/* The same where the row has `left` more; an odd last one meets `pad`. */
+static inline vu
+vf_bf16_neighbours_left(const float *from, size_t left, float pad)
+{
+    if (left >= 2 * W) {
+        return vf_bf16_neighbours(from);
+    }
+    float row[2 * W] = {0};
+    memcpy(row, from, left * sizeof *row);
+    row[left] = pad;
+    return vf_bf16_neighbours(row);
+}
+
 /* to (ceil(n / 2)) = pairs of neighbours of a row; an odd last one meets `pad`. */
 static inline void
 bf16_pair_neighbours(u32_u *to, const float *from, size_t n, float pad)
 {
-#if defined(__AVX512F__)
-    const __m512i even = (__m512i)(vi_iota() * 2), odd = (__m512i)(vi_iota() * 2 + 1);
     for (size_t i = 0; i < n; i += 2 * W) {
-        size_t left = n - i;
-        vf x = vf_load_left(from + i, left), y = {0}, pairs;
-        if (left > W) {
-            y = vf_load_left(from + i + W, left - W);
-        }
-#if BF16_PAIRS
-        if (!any_denormal(x, y)) { /* in order, and so with the lower index in the lower half */
-            __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)y, (__m512)x);
-            pairs = (vf)_mm512_rol_epi32(halves, 16);
-        } else
-#endif
-        {
-            pairs = (vf)vf_bf16_pair((vf)_mm512_permutex2var_ps((__m512)x, even, (__m512)y),
-                                     (vf)_mm512_permutex2var_ps((__m512)x, odd, (__m512)y));
-        }
-        vf_store_left((float *)to + i / 2, pairs, (left + 1) / 2);
-    }
-#else
-    for (size_t k = 0; k < n / 2; k++) {
-        to[k] = bf16_pair(from[2 * k], from[2 * k + 1]);
-    }
-#endif
-    if (n % 2 == 1) {
-        to[n / 2] = bf16_pair(from[n - 1], pad);
+        vf pairs = (vf)vf_bf16_neighbours_left(from + i, n - i, pad);
+        vf_store_left((float *)to + i / 2, pairs, (n - i + 1) / 2);
     }
 }
 
