@@ -24,6 +24,7 @@
  */
 #include "attention_row.h"
 #include "split.h"
+#include "transpose.h"
 
 enum { CHUNK = 512, TASK_ROWS = 32, WRITE_ROWS = 4 };
 
@@ -288,17 +289,50 @@ typedef struct {
     const r1_tensor *k, *v;
     const r1_seqs *seqs;
     const int32_t *pairs;
+    size_t step; /* rows a task of kv_write takes */
 } kv_job;
 
-/* One key and its value, rounded. */
+/* Keys of `count` positions from `slot` on, of one head: k (count, D) */
 static void
-write_bf16(uint32_t *pairs, uint16_t *values, const float *k, const float *v, const r1_kv *kv,
-           size_t slot)
+write_keys(const r1_kv *kv, void *to, const float *k, size_t ld, size_t slot, size_t count)
 {
-    for (size_t d = 0; d < kv->D; d += 2) {
-        pairs[d / 2 * KEYS + slot] = bf16_pair(k[d], d + 1 < kv->D ? k[d + 1] : 0.0f);
+    if (kv->dtype == R1_BF16 && count > 1) {
+        transpose_pairs((u32_u *)to + slot, KEYS, count, k, ld, count, kv->D);
+    } else if (kv->dtype == R1_BF16) {
+        for (size_t d = 0; d < kv->D; d += 2) {
+            uint32_t pair = bf16_pair(k[d], d + 1 < kv->D ? k[d + 1] : 0.0f);
+            ((uint32_t *)to)[d / 2 * KEYS + slot] = pair;
+        }
+    } else if (count > 1) {
+        transpose_floats((float *)to + slot, KEYS, count, k, ld, count, kv->D);
+    } else {
+        for (size_t d = 0; d < kv->D; d++) {
+            ((float *)to)[d * KEYS + slot] = k[d];
+        }
     }
-    bf16_store_row(values + slot * kv->Dv, v, kv->Dv);
+}
+
+/* Rows n .. n + count - 1: consecutive positions of one sequence, inside one block */
+static void
+write_rows(const kv_job *job, size_t n, size_t count)
+{
+    const r1_kv *kv = job->kv;
+    size_t t = (size_t)job->seqs->pos[n], slot = t % KEYS;
+    size_t at = (size_t)job->seqs->seq[n] * job->seqs->max_blocks + t / KEYS;
+    size_t block = (size_t)job->seqs->blocks[at];
+    for (size_t g = 0; g < kv->Hkv; g++) {
+        void *values = block_v(kv, block, g);
+        write_keys(kv, block_k(kv, block, g), row_f32(job->k, n) + g * kv->D, job->k->ld, slot,
+                   count);
+        for (size_t i = 0; i < count; i++) {
+            const float *v = row_f32(job->v, n + i) + g * kv->Dv;
+            if (kv->dtype == R1_BF16) {
+                bf16_store_row((uint16_t *)values + (slot + i) * kv->Dv, v, kv->Dv);
+            } else {
+                memcpy((float *)values + (slot + i) * kv->Dv, v, kv->Dv * sizeof(float));
+            }
+        }
+    }
 }
 
 static void
@@ -306,26 +340,16 @@ kv_write_task(void *ctx, size_t task, size_t worker)
 {
     (void)worker;
     const kv_job *job = ctx;
-    const r1_kv *kv = job->kv;
     const r1_seqs *seqs = job->seqs;
-    size_t begin = task * WRITE_ROWS, end = split_end(seqs->N, begin, WRITE_ROWS);
-    for (size_t n = begin; n < end; n++) {
-        size_t t = (size_t)seqs->pos[n], slot = t % KEYS;
-        size_t at = (size_t)seqs->seq[n] * seqs->max_blocks + t / KEYS;
-        size_t block = (size_t)seqs->blocks[at];
-        for (size_t g = 0; g < kv->Hkv; g++) {
-            const float *k = row_f32(job->k, n) + g * kv->D;
-            const float *v = row_f32(job->v, n) + g * kv->Dv;
-            void *kb = block_k(kv, block, g), *vb = block_v(kv, block, g);
-            if (kv->dtype == R1_BF16) {
-                write_bf16(kb, vb, k, v, kv, slot);
-                continue;
+    size_t end = split_end(seqs->N, task * job->step, job->step);
+    for (size_t n = task * job->step, count; n < end; n += count) {
+        size_t in_block = KEYS - (size_t)seqs->pos[n] % KEYS;
+        for (count = 1; count < in_block && n + count < end; count++) {
+            if (seqs->seq[n + count] != seqs->seq[n]) {
+                break;
             }
-            for (size_t d = 0; d < kv->D; d++) {
-                ((float *)kb)[d * KEYS + slot] = k[d];
-            }
-            memcpy((float *)vb + slot * kv->Dv, v, kv->Dv * sizeof(float));
         }
+        write_rows(job, n, count);
     }
 }
 
@@ -334,8 +358,10 @@ TIER(kv_write)(r1_dev *dev, const r1_kv *kv, const r1_tensor *k, const r1_tensor
                const r1_seqs *seqs, r1_status *st)
 {
     (void)st;
-    kv_job job = {kv, k, v, seqs, NULL};
-    r1_pool_run(dev->pool, split_count(seqs->N, WRITE_ROWS), kv_write_task, &job);
+    size_t share = seqs->N / (4 * r1_pool_threads(dev->pool));
+    size_t step = share < WRITE_ROWS ? WRITE_ROWS : share < W ? share : W;
+    kv_job job = {.kv = kv, .k = k, .v = v, .seqs = seqs, .step = step};
+    r1_pool_run(dev->pool, split_count(seqs->N, step), kv_write_task, &job);
     return R1_OK;
 }
 
@@ -354,7 +380,7 @@ r1_code
 TIER(kv_copy)(r1_dev *dev, const r1_kv *kv, const int32_t *pairs, size_t n, r1_status *st)
 {
     (void)st;
-    kv_job job = {kv, NULL, NULL, NULL, pairs};
+    kv_job job = {.kv = kv, .pairs = pairs};
     r1_pool_run(dev->pool, n, kv_copy_task, &job);
     return R1_OK;
 }

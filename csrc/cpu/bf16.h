@@ -212,26 +212,19 @@ vf_bf16_neighbours(const float *from)
 #endif
 }
 
-/* The same where the row has `left` more; an odd last one meets `pad`. */
-static inline vu
-vf_bf16_neighbours_left(const float *from, size_t left, float pad)
-{
-    if (left >= 2 * W) {
-        return vf_bf16_neighbours(from);
-    }
-    float row[2 * W] = {0};
-    memcpy(row, from, left * sizeof *row);
-    row[left] = pad;
-    return vf_bf16_neighbours(row);
-}
-
 /* to (ceil(n / 2)) = pairs of neighbours of a row; an odd last one meets `pad`. */
 static inline void
 bf16_pair_neighbours(u32_u *to, const float *from, size_t n, float pad)
 {
-    for (size_t i = 0; i < n; i += 2 * W) {
-        vf pairs = (vf)vf_bf16_neighbours_left(from + i, n - i, pad);
-        vf_store_left((float *)to + i / 2, pairs, (n - i + 1) / 2);
+    size_t i = 0;
+    for (; i + 2 * W <= n; i += 2 * W) {
+        vf_store((float *)to + i / 2, (vf)vf_bf16_neighbours(from + i));
+    }
+    if (i < n) {
+        float rest[2 * W] = {0};
+        memcpy(rest, from + i, (n - i) * sizeof *rest);
+        rest[n - i] = pad;
+        vf_store_n((float *)to + i / 2, (vf)vf_bf16_neighbours(rest), (n - i + 1) / 2);
     }
 }
 

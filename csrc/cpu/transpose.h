@@ -57,32 +57,28 @@ transpose_block(vf *x)
     }
 }
 
-/* to (cols, width; row stride ld_to), zeros in its columns rows .. width - 1. With `pairs`, cols
- * counts floats, and to (ceil(cols / 2), width) has pairs of neighbours of a row (bf16.h), an odd
- * last one beside 0. */
+/* to (cols, width; row stride ld_to), zeros in its columns rows .. width - 1. With `pairs`, two lines
+ * of it become one of pairs (bf16.h), and an odd last one is beside 0. */
 TRANSPOSE_INLINE void
 transpose_any(float *to, size_t ld_to, size_t width, const float *from, size_t ld_from, size_t rows,
               size_t cols, const int pairs)
 {
-    const size_t each = pairs ? 2 * W : W; /* columns of a vector */
-    for (size_t c0 = 0; c0 < cols; c0 += each) {
-        size_t left = cols - c0, lines = left < each ? left : each;
-        lines = pairs ? (lines + 1) / 2 : lines;
+    for (size_t c0 = 0; c0 < cols; c0 += W) {
+        size_t left = cols - c0;
         for (size_t r0 = 0; r0 < width; r0 += W) {
+            const float *x0 = from + r0 * ld_from + c0;
+            float *line = to + (pairs ? c0 / 2 : c0) * ld_to + r0;
             vf x[W];
 #pragma GCC unroll 16
             for (size_t r = 0; r < W; r++) {
-                const float *row = from + (r0 + r) * ld_from + c0;
-                x[r] = r0 + r >= rows ? vf_set1(0.0f)
-                       : pairs        ? (vf)vf_bf16_neighbours_left(row, left, 0.0f)
-                                      : vf_load_left(row, left);
+                x[r] = r0 + r < rows ? vf_load_left(x0 + r * ld_from, left) : vf_set1(0.0f);
             }
             transpose_block(x);
-            float *line = to + (pairs ? c0 / 2 : c0) * ld_to + r0;
 #pragma GCC unroll 16
-            for (size_t i = 0; i < W; i++) {
-                if (i < lines) {
-                    vf_store_left(line + i * ld_to, x[i], width - r0);
+            for (size_t i = 0; i < W; i += pairs ? 2 : 1) {
+                if (i < left) {
+                    vf y = pairs ? (vf)vf_bf16_pair(x[i], x[i + 1]) : x[i];
+                    vf_store_left(line + (pairs ? i / 2 : i) * ld_to, y, width - r0);
                 }
             }
         }

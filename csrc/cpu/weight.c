@@ -5,8 +5,8 @@
  * In bf16 panels[e][p][i][j] is the pair of inputs 2i and 2i + 1 (bf16.h), rounded; an odd last input
  * has a 0 beside it. matmul_nn and the embedding read the master, whose rows already lie the right
  * way, and round it to the same numbers. Knows nothing about what a weight means. */
-#include "bf16.h"
 #include "cpu.h"
+#include "transpose.h"
 
 static size_t
 count_panels(size_t O)
@@ -69,21 +69,6 @@ TIER(weight_master)(const r1_weight *w)
     return r1_f32(w->master, w->E * w->O, w->I);
 }
 
-/* One panel in bf16, from `used` rows of the master. */
-static void
-pack_pairs(u32_u *to, const float *from, size_t I, size_t used)
-{
-    for (size_t i = 0; i < I; i += 2, to += R1_PANEL) {
-        for (size_t j = 0; j < used; j++) {
-            const float *x = from + j * I + i;
-            to[j] = bf16_pair(x[0], i + 1 < I ? x[1] : 0.0f);
-        }
-        for (size_t j = used; j < R1_PANEL; j++) {
-            to[j] = 0;
-        }
-    }
-}
-
 /* Task t is panel t of all E x ceil(O / 32). */
 static void
 pack_panel(void *ctx, size_t task, size_t worker)
@@ -95,16 +80,9 @@ pack_panel(void *ctx, size_t task, size_t worker)
     const float *from = w->master + (e * w->O + o) * w->I;
     float *to = w->panels + task * panel_rows(w->dtype, w->I) * R1_PANEL;
     if (w->dtype == R1_BF16) {
-        pack_pairs((u32_u *)to, from, w->I, used);
-        return;
-    }
-    for (size_t i = 0; i < w->I; i++) {
-        for (size_t j = 0; j < used; j++) {
-            to[i * R1_PANEL + j] = from[j * w->I + i];
-        }
-        for (size_t j = used; j < R1_PANEL; j++) {
-            to[i * R1_PANEL + j] = 0.0f;
-        }
+        transpose_pairs((u32_u *)to, R1_PANEL, R1_PANEL, from, w->I, used, w->I);
+    } else {
+        transpose_floats(to, R1_PANEL, R1_PANEL, from, w->I, used, w->I);
     }
 }
 
