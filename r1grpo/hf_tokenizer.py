@@ -31,8 +31,8 @@ from typing import Any
 from .added_tokens import MarkedText
 from .brief import brief
 from .chat_template import ChatTemplate, ChatTemplateError, Message, named_templates, unused_characters
-from .checkpoint import write_atomic, write_folder
 from .hub import find_folder, read_carried
+from .safe_files import write_atomic, write_folder
 from .text_stream import TextStream
 from .tokenizer import END_THINK, THINK
 from .vocabulary import Vocabulary

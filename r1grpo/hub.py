@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from .checkpoint import read_bounded
+from .safe_files import read_bounded
 
 __all__ = ["CARRIED", "find_folder", "read_carried"]
 

@@ -26,10 +26,10 @@ import numpy as np
 
 from . import _core
 from .brief import brief, brief_names
-from .checkpoint import read_bounded
 from .hub import read_carried
 from .model_config import ModelConfig
 from .number_formats import BLOCK, ITEM_BYTES, scale_blocks, scale_shape, widen
+from .safe_files import read_bounded
 from .safetensors_file import SafetensorsFile, parse_json
 from .weights import Source, find_sources
 

@@ -23,9 +23,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 import numpy as np
 
-from .checkpoint import Stream, pack_arrays, read_bounded
 from .number_formats import NAMES, widen
-from .safetensors_file import SafetensorsFile, parse_json
+from .safe_files import Stream, read_bounded
+from .safetensors_file import SafetensorsFile, pack_arrays, parse_json
 
 __all__ = ["ADAPTER_FILES", "Adapter", "LoraConfig", "TARGETS", "is_adapter_folder"]
 

@@ -24,13 +24,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import write_atomic
 from .config import EvalConfig
 from .evaluate import check, draw_samples, paired_difference, recompute
 from .model import Model
 from .monitor import mean
 from .recipe import Recipe, derive_seed
 from .rundir import read_jsonl
+from .safe_files import write_atomic
 from .tasks import sample_general, sample_problems
 from .tasks.rubric import is_safe, refuses, rubric_score
 from .tokenizer import WordTokenizer

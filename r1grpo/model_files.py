@@ -15,7 +15,6 @@ import numpy as np
 
 from . import _core
 from .batch import as_count
-from .checkpoint import write_folder
 from .hub import read_carried
 from .load_folder import ModelFolder
 from .lora import (Adapter, LoraConfig, adapter_files, check_targets, is_adapter, merged, read_adapter,
@@ -23,6 +22,7 @@ from .lora import (Adapter, LoraConfig, adapter_files, check_targets, is_adapter
 from .model_config import ModelConfig
 from .model_source import find_model
 from .model_state import ModelState
+from .safe_files import write_folder
 from .save_folder import model_files, stale_files
 from .weights import to_hf
 

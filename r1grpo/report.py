@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from r1grpo.charts import Series, format_figure, graph_chart, interval_chart, line_chart
-from r1grpo.checkpoint import CheckpointError, write_atomic
 from r1grpo.monitor import format_seconds
 from r1grpo.report_style import STYLE
 from r1grpo.rundir import read_jsonl
+from r1grpo.safe_files import CheckpointError, write_atomic
 
 STAGES = {"base": 4, "r1_zero": 0, "cold_start": 1, "reasoning_rl": 1, "rejection_sft": 2, "r1": 2,
           "student_base": 4, "distilled": 3, "student_rl_only": 3}  # name -> colour of charts.py

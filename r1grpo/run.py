@@ -18,12 +18,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import remove_stray_temps, write_atomic
 from .grpo import GRPOTrainer
 from .model import Model
 from .model_config import ModelConfig
 from .recipe import Recipe, derive_seed, recipe_hash
 from .rundir import RunDir, read_jsonl
+from .safe_files import remove_stray_temps, write_atomic
 from .tasks import make_tokenizer
 from .toml import to_toml
 from .trainer import Trainer

@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from r1grpo.checkpoint import (FORMAT, TEMP_NAME, Checkpoint, CheckpointError, CheckpointWarning,
-                               load_checkpoint, naming_errors, remove_stray_temps, save_checkpoint,
-                               write_all, write_atomic)
+from .checkpoint import FORMAT, Checkpoint, load_checkpoint, save_checkpoint
+from .safe_files import (TEMP_NAME, CheckpointError, CheckpointWarning, naming_errors,
+                         remove_stray_temps, write_all, write_atomic)
 
 # ---- append-only logs ---------------------------------------------------------------------------
 

@@ -27,8 +27,10 @@ import numpy as np
 
 from .brief import brief
 from .json_rows import unique_object
+from .safe_files import Stream
 
-__all__ = ["SafetensorsFile", "Tensor", "header_bytes", "parse_json"]
+__all__ = ["SafetensorsFile", "Tensor", "header_bytes", "pack_arrays", "parse_json",
+           "unpack_arrays"]
 
 MAX_HEADER = 32 << 20  # bytes; DeepSeek-V3's 91,991 tensors in one file would need 14 MB
 _MAX_MARKS = 13 * 200_000  # of { [ and ": a tensor of a header has 13
@@ -176,3 +178,39 @@ def _places(tensors: Mapping[str, tuple[str, tuple[int, ...]]]
         assert begin % _ITEM_BYTES[dtype] == 0
         yield name, dtype, shape, begin, end
         begin = end
+
+
+# ---- whole files of NumPy arrays ------------------------------------------------------------------
+
+_DTYPES = {"bool": "BOOL", "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64",
+           "uint8": "U8", "uint16": "U16", "uint32": "U32", "uint64": "U64",
+           "float16": "F16", "float32": "F32", "float64": "F64"}  # NumPy's name -> the file's
+_NUMPY = {theirs: ours for ours, theirs in _DTYPES.items()}
+
+
+def pack_arrays(arrays: Mapping[str, np.ndarray]) -> Stream:
+    """A safetensors file of these arrays: larger items first, then by name."""
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray) or array.dtype.name not in _DTYPES:
+            kind = getattr(array, "dtype", type(array).__name__)
+            raise TypeError(f"array {name!r} is {kind}, not a plain NumPy array")
+    order = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
+    head = header_bytes({name: (_DTYPES[arrays[name].dtype.name], arrays[name].shape)
+                         for name in order})
+
+    def pieces() -> Iterator[bytes | memoryview]:
+        yield head
+        for name in order:  # raw little-endian bytes in C order; a copy only where they are not
+            array = np.require(arrays[name], arrays[name].dtype.newbyteorder("<"), "C")
+            yield memoryview(array.reshape(-1).view(np.uint8))
+    return Stream(len(head) + sum(one.nbytes for one in arrays.values()), pieces)
+
+
+def unpack_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file that pack_arrays made."""
+    arrays = {}
+    with SafetensorsFile(path) as file:
+        for name, tensor in file.tensors.items():
+            arrays[name] = np.empty(tensor.shape, np.dtype(_NUMPY[tensor.dtype]).newbyteorder("<"))
+            file.read(name, 0, arrays[name])
+    return arrays

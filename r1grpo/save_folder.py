@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 
 from .brief import brief
-from .checkpoint import Stream
 from .load_folder import CONFIG, GENERATION, INDEX, MTP, SINGLE
 from .lora import ADAPTER_FILES
 from .model_config import ModelConfig
 from .number_formats import ITEM_BYTES, NAMES, narrow
+from .safe_files import Stream
 from .safetensors_file import header_bytes
 
 __all__ = ["model_files", "stale_files"]

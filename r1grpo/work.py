@@ -27,8 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from .checkpoint import (load_newest, prune_checkpoints, remove_stray_temps, save_checkpoint,
-                         step_name, write_atomic)
+from .checkpoint import load_newest, prune_checkpoints, save_checkpoint, step_name
 from .config import EvalConfig
 from .device import get_device
 from .evaluate import evaluate
@@ -37,6 +36,7 @@ from .model import Model
 from .monitor import Monitor, Progress, mean
 from .rewards import language_shares
 from .rundir import RunDir
+from .safe_files import remove_stray_temps, write_atomic
 from .tasks import reflection_count
 from .trainer import Trainer
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import r1grpo.checkpoint
+import r1grpo.safe_files
 from models import V, make
 from r1grpo import Model, ModelConfig, set_num_threads
 
@@ -424,7 +424,7 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(
     def full(*_: Any) -> Any:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     for name in (call, "replace") if call == "rename" else (call,):
-        monkeypatch.setattr(r1grpo.checkpoint.os, name, full)
+        monkeypatch.setattr(r1grpo.safe_files.os, name, full)
     for target in ("new", "old"):
         with pytest.raises(OSError, match=target):
             other.save_pretrained(tmp_path / target)

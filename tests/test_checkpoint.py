@@ -9,10 +9,10 @@ import warnings
 import numpy as np
 import pytest
 
-from r1grpo import checkpoint as ck
-from r1grpo.checkpoint import (CheckpointError, CheckpointWarning, load_checkpoint, load_newest,
-                               prune_checkpoints, remove_stray_temps, save_checkpoint, step_name,
-                               write_atomic)
+from r1grpo import safe_files
+from r1grpo.checkpoint import (ARRAYS, load_checkpoint, load_newest, prune_checkpoints, save_checkpoint,
+                               step_name)
+from r1grpo.safe_files import CheckpointError, CheckpointWarning, remove_stray_temps, write_atomic
 
 CALLS = ("open", "write", "fsync", "mkdir", "replace")
 
@@ -53,7 +53,7 @@ class Faults:
                     act()
                 return _real(*args, **kwargs)
 
-            monkeypatch.setattr(ck.os, call, fake)
+            monkeypatch.setattr(safe_files.os, call, fake)
 
 
 def disk_full():
@@ -184,9 +184,9 @@ def test_everything_is_synced_before_it_is_visible(tmp_path, monkeypatch):
         names[descriptor] = os.path.basename(path)
         return descriptor
 
-    monkeypatch.setattr(ck.os, "open", traced_open)
-    monkeypatch.setattr(ck.os, "fsync", lambda fd: (trace.append(names[fd]), real_fsync(fd)))
-    monkeypatch.setattr(ck.os, "replace", lambda a, b: (trace.append("rename"), real_replace(a, b)))
+    monkeypatch.setattr(safe_files.os, "open", traced_open)
+    monkeypatch.setattr(safe_files.os, "fsync", lambda fd: (trace.append(names[fd]), real_fsync(fd)))
+    monkeypatch.setattr(safe_files.os, "replace", lambda a, b: (trace.append("rename"), real_replace(a, b)))
     save_checkpoint(tmp_path, "r1", make_state(), {}, {"config.json": b"{}"})
     temp = trace[3]
     assert temp.startswith(".tmp-") and temp.endswith("-r1")
@@ -225,7 +225,7 @@ def test_killed_at_every_call(tmp_path, monkeypatch, save):
 
 
 def test_disk_full_says_how_many_bytes_are_missing(tmp_path, monkeypatch):
-    monkeypatch.setattr(ck, "_free_bytes", lambda directory: 100)
+    monkeypatch.setattr(safe_files, "_free_bytes", lambda directory: 100)
     with pytest.raises(CheckpointError, match="1000 bytes wanted, 900 missing") as caught:
         write_atomic(tmp_path / "x", bytes(1000))
     assert caught.value.missing_bytes == 900 and caught.value.errno == errno.ENOSPC
@@ -250,7 +250,7 @@ def test_write_atomic_keeps_the_old_bytes_on_failure(tmp_path, monkeypatch):
 
 def test_short_writes_are_continued(tmp_path, monkeypatch):
     real = os.write
-    monkeypatch.setattr(ck.os, "write", lambda fd, data: real(fd, bytes(data)[:3]))
+    monkeypatch.setattr(safe_files.os, "write", lambda fd, data: real(fd, bytes(data)[:3]))
     write_atomic(tmp_path / "x", b"0123456789")
     assert (tmp_path / "x").read_bytes() == b"0123456789"
 
@@ -309,10 +309,10 @@ def test_saving_and_loading_take_no_memory_beside_the_arrays(tmp_path):
     size = sum(one.nbytes for one in arrays.values())
     tracemalloc.start()
     try:
-        ck.save_checkpoint(tmp_path, "x", arrays, {})
+        save_checkpoint(tmp_path, "x", arrays, {})
         saving = tracemalloc.get_traced_memory()[1]
         tracemalloc.reset_peak()
-        back = ck.load_checkpoint(tmp_path / "x")
+        back = load_checkpoint(tmp_path / "x")
         loading = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -327,9 +327,9 @@ def test_every_kind_of_array_is_what_the_library_would_read(tmp_path):
               for shape in ((), (0, 3), (2, 3))}
     arrays["turned"] = np.arange(12.0).reshape(3, 4).T
     arrays["swapped"] = np.arange(5, dtype=">f4")
-    ck.save_checkpoint(tmp_path, "x", arrays, {})
-    theirs = safetensors.numpy.load_file(tmp_path / "x" / ck.ARRAYS)
-    ours = ck.load_checkpoint(tmp_path / "x").arrays
+    save_checkpoint(tmp_path, "x", arrays, {})
+    theirs = safetensors.numpy.load_file(tmp_path / "x" / ARRAYS)
+    ours = load_checkpoint(tmp_path / "x").arrays
     for name, array in arrays.items():
         for found in (theirs[name], ours[name]):
             assert found.dtype.name == array.dtype.name and found.shape == array.shape

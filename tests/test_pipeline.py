@@ -12,7 +12,7 @@ import pytest
 from tiny_run import outcome, weights, write_recipe
 
 import r1grpo
-from r1grpo.checkpoint import CheckpointError
+from r1grpo.safe_files import CheckpointError
 from r1grpo.config import ConfigError
 from r1grpo.data import scan_leaks
 from r1grpo.measure import check_stage, eval_path, held_out_rows

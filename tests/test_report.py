@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from r1grpo.charts import Series, format_figure, graph_chart, line_chart, nice_ticks
-from r1grpo.checkpoint import CheckpointError
+from r1grpo.safe_files import CheckpointError
 from r1grpo.report import STAGES, write_report
 
 from synthetic_run import HOSTILE, make_summary, read_summary, write_run

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from r1grpo import checkpoint as ck
-from r1grpo.checkpoint import CheckpointError, CheckpointWarning
+from r1grpo.safe_files import CheckpointError, CheckpointWarning
 from r1grpo.rundir import JsonlLog, Manifest, RunDir, read_jsonl
 
 RUN = {"version": "1", "seed": 0, "dtype": "float32", "tier": "avx2", "threads": 2}

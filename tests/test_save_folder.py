@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import r1grpo.checkpoint
+import r1grpo.safe_files
 from models import configs, make
 from r1grpo import Model, ModelConfig
 from r1grpo.load_folder import CONFIG, INDEX
@@ -187,7 +187,7 @@ def test_a_fault_at_any_rename(for_good: bool, tmp_path: Path, monkeypatch: pyte
         before = contents(parent / "m")
         replace = Replacing(fail_at, for_good)
         with monkeypatch.context() as patch:
-            patch.setattr(r1grpo.checkpoint.os, "replace", replace)
+            patch.setattr(r1grpo.safe_files.os, "replace", replace)
             try:
                 new.save_pretrained(parent / "m", max_shard_size="5KB")
                 break

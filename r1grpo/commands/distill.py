@@ -11,8 +11,8 @@ import dataclasses
 import json
 from collections.abc import Callable
 
-from ..checkpoint import write_atomic
 from ..config import EvalConfig
+from ..safe_files import write_atomic
 from ..work import Work
 from .inputs import (Row, check_columns, open_model, open_rows, open_tokenizer, require,
                      sampling_plan, with_prompt_ids)

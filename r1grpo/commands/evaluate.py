@@ -16,13 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import CheckpointError, write_atomic
 from ..config import EvalConfig
 from ..evaluate import Graders, check, draw_samples, recompute
 from ..measure import compact
 from ..model import Model
 from ..monitor import Progress
 from ..rundir import read_jsonl
+from ..safe_files import CheckpointError, write_atomic
 from ..scoring import RewardFunction
 from .inputs import (Row, check_columns, open_model, open_rows, open_tokenizer, require,
                      sampling_plan)

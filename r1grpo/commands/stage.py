@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from ..algebra import sft_algebra, show
-from ..checkpoint import CheckpointError, load_newest, write_atomic
+from ..checkpoint import load_newest
 from ..monitor import Progress
 from ..plan import MICRO_TOKENS, MemoryPlan, check_fits
 from ..rundir import RunDir, check_run_dir
+from ..safe_files import CheckpointError, write_atomic
 from ..sft import SFTTrainer
 from ..toml import ConfigError
 from ..trainer import Trainer
