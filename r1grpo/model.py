@@ -50,12 +50,12 @@ class Model(ModelFiles):
                 temperature: float = 1.0, top_k: int | None = 0, top_p: float | None = 1.0,
                 min_p: float | None = 0.0, seed: int = 0, step: int = 0,
                 stop_token_ids: Sequence[int] | None = None,
-                sample_ids: Sequence[int] | None = None) -> Session:
+                sample_ids: Sequence[int] | None = None, speculative: bool = False) -> Session:
         """`generate` in slices: see `Session`."""
         how = Filters(temperature, top_k, top_p, min_p)
         stop = self.config.stop_ids() if stop_token_ids is None else stop_token_ids
         return Session(self._core, lambda: self.device, self.config, prompts, num_generations,
-                       max_new_tokens, how, seed, step, stop, sample_ids, _SLOTS)
+                       max_new_tokens, how, seed, step, stop, sample_ids, _SLOTS, speculative)
 
     def generate(self, prompts: Sequence, num_generations: int = 1, max_new_tokens: int = 128,
                  temperature: float = 1.0, top_k: int | None = 0, top_p: float | None = 1.0,
@@ -67,11 +67,12 @@ class Model(ModelFiles):
         prompts: P sequences of token ids. Returns a Rollout of flat lists, completion g of prompt p at
         p * G + g. A stop token is included and has a log-prob; stop_token_ids None means the config's
         eos, () none. temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and None are off. A draw depends
-        on (seed, step, prompt index or sample_ids[p], g, position) and the tokens before alone."""
-        if speculative:
-            raise ValueError("speculative=True is not available yet: it needs MTP decoding")
+        on (seed, step, prompt index or sample_ids[p], g, position) and the tokens before alone.
+
+        speculative: the model's MTP module guesses a token ahead, and a step yields two where the guess
+        is right (Rollout.drafts counts). Tokens and log-probs are those without it, bit for bit."""
         session = self.session(prompts, num_generations, max_new_tokens, temperature, top_k, top_p,
-                               min_p, seed, step, stop_token_ids, sample_ids)
+                               min_p, seed, step, stop_token_ids, sample_ids, speculative)
         while not session.done:
             session.run(64)
         return session.rollout()

@@ -100,8 +100,8 @@ def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
                 micro_batch_tokens: int | None = None, recompute: bool = False,
                 scoring: bool = False, reference: bool = False, prompts: int = 0,
                 num_generations: int = 1, prompt_length: int = 1,
-                max_new_tokens: int | None = None, slots: int = SLOTS, checkpoint: bool = False,
-                lora: LoraConfig | None = None, device: str = "cpu") -> MemoryPlan:
+                max_new_tokens: int | None = None, slots: int = SLOTS, speculative: bool = False,
+                checkpoint: bool = False, lora: LoraConfig | None = None, device: str = "cpu") -> MemoryPlan:
     """The plan of one model and all calls on it.
 
     length: tokens of the longest sequence in training and scoring (None: the context); sequences: of
@@ -109,7 +109,7 @@ def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
     and recompute as in `Model.sft_gradient`; scoring: `Model.logprobs`. prompts > 0: sampling
     num_generations completions of max_new_tokens (None: all the context leaves) to that many prompts
     of prompt_length, the KV at its worst, which is when no two live sequences share a prompt.
-    reference: a second model that scores. checkpoint: the trainer saves its state. lora: adapters are
+    speculative: with guesses of the MTP module. reference: a second model that scores. checkpoint: the trainer saves its state. lora: adapters are
     trained and nothing else.
     """
     config = config if isinstance(config, ModelConfig) else ModelConfig.from_dict(config)
@@ -135,7 +135,7 @@ def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
     if prompts:
         room = context - 1 if max_new_tokens is None else max_new_tokens
         session = _core.plan_decode(core.device, core.sizes, core.dtype, prompts, num_generations,
-                                    prompt_length, room, slots)
+                                    prompt_length, room, slots, speculative)
         forward.append(session["pass"])
         items += [Item(f"sampling: KV of {session['slots']} sequences", session["kv"], True),
                   Item("sampling: lists and results", session["rest"])]

@@ -44,11 +44,13 @@ class Filters:
 @dataclass
 class Rollout:
     """Flat lists over completions, completion g of prompt p at p * G + g: ids int32, log-probs
-    float32 of the same length, "stop" or "length"."""
+    float32 of the same length, "stop" or "length". drafts: (guessed, right) tokens of speculative
+    decoding, (0, 0) without."""
 
     completion_ids: list[np.ndarray]
     logprobs: list[np.ndarray]
     finish_reasons: list[str]
+    drafts: tuple[int, int] = (0, 0)
 
     def __len__(self) -> int:
         return len(self.completion_ids)
@@ -60,7 +62,7 @@ class Session:
     def __init__(self, core: _core.Model, device: Callable[[], _core.Device], config: ModelConfig,
                  prompts: Sequence, num_generations: int, max_new_tokens: int, how: Filters,
                  seed: int, step: int, stop_token_ids: list[int],
-                 sample_ids: Sequence[int] | None, slots: int):
+                 sample_ids: Sequence[int] | None, slots: int, speculative: bool = False):
         num_generations = as_count(num_generations, "num_generations", 1)
         max_new_tokens = as_count(max_new_tokens, "max_new_tokens", 1)
         seed, step = as_count(seed, "seed", 0), as_count(step, "step", 0)
@@ -70,10 +72,13 @@ class Session:
         if len(keys) != P:
             raise ValueError(f"sample_ids has {len(keys)} entries for {P} prompts")
         stop = as_ids(stop_token_ids, "stop_token_ids", config.vocab_size)
+        if speculative and not config.num_nextn_predict_layers:
+            raise ValueError("speculative=True needs a multi-token-prediction module, and this model has "
+                             "none (num_nextn_predict_layers is 0)")
         max_new = min(max_new_tokens, config.max_position_embeddings)
         self._device = device
         self._decode = _core.Decode(device(), core, ids, start, keys, stop, num_generations, max_new,
-                                    slots, seed, step, how.tuple())
+                                    slots, bool(speculative), seed, step, how.tuple())
         n = P * num_generations
         self._length, self._state = np.zeros(n, np.int32), np.zeros(n, np.int32)
         self._seen = np.zeros(n, np.int32)
@@ -116,4 +121,5 @@ class Session:
         """What there is; meant for when the session is done."""
         rows = [self.tokens(i) for i in range(len(self._length))]
         return Rollout([r[0] for r in rows], [r[1] for r in rows],
-                       ["stop" if s == 1 else "length" for s in self._state])
+                       ["stop" if s == 1 else "length" for s in self._state],
+                       self._decode.drafts())

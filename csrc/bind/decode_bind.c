@@ -54,8 +54,8 @@ arg_prompts(ModelObject *model, r1_args *a, r1_decode_spec *s)
     }
 }
 
-/* Decode(device, model, ids, start, sample_ids, stop, num_generations, max_new_tokens, slots, seed,
- * step, how) */
+/* Decode(device, model, ids, start, sample_ids, stop, num_generations, max_new_tokens, slots,
+ * speculative, seed, step, how) */
 static PyObject *
 decode_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
@@ -84,6 +84,7 @@ decode_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     spec.G = arg_size(a, "num_generations");
     spec.max_new = arg_size(a, "max_new_tokens");
     spec.slots = arg_size(a, "slots");
+    spec.speculative = arg_flag(a, "speculative");
     uint64_t seed = arg_u64(a, "seed");
     spec.key = r1_key(seed, arg_u64(a, "step"));
     arg_sampling(a, &spec.sampling);
@@ -124,9 +125,9 @@ decode_run(PyObject *object, PyObject *const *items, Py_ssize_t count)
     r1_call c;
     size_t live = 0;
     call_open(&c, "Decode.run", items, count);
-    size_t steps = arg_size(&c.args, "steps");
+    size_t tokens = arg_size(&c.args, "tokens");
     if (model_begin(self->model, &c)) {
-        r1_decode_run(self->decode, steps, &live, &c.st);
+        r1_decode_run(self->decode, tokens, &live, &c.st);
     }
     PyObject *none = model_end(self->model, &c);
     Py_XDECREF(none);
@@ -198,9 +199,24 @@ decode_stop(PyObject *object, PyObject *const *items, Py_ssize_t count)
     Py_RETURN_NONE;
 }
 
+static PyObject *
+decode_drafts(PyObject *object, PyObject *const *items, Py_ssize_t count)
+{
+    DecodeObject *self = (DecodeObject *)object;
+    r1_args a;
+    uint64_t proposed, accepted;
+    args_open(&a, "Decode.drafts", items, count);
+    if (!session_lock(self, &a)) {
+        return NULL;
+    }
+    r1_decode_drafts(self->decode, &proposed, &accepted);
+    session_unlock(self);
+    return Py_BuildValue("(KK)", (unsigned long long)proposed, (unsigned long long)accepted);
+}
+
 static PyMethodDef decode_methods[] = {
     {"run", (PyCFunction)(void (*)(void))decode_run, METH_FASTCALL,
-     "run(device, steps, /)\n--\n\nUp to steps more tokens for every live sequence; returns how many "
+     "run(device, tokens, /)\n--\n\nUp to tokens more for every live sequence; returns how many "
      "sequences are not done."},
     {"state", (PyCFunction)(void (*)(void))decode_state, METH_FASTCALL,
      "state(length, state, /)\n--\n\nFills int32 arrays (P G): tokens so far; 0 live, 1 stopped, 2 out "
@@ -209,6 +225,8 @@ static PyMethodDef decode_methods[] = {
      "read(index, from, ids, logp, /)\n--\n\nCopies tokens and their log-probs."},
     {"stop", (PyCFunction)(void (*)(void))decode_stop, METH_FASTCALL,
      "stop(index, keep, /)\n--\n\nCuts a sequence to its first tokens and ends it."},
+    {"drafts", (PyCFunction)(void (*)(void))decode_drafts, METH_FASTCALL,
+     "drafts()\n--\n\n(guesses that were looked at, guesses that were right): speculative=True."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -217,7 +235,7 @@ static PyType_Slot decode_slots[] = {
     {Py_tp_dealloc, decode_dealloc},
     {Py_tp_methods, decode_methods},
     {Py_tp_doc, "Decode(device, model, ids, start, sample_ids, stop, num_generations, "
-                "max_new_tokens, slots, seed, step, how)\n--\n\n"
+                "max_new_tokens, slots, speculative, seed, step, how)\n--\n\n"
                 "A sampling session; how is (temperature, top_k, top_p, min_p)."},
     {0, NULL},
 };

@@ -106,6 +106,7 @@ plan_decode(PyObject *Py_UNUSED(module), PyObject *const *items, Py_ssize_t coun
     size_t P = arg_size(a, "prompts"), G = arg_size(a, "num_generations");
     size_t prompt = arg_size(a, "prompt_length"), max_new = arg_size(a, "max_new_tokens");
     size_t slots = arg_size(a, "slots");
+    int speculative = arg_flag(a, "speculative");
     size_t most = INT32_MAX;
     arg_require(a, P >= 1 && P <= most && G >= 1 && G <= most && max_new >= 1 && max_new <= most &&
                        slots >= 1 && slots <= most,
@@ -113,8 +114,8 @@ plan_decode(PyObject *Py_UNUSED(module), PyObject *const *items, Py_ssize_t coun
     arg_require(a, a->failed || (prompt >= 1 && prompt < config.T),
                 "a prompt of %zu leaves no room in a context of %zu", prompt, config.T);
     if (call_begin(&c)) {
-        r1_plan_decode(&config, dtype, c.ops, c.dev, P, G, prompt, max_new, slots, &bytes,
-                       &c.st);
+        r1_plan_decode(&config, dtype, c.ops, c.dev, P, G, prompt, max_new, slots, speculative,
+                       &bytes, &c.st);
     }
     return plan_end(&c, decode_dict, &bytes);
 }
@@ -130,7 +131,7 @@ static PyMethodDef functions[] = {
     FUNCTION(plan_pass, "start, micro_rows, keep, ",
              "Bytes of log-probs or a gradient of packed sequences: acts, head, cache. keep: 'none' "
              "without gradient, 'stream' recomputed, 'all'."),
-    FUNCTION(plan_decode, "prompts, num_generations, prompt_length, max_new_tokens, slots, ",
+    FUNCTION(plan_decode, "prompts, num_generations, prompt_length, max_new_tokens, slots, speculative, ",
              "Bytes of a sampling session: slots (a count), kv, rest, and its pass."),
     {NULL, NULL, 0, NULL},
 };

@@ -1,10 +1,11 @@
 /* decode.c - sampling: prompts -> completions, a step at a time, slots handed on as they free up.
  *
- * A step gives every live sequence one token:
+ * A step gives every live sequence one token, or two where a guess of the first was right:
  *   admit     free slots take the next sequences (prompt p, generation g) in order; a prompt is run
  *             through the network once, whatever the number of its generations
  *   forward   the last token of every sequence that has one, as one batch of rows
  *   sample    fresh sequences from their prompt's last hidden state, the others from that batch
+ *   guess     in a speculative session: see speculate.c
  *
  * A draw depends on (key, prompt, generation, position) and on the sequence's own tokens, never on
  * the slot or the company: rows do not influence each other (ops.h), and Philox has no state. A step
@@ -16,16 +17,9 @@
 
 /* ---- one batch of rows through the network --------------------------------------------------- */
 
-/* n tokens of one sequence, the first at position pos0, and its block table. */
-typedef struct {
-    const int32_t *tokens, *table;
-    size_t n, pos0;
-} batch_seq;
-
-/* Fills d->host with the integers of B sequences and uploads them. *last: device, last row of each. */
-static r1_code
-batch_upload(r1_decode *d, const batch_seq *seqs, size_t B, r1_seqs *out, const int32_t **ids,
-             const int32_t **last, r1_status *st)
+r1_code
+decode_upload(r1_decode *d, const batch_seq *seqs, size_t B, r1_seqs *out, const int32_t **ids,
+              const int32_t **last, r1_status *st)
 {
     size_t N = 0, mb = d->max_blocks;
     for (size_t b = 0; b < B; b++) {
@@ -74,12 +68,15 @@ prefill(r1_decode *d, size_t p0, size_t p1, r1_status *st)
     }
     r1_seqs dev;
     const int32_t *ids, *last;
-    r1_code code = batch_upload(d, seqs, B, &dev, &ids, &last, st);
+    r1_code code = decode_upload(d, seqs, B, &dev, &ids, &last, st);
     r1_free(seqs);
     R1_TRY(code);
     R1_TRY(trunk_fwd(d->m, d->ws, ids, &dev, d->pool.layers, st));
     r1_tensor y = r1_rows(&d->ws->y, 0, dev.N), h = r1_rows(&d->hidden, p0, B);
     R1_TRY(d->m->ops->gather_rows(d->m->dev, &h, &y, last, st));
+    if (d->spec.speculative) {
+        R1_TRY(drafts_prefill(d, p0, p1, st));
+    }
     for (size_t p = p0; p < p1; p++) {
         d->prompts[p].prefilled = 1;
     }
@@ -88,22 +85,24 @@ prefill(r1_decode *d, size_t p0, size_t p1, r1_status *st)
 
 /* ---- admission and retirement ---------------------------------------------------------------- */
 
-/* Sequence i takes a slot: its prompt's full blocks are shared, a partial one is copied. */
+/* Sequence i takes a slot: its prompt's full blocks are shared, a partial one is copied. The MTP module
+ * has still to write the prompt's last position, since it reads the token behind it. */
 static r1_code
 seq_start(r1_decode *d, size_t i, r1_status *st)
 {
     size_t p = i / d->spec.G, length = d->prompts[p].length;
-    size_t whole = length / R1_KV_BLOCK, total = seq_blocks(d, p);
+    size_t fixed = length - (d->spec.speculative != 0);
+    size_t whole = fixed / R1_KV_BLOCK, total = seq_blocks(d, p);
     slot_state *slot = &d->slots[d->n_slots];
     slot->seq = i;
     slot->n_blocks = total;
     d->seqs[i].first = whole < total ? whole : total;
     memcpy(slot->table, d->prompts[p].blocks, d->seqs[i].first * sizeof(int32_t));
     kvpool_take(&d->pool, slot->table + d->seqs[i].first, total - d->seqs[i].first);
-    if (length % R1_KV_BLOCK != 0 && whole < total) {
+    if (whole < d->prompts[p].n_blocks && whole < total) {
         int32_t pair[2] = {d->prompts[p].blocks[whole], slot->table[whole]};
         r1_code code = d->m->ops->mem_upload(d->m->dev, d->ints, pair, sizeof pair, st);
-        for (size_t l = 0; code == R1_OK && l < d->m->config.L; l++) {
+        for (size_t l = 0; code == R1_OK && l < d->pool.n_layers; l++) {
             code = d->m->ops->kv_copy(d->m->dev, &d->pool.layers[l], d->ints, 1, st);
         }
         if (code != R1_OK) {
@@ -176,10 +175,9 @@ seq_finish(r1_decode *d, size_t i, int stopped)
 
 /* ---- one step -------------------------------------------------------------------------------- */
 
-/* Draws a token for each of the n sequences `which` from its row of h, into ids and logp. */
-static r1_code
-sample_rows(r1_decode *d, const r1_tensor *h, const size_t *which, size_t n, int32_t *ids,
-            float *logp, r1_status *st)
+r1_code
+decode_sample(r1_decode *d, const r1_tensor *h, const draw *which, size_t n, int32_t *ids,
+              float *logp, r1_status *st)
 {
     r1_model *m = d->m;
     const r1_ops *ops = m->ops;
@@ -188,25 +186,38 @@ sample_rows(r1_decode *d, const r1_tensor *h, const size_t *which, size_t n, int
         size_t k = n - n0 < chunk ? n - n0 : chunk;
         int32_t *prompt = d->host, *generation = prompt + k, *position = generation + k;
         for (size_t j = 0; j < k; j++) {
-            size_t i = which[n0 + j];
+            size_t i = which[n0 + j].seq;
             prompt[j] = d->spec.sample_ids[i / d->spec.G];
             generation[j] = (int32_t)(i % d->spec.G);
-            position[j] = (int32_t)d->seqs[i].length;
+            position[j] = (int32_t)which[n0 + j].position;
         }
         R1_TRY(ops->mem_upload(m->dev, d->ints, d->host, 3 * k * sizeof(int32_t), st));
         r1_tensor rows = r1_rows(h, n0, k), logits = r1_rows(&d->ws->logits, 0, k);
         r1_tensor live = model_live(m, &logits);
-        r1_tensor lp = r1_rows(&d->ws->vec[0], 0, k), lse = r1_rows(&d->ws->vec[1], 0, k);
         int32_t *drawn = d->ints + 3 * k;
         R1_TRY(ops->matmul_nt(m->dev, &logits, &rows, m->head.weight->weight, NULL, NULL, 0, st));
         R1_TRY(ops->sample(m->dev, drawn, &live, d->spec.key, d->ints, d->ints + k,
                            d->ints + 2 * k, &d->spec.sampling, d->ws->logp_scratch, st));
-        R1_TRY(ops->logp_fwd(m->dev, &lp, NULL, &lse, &live, drawn, &d->spec.sampling,
-                             d->ws->logp_scratch, st));
         R1_TRY(ops->mem_download(m->dev, ids + n0, drawn, k * sizeof(int32_t), st));
-        R1_TRY(ops->mem_download(m->dev, logp + n0, lp.data, k * sizeof(float), st));
+        if (logp != NULL) {
+            r1_tensor lp = r1_rows(&d->ws->vec[0], 0, k), lse = r1_rows(&d->ws->vec[1], 0, k);
+            R1_TRY(ops->logp_fwd(m->dev, &lp, NULL, &lse, &live, drawn, &d->spec.sampling,
+                                 d->ws->logp_scratch, st));
+            R1_TRY(ops->mem_download(m->dev, logp + n0, lp.data, k * sizeof(float), st));
+        }
     }
     return R1_OK;
+}
+
+int
+decode_is_stop(const r1_decode *d, int32_t id)
+{
+    for (size_t j = 0; j < d->spec.n_stop; j++) {
+        if (d->spec.stop[j] == id) {
+            return 1;
+        }
+    }
+    return 0;
 }
 
 static void
@@ -216,68 +227,106 @@ append(r1_decode *d, size_t i, int32_t id, float logp)
     size_t at = i * d->spec.max_new + s->length++;
     d->ids[at] = id;
     d->logp[at] = logp;
-    for (size_t j = 0; j < d->spec.n_stop; j++) {
-        if (d->spec.stop[j] == id) {
-            seq_finish(d, i, 1);
-            return;
-        }
-    }
-    if (s->length == room(d, i / d->spec.G)) {
+    if (decode_is_stop(d, id)) {
+        seq_finish(d, i, 1);
+    } else if (s->length == room(d, i / d->spec.G)) {
         seq_finish(d, i, 0);
     }
 }
 
-/* The scratch lists of a step, all of `slots` entries. */
+/* The scratch lists of a step, with an entry a slot or a row. */
 typedef struct {
+    step_seq *seqs;
     batch_seq *fed;
-    size_t *which;
+    draw *draws;
     int32_t *ids;
     float *logp;
-    r1_tensor fresh; /* (slots, C) device: hidden states of fresh sequences */
 } step_lists;
 
-static r1_code
-step(r1_decode *d, const step_lists *l, r1_status *st)
+/* The sequences of a step and their rows: those that have tokens, then fresh ones. A guess is a row of
+ * its own behind the last token. */
+static size_t
+list_rows(r1_decode *d, const step_lists *l, int with_guesses, size_t *old)
 {
-    const r1_ops *ops = d->m->ops;
-    size_t old = 0, fresh = 0, n = d->n_slots;
-    for (size_t s = 0; s < n; s++) { /* fed sequences from the front, fresh ones from the back */
-        size_t i = d->slots[s].seq, have = d->seqs[i].length;
-        if (have == 0) {
-            l->which[n - ++fresh] = i;
-            continue;
+    size_t rows = 0, n = 0;
+    for (int fresh = 0; fresh < 2; fresh++) {
+        for (size_t s = 0; s < d->n_slots; s++) {
+            size_t i = d->slots[s].seq, have = d->seqs[i].length;
+            if ((have == 0) != fresh) {
+                continue;
+            }
+            size_t k = with_guesses && d->seqs[i].guessed ? 2 : 1;
+            l->seqs[n] = (step_seq){i, rows, k, 1, 0, d->slots[s].table};
+            if (!fresh) {
+                l->fed[n] = (batch_seq){&d->ids[i * d->spec.max_new + have - 1], d->slots[s].table,
+                                        k, d->prompts[i / d->spec.G].length + have - 1};
+                *old = n + 1;
+            }
+            for (size_t j = 0; j < k; j++) {
+                l->draws[rows++] = (draw){i, have + j};
+            }
+            n++;
         }
-        l->fed[old] = (batch_seq){&d->ids[i * d->spec.max_new + have - 1], d->slots[s].table, 1,
-                                  d->prompts[i / d->spec.G].length + have - 1};
-        l->which[old++] = i;
     }
+    return rows;
+}
+
+/* The draw behind a guess counts if the guess is what was drawn, and does not end the sequence. */
+static void
+accept(r1_decode *d, const step_lists *l, size_t n)
+{
+    for (size_t j = 0; j < n; j++) {
+        step_seq *s = &l->seqs[j];
+        const int32_t *guess = &d->ids[s->seq * d->spec.max_new + d->seqs[s->seq].length];
+        int32_t drawn = l->ids[s->row];
+        s->right = s->rows == 2 && *guess == drawn;
+        s->kept = s->right && !decode_is_stop(d, drawn) ? 2 : 1;
+    }
+}
+
+/* *gained: the most tokens that a sequence got. */
+static r1_code
+step(r1_decode *d, const step_lists *l, int with_guesses, size_t *gained, r1_status *st)
+{
+    size_t old = 0, n = d->n_slots, rows = list_rows(d, l, with_guesses, &old);
+    size_t fed = old < n ? l->seqs[old].row : rows;
     if (old > 0) {
         r1_seqs dev;
         const int32_t *ids, *last;
-        R1_TRY(batch_upload(d, l->fed, old, &dev, &ids, &last, st));
+        R1_TRY(decode_upload(d, l->fed, old, &dev, &ids, &last, st));
         R1_TRY(trunk_fwd(d->m, d->ws, ids, &dev, d->pool.layers, st));
-        r1_tensor y = r1_rows(&d->ws->y, 0, old);
-        R1_TRY(sample_rows(d, &y, l->which, old, l->ids, l->logp, st));
     }
-    if (fresh > 0) {
-        for (size_t j = 0; j < fresh; j++) {
-            d->host[j] = (int32_t)(l->which[old + j] / d->spec.G);
+    if (old < n) {
+        for (size_t j = old; j < n; j++) {
+            d->host[j - old] = (int32_t)(l->seqs[j].seq / d->spec.G);
         }
-        R1_TRY(ops->mem_upload(d->m->dev, d->ints, d->host, fresh * sizeof(int32_t), st));
-        r1_tensor h = r1_rows(&l->fresh, 0, fresh);
-        R1_TRY(ops->gather_rows(d->m->dev, &h, &d->hidden, d->ints, st));
-        R1_TRY(sample_rows(d, &h, l->which + old, fresh, l->ids + old, l->logp + old, st));
+        R1_TRY(d->m->ops->mem_upload(d->m->dev, d->ints, d->host, (n - old) * sizeof(int32_t), st));
+        r1_tensor h = r1_rows(&d->ws->y, fed, n - old);
+        R1_TRY(d->m->ops->gather_rows(d->m->dev, &h, &d->hidden, d->ints, st));
     }
+    r1_tensor y = r1_rows(&d->ws->y, 0, rows);
+    R1_TRY(decode_sample(d, &y, l->draws, rows, l->ids, l->logp, st));
+    accept(d, l, n);
+    if (d->spec.speculative) {
+        R1_TRY(drafts_make(d, l->seqs, n, l->ids, st));
+    }
+    *gained = 1;
     for (size_t j = 0; j < n; j++) {
-        append(d, l->which[j], l->ids[j], l->logp[j]);
+        const step_seq *s = &l->seqs[j];
+        for (size_t k = 0; k < s->kept; k++) {
+            append(d, s->seq, l->ids[s->row + k], l->logp[s->row + k]);
+        }
+        *gained = s->kept > *gained ? s->kept : *gained;
+        d->drafts.proposed += s->rows - 1;
+        d->drafts.accepted += s->right;
     }
     return R1_OK;
 }
 
 r1_code
-r1_decode_run(r1_decode *d, size_t steps, size_t *live, r1_status *st)
+r1_decode_run(r1_decode *d, size_t tokens, size_t *live, r1_status *st)
 {
-    size_t slots = d->spec.slots, C = d->m->config.C;
+    size_t slots = d->spec.slots, rows = slots * (d->spec.speculative ? 2 : 1);
     if (d->spec.P * d->spec.G == 0) {
         *live = 0;
         return R1_OK;
@@ -286,28 +335,24 @@ r1_decode_run(r1_decode *d, size_t steps, size_t *live, r1_status *st)
         return R1_FAIL(st, R1_EINVAL,
                        "the weights have changed since this session began; open a new one");
     }
-    step_lists l = {r1_alloc(slots, sizeof *l.fed), r1_alloc(slots, sizeof *l.which),
-                    r1_alloc(slots, sizeof *l.ids), r1_alloc(slots, sizeof *l.logp),
-                    r1_f32(d->m->ops->mem_alloc(d->m->dev, slots * C * sizeof(float)), slots, C)};
+    step_lists l = {r1_alloc(slots, sizeof *l.seqs), r1_alloc(slots, sizeof *l.fed),
+                    r1_alloc(rows, sizeof *l.draws), r1_alloc(rows, sizeof *l.ids),
+                    r1_alloc(rows, sizeof *l.logp)};
     r1_code code = workspace_reserve(d->m, d->ws, d->rows, slots + 1, 0, 0, R1_KEEP_NONE, st);
-    if (l.fed == NULL || l.which == NULL || l.ids == NULL || l.logp == NULL ||
-        l.fresh.data == NULL) {
+    if (l.seqs == NULL || l.fed == NULL || l.draws == NULL || l.ids == NULL || l.logp == NULL) {
         code = R1_FAIL(st, R1_ENOMEM, "out of memory for a decode step of %zu slots", slots);
     }
-    for (size_t s = 0; code == R1_OK && s < steps; s++) {
+    for (size_t left = tokens, gained = 1; code == R1_OK && left > 0; left -= gained) {
         code = admit(d, st);
         if (code != R1_OK || d->n_slots == 0) {
             break;
         }
-        code = step(d, &l, st);
+        code = step(d, &l, left > 1, &gained, st);
     }
-    if (l.fresh.data != NULL) {
-        d->m->ops->mem_free(d->m->dev, l.fresh.data);
+    void *lists[] = {l.seqs, l.fed, l.draws, l.ids, l.logp};
+    for (size_t i = 0; i < sizeof lists / sizeof lists[0]; i++) {
+        r1_free(lists[i]);
     }
-    r1_free(l.fed);
-    r1_free(l.which);
-    r1_free(l.ids);
-    r1_free(l.logp);
     *live = d->n_slots + (d->spec.P * d->spec.G - d->next);
     return code;
 }
@@ -320,6 +365,13 @@ r1_decode_get(const r1_decode *d, size_t i)
     size_t at = i * d->spec.max_new;
     return (r1_sequence){d->ids + at, d->logp + at, d->seqs[i].length, d->seqs[i].done,
                          d->seqs[i].stopped};
+}
+
+void
+r1_decode_drafts(const r1_decode *d, uint64_t *proposed, uint64_t *accepted)
+{
+    *proposed = d->drafts.proposed;
+    *accepted = d->drafts.accepted;
 }
 
 void

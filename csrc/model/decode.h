@@ -1,4 +1,4 @@
-/* decode.h - a decode session: what decode_open.c sizes and decode.c runs. */
+/* decode.h - a decode session: what decode_open.c sizes, decode.c runs and speculate.c guesses for. */
 #ifndef R1_DECODE_H
 #define R1_DECODE_H
 
@@ -13,12 +13,21 @@ typedef struct {
 typedef struct {
     size_t length, first; /* tokens so far; blocks[first ..] of the table are its own */
     int done, stopped, live;
+    int guessed;          /* the number behind its last token is a guess of the next one */
 } seq_state;
 
 typedef struct {
     size_t seq, n_blocks;
     int32_t *table; /* (max_blocks) */
 } slot_state;
+
+/* What a speculative session has beside: see speculate.c. */
+typedef struct {
+    uint64_t proposed, accepted;
+    void *memory; /* device */
+    r1_mtp io;    /* (rows) */
+    int32_t *host, *ints; /* (rows) rows of hidden states to go on from: host and device */
+} r1_drafts;
 
 struct r1_decode {
     r1_model *m;
@@ -36,7 +45,44 @@ struct r1_decode {
     size_t n_ints, rows;              /* rows: of the largest batch */
     void *hidden_memory;
     r1_tensor hidden;                 /* (P, C) last hidden state of each prompt */
+    r1_drafts drafts;
 };
+
+/* n tokens of one sequence, the first at position pos0, and its block table. */
+typedef struct {
+    const int32_t *tokens, *table;
+    size_t n, pos0;
+} batch_seq;
+
+/* Which token a row of hidden states predicts: of sequence `seq`, after `position` others. */
+typedef struct {
+    size_t seq, position;
+} draw;
+
+/* One sequence of a step: its rows of the batch, how many of their draws are its next tokens, whether
+ * its guess was right. */
+typedef struct {
+    size_t seq, row, rows, kept, right;
+    const int32_t *table;
+} step_seq;
+
+/* The integers of B sequences, as one batch, go to the device. last: (B) last row of each. */
+r1_code decode_upload(r1_decode *d, const batch_seq *seqs, size_t B, r1_seqs *out,
+                      const int32_t **ids, const int32_t **last, r1_status *st);
+/* Draws a token for each of the n rows of h, into ids and logp; logp NULL: not wanted. */
+r1_code decode_sample(r1_decode *d, const r1_tensor *h, const draw *which, size_t n, int32_t *ids,
+                      float *logp, r1_status *st);
+int decode_is_stop(const r1_decode *d, int32_t id);
+
+/* speculate.c: the memory of d->drafts, what it takes, and the two places where decode.c calls it. */
+size_t drafts_bytes(const r1_config *c, size_t rows);
+r1_code drafts_open(r1_decode *d, r1_status *st);
+void drafts_close(r1_decode *d);
+/* Prompts [p0, p1), whose hidden states are ws->y, become the past of the MTP module. */
+r1_code drafts_prefill(r1_decode *d, size_t p0, size_t p1, r1_status *st);
+/* Guesses the token after those that the sequences of a step keep; ids: all draws of the step. */
+r1_code drafts_make(r1_decode *d, const step_seq *seqs, size_t n, const int32_t *ids,
+                    r1_status *st);
 
 /* How a session is sized: the longest prompt, blocks of a sequence, slots wanted. */
 typedef struct {
@@ -44,7 +90,7 @@ typedef struct {
     size_t rows, ints;    /* of the largest batch; integers of one */
 } r1_decode_size;
 r1_decode_size decode_size(const r1_model *m, size_t sequences, size_t tokens, size_t longest,
-                           size_t max_blocks, size_t slots);
+                           size_t max_blocks, size_t slots, int speculative);
 
 static inline size_t
 blocks_of(size_t positions)
@@ -64,6 +110,13 @@ static inline size_t
 room(const r1_decode *d, size_t p)
 {
     return room_of(&d->m->config, d->prompts[p].length, d->spec.max_new);
+}
+
+/* There is room for two more tokens behind `length`: a guess of the first is worth its row. */
+static inline int
+worth_guessing(const r1_decode *d, size_t i, size_t length)
+{
+    return length + 2 <= room(d, i / d->spec.G);
 }
 
 /* Blocks of the positions that it can write: its last token is never fed back. */

@@ -56,11 +56,12 @@ host_open(r1_decode *d, r1_status *st)
  * tokens: of all prompts; longest: of one; max_blocks: of one sequence. */
 r1_decode_size
 decode_size(const r1_model *m, size_t sequences, size_t tokens, size_t longest, size_t max_blocks,
-            size_t slots)
+            size_t slots, int speculative)
 {
+    size_t layers = m->config.L + (size_t)speculative, rows_a_slot = speculative ? 2 : 1;
     size_t per_slot = max_blocks + 1; /* own and its prompt's; one is in both */
     size_t bytes; /* of a slot, in a plan beyond any memory */
-    if (__builtin_mul_overflow(per_slot, kvpool_block_bytes(m), &bytes)) {
+    if (__builtin_mul_overflow(per_slot, kvpool_block_bytes(m, layers), &bytes)) {
         bytes = SIZE_MAX;
     }
     size_t fit = KV_BYTES / bytes;
@@ -69,7 +70,7 @@ decode_size(const r1_model *m, size_t sequences, size_t tokens, size_t longest, 
     slots = slots > 0 ? slots : 1;
     size_t rows = longest > PREFILL_ROWS ? longest : PREFILL_ROWS;
     rows = rows < tokens ? rows : tokens;
-    rows = rows > slots ? rows : slots;
+    rows = rows > rows_a_slot * slots ? rows : rows_a_slot * slots;
     /* Every slot holds a sequence, and a prompt of its own at worst; one more prompt may wait. */
     return (r1_decode_size){slots, (slots + 1) * per_slot, rows,
                             4 * rows + (3 + max_blocks) * (slots + 1) + 4 * slots + 1};
@@ -85,7 +86,7 @@ device_open(r1_decode *d, r1_status *st)
         longest = d->prompts[p].length > longest ? d->prompts[p].length : longest;
     }
     r1_decode_size size = decode_size(m, s->P * s->G, (size_t)s->start[s->P], longest,
-                                      d->max_blocks, s->slots);
+                                      d->max_blocks, s->slots, s->speculative);
     s->slots = size.slots;
     d->rows = size.rows;
     d->n_ints = size.ints;
@@ -103,13 +104,20 @@ device_open(r1_decode *d, r1_status *st)
             return R1_FAIL(st, R1_ENOMEM, "out of memory for %zu slots", s->slots);
         }
     }
-    return kvpool_open(&d->pool, m, size.blocks, st);
+    if (s->speculative) {
+        R1_TRY(drafts_open(d, st));
+    }
+    return kvpool_open(&d->pool, m, m->config.L + (size_t)s->speculative, size.blocks, st);
 }
 
 r1_code
 r1_decode_open(r1_decode **out, r1_model *m, const r1_decode_spec *spec, r1_status *st)
 {
     *out = NULL;
+    if (spec->speculative && m->config.mtp == 0) {
+        return R1_FAIL(st, R1_EINVAL, "speculative decoding guesses with the MTP module, and this "
+                                      "model has none");
+    }
     r1_decode *d = r1_alloc(1, sizeof *d);
     if (d == NULL) {
         return R1_FAIL(st, R1_ENOMEM, "out of memory for a decode session");
@@ -118,6 +126,7 @@ r1_decode_open(r1_decode **out, r1_model *m, const r1_decode_spec *spec, r1_stat
     d->ws = &m->infer;
     d->version = m->version;
     d->spec = *spec;
+    d->spec.speculative = spec->speculative != 0;
     r1_code code = host_open(d, st);
     if (code == R1_OK && spec->P > 0) {
         code = device_open(d, st);
@@ -143,6 +152,7 @@ r1_decode_close(r1_decode *d)
         r1_free(d->slots[i].table);
     }
     kvpool_close(&d->pool, d->m);
+    drafts_close(d);
     if (d->ints != NULL) {
         d->m->ops->mem_free(d->m->dev, d->ints);
     }

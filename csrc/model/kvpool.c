@@ -12,27 +12,26 @@ layer_kv(const r1_model *m, size_t blocks)
 }
 
 size_t
-kvpool_block_bytes(const r1_model *m)
+kvpool_block_bytes(const r1_model *m, size_t layers)
 {
     r1_kv kv = layer_kv(m, 1);
-    return m->config.L * kv.Hkv * (r1_kv_k_bytes(&kv) + r1_kv_v_bytes(&kv));
+    return layers * kv.Hkv * (r1_kv_k_bytes(&kv) + r1_kv_v_bytes(&kv));
 }
 
 r1_code
-kvpool_open(r1_kvpool *pool, r1_model *m, size_t blocks, r1_status *st)
+kvpool_open(r1_kvpool *pool, r1_model *m, size_t layers, size_t blocks, r1_status *st)
 {
-    const r1_config *c = &m->config;
-    *pool = (r1_kvpool){.n_free = blocks};
-    pool->layers = r1_alloc(c->L, sizeof *pool->layers);
+    *pool = (r1_kvpool){.n_layers = layers, .n_free = blocks};
+    pool->layers = r1_alloc(layers, sizeof *pool->layers);
     pool->free = r1_alloc(blocks, sizeof *pool->free);
-    pool->memory = m->ops->mem_alloc(m->dev, blocks * kvpool_block_bytes(m));
+    pool->memory = m->ops->mem_alloc(m->dev, blocks * kvpool_block_bytes(m, layers));
     if (pool->layers == NULL || pool->free == NULL || pool->memory == NULL) {
         kvpool_close(pool, m);
         return R1_FAIL(st, R1_ENOMEM, "out of memory: %zu bytes of KV blocks",
-                       blocks * kvpool_block_bytes(m));
+                       blocks * kvpool_block_bytes(m, layers));
     }
     char *at = pool->memory;
-    for (size_t i = 0; i < c->L; i++) {
+    for (size_t i = 0; i < layers; i++) {
         r1_kv kv = layer_kv(m, blocks);
         kv.k = at;
         kv.v = at + blocks * kv.Hkv * r1_kv_k_bytes(&kv);

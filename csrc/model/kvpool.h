@@ -10,15 +10,16 @@
 #include "model.h"
 
 typedef struct {
-    r1_kv *layers;     /* (L) */
+    size_t n_layers;   /* L, and one of the MTP module where it guesses */
+    r1_kv *layers;     /* (n_layers) */
     void *memory;      /* device */
     int32_t *free;     /* stack of free block numbers */
     size_t n_free;
 } r1_kvpool;
 
 /* Bytes of one block over all layers. */
-size_t kvpool_block_bytes(const r1_model *m);
-r1_code kvpool_open(r1_kvpool *pool, r1_model *m, size_t blocks, r1_status *st);
+size_t kvpool_block_bytes(const r1_model *m, size_t layers);
+r1_code kvpool_open(r1_kvpool *pool, r1_model *m, size_t layers, size_t blocks, r1_status *st);
 void kvpool_close(r1_kvpool *pool, r1_model *m);
 /* n blocks into out: the pool is sized so that there always are enough (decode_open.c). */
 void kvpool_take(r1_kvpool *pool, int32_t *out, size_t n);

@@ -6,7 +6,7 @@
  *   linear.c  weight + bias + adapter               model.c  open, close, log-probs and gradients
  *   micro.c   sequences -> one packed micro-batch   score.c  the scalar head of reward models
  *   update.c  norm, clip, AdamW, router bias        decode.c sampling (decode_open.c, kvpool.c)
- *   plan.c    bytes of all this, nothing allocated
+ *   plan.c    bytes of all this, nothing allocated  speculate.c drafts of the MTP module
  *
  * A model is not locked here: whoever calls owns it. Errors leave the weights as they were, except
  * that an interrupted or failed gradient leaves partial gradients (zero them).
@@ -173,6 +173,12 @@ typedef struct {
     r1_tensor degate, deup, deact;        /* (N K, Fe) */
 } r1_temps;
 
+/* What the MTP module has beside its layer's activations, N rows; mtp.c has the equations. */
+typedef struct {
+    r1_tensor emb, cat, re, rh;           /* embedding (N, C), both normed (N, 2 C), rstds (N, 1) */
+    r1_tensor x, y, s, r;                 /* into the layer (N, C); final norm: output, stream, rstd */
+} r1_mtp;
+
 /* What is kept of a forward pass: its output; what enters each layer, from which backward computes
  * the layer's activations again, to the same bits; or every layer's activations. */
 typedef enum { R1_KEEP_NONE, R1_KEEP_STREAM, R1_KEEP_ALL } r1_keep;
@@ -188,8 +194,9 @@ typedef struct {
     r1_temps t;
     r1_tensor streams;                    /* (layers rows, C) s0 of all layers, or of one for all */
     r1_tensor y, s, r, dy;                /* final norm: output, stream, rstd; d y */
-    r1_tensor emb, cat, re, rh, mx, my, ms, mr, demb, dcat; /* MTP */
-    r1_acts *mtp;                         /* its layer's; shares acts[0] where all is recomputed */
+    r1_mtp mtp;
+    r1_tensor demb, dcat;                 /* of mtp.emb and mtp.cat */
+    r1_acts *mtp_acts;                    /* shares acts[0] where all is recomputed */
     r1_tensor hm, dhm;                    /* (rows, C) rows that carry a loss */
     r1_tensor logits;                     /* (chunk, V) */
     r1_tensor vec[12];                    /* (rows, 1) loss inputs and outputs: see head.c */
@@ -336,7 +343,7 @@ r1_code r1_plan_pass(const r1_config *c, r1_dtype dtype, const r1_ops *ops, r1_d
                      r1_pass_bytes *out, r1_status *st);
 r1_code r1_plan_decode(const r1_config *c, r1_dtype dtype, const r1_ops *ops, r1_dev *dev,
                        size_t P, size_t G, size_t prompt, size_t max_new, size_t slots,
-                       r1_decode_bytes *out, r1_status *st);
+                       int speculative, r1_decode_bytes *out, r1_status *st);
 
 /* ---- decode ---------------------------------------------------------------------------------- */
 
@@ -347,6 +354,7 @@ typedef struct {
     const int32_t *sample_ids;            /* (P) first word of the random counter */
     const int32_t *stop;                  /* (n_stop) */
     size_t n_stop, slots;                 /* sequences decoded at a time */
+    int speculative;                      /* the MTP module guesses: see speculate.c */
     uint64_t key;
     r1_sampling sampling;
 } r1_decode_spec;
@@ -360,9 +368,11 @@ typedef struct { /* of sequence p G + g */
 
 r1_code r1_decode_open(r1_decode **d, r1_model *m, const r1_decode_spec *spec, r1_status *st);
 void r1_decode_close(r1_decode *d);
-/* Up to `steps` more tokens for every live sequence; *live = sequences not done. */
-r1_code r1_decode_run(r1_decode *d, size_t steps, size_t *live, r1_status *st);
+/* Up to `tokens` more for every live sequence; *live = sequences not done. */
+r1_code r1_decode_run(r1_decode *d, size_t tokens, size_t *live, r1_status *st);
 r1_sequence r1_decode_get(const r1_decode *d, size_t i);
+/* Guesses of the MTP module that a step looked at, and how many of them were right. */
+void r1_decode_drafts(const r1_decode *d, uint64_t *proposed, uint64_t *accepted);
 /* Cuts sequence i to its first `keep` tokens and ends it. One that has not started goes on. */
 void r1_decode_stop(r1_decode *d, size_t i, size_t keep);
 
@@ -398,6 +408,8 @@ keep_of(int grad, int recompute)
     return !grad ? R1_KEEP_NONE : recompute ? R1_KEEP_STREAM : R1_KEEP_ALL;
 }
 
+void mtp_place(r1_mtp *io, r1_arena *a, const r1_config *c, size_t rows);
+r1_mtp mtp_view(const r1_mtp *io, size_t N);
 /* acts as seen by a batch of N <= rows rows (all tensors but s0 cut to N rows). */
 r1_acts acts_view(const r1_acts *a, size_t N, size_t K);
 r1_temps temps_view(const r1_temps *t, size_t N, size_t B, size_t K);
@@ -443,6 +455,10 @@ r1_code micro_open(r1_model *m, r1_workspace *ws, const r1_batch *batch, size_t 
                    size_t m0, r1_micro *mb, r1_status *st);
 void micro_close(r1_micro *mb);
 
+/* Rows y (N, C) and the tokens after them, -1 for none, to io->y; io->x enters the layer. */
+r1_code mtp_fwd(r1_model *m, const r1_mtp *io, const r1_tensor *y, const int32_t *next,
+                const r1_acts *a, const r1_temps *t, const r1_kv *kv, const r1_seqs *seqs,
+                r1_status *st);
 /* Forward and backward of the MTP module. dy: gradient of ws->y, added to. */
 r1_code mtp_run(r1_model *m, r1_workspace *ws, const r1_micro *mb, const r1_batch *batch,
                 const r1_pass *pass, const r1_tensor *dy, r1_outputs *out, r1_status *st);

@@ -11,55 +11,49 @@
  */
 #include "model.h"
 
-static r1_code
-mtp_fwd(r1_model *m, r1_workspace *ws, const r1_micro *mb, const r1_acts *a, const r1_temps *t,
-        r1_status *st)
+r1_code
+mtp_fwd(r1_model *m, const r1_mtp *io, const r1_tensor *y, const int32_t *next, const r1_acts *a,
+        const r1_temps *t, const r1_kv *kv, const r1_seqs *seqs, r1_status *st)
 {
     const r1_ops *ops = m->ops;
-    size_t N = mb->N, C = m->config.C;
+    size_t C = m->config.C;
     float eps = m->config.eps;
-    r1_tensor emb = r1_rows(&ws->emb, 0, N), cat = r1_rows(&ws->cat, 0, N);
-    r1_tensor first = r1_cols(&cat, 0, C), second = r1_cols(&cat, C, C);
-    r1_tensor re = r1_rows(&ws->re, 0, N), rh = r1_rows(&ws->rh, 0, N);
-    r1_tensor y = r1_rows(&ws->y, 0, N), mx = r1_rows(&ws->mx, 0, N);
-    r1_tensor my = r1_rows(&ws->my, 0, N), ms = r1_rows(&ws->ms, 0, N);
-    r1_tensor mr = r1_rows(&ws->mr, 0, N);
-    R1_TRY(ops->embed_fwd(m->dev, &emb, m->embed->weight, mb->next, st));
-    R1_TRY(ops->rmsnorm_fwd(m->dev, &first, NULL, &re, &emb, NULL, &m->enorm->value, eps, st));
-    R1_TRY(ops->rmsnorm_fwd(m->dev, &second, NULL, &rh, &y, NULL, &m->hnorm->value, eps, st));
-    R1_TRY(linear_fwd(m, &mx, &cat, &m->eh, NULL, st));
-    R1_TRY(block_fwd(m, &m->layers[m->config.L], a, t, &mx, NULL, &ws->kv, &mb->seqs, st));
-    return ops->rmsnorm_fwd(m->dev, &my, &ms, &mr, &a->s1, &a->f, &m->mtp_norm->value, eps, st);
+    r1_tensor first = r1_cols(&io->cat, 0, C), second = r1_cols(&io->cat, C, C);
+    R1_TRY(ops->embed_fwd(m->dev, &io->emb, m->embed->weight, next, st));
+    R1_TRY(ops->rmsnorm_fwd(m->dev, &first, NULL, &io->re, &io->emb, NULL, &m->enorm->value, eps,
+                            st));
+    R1_TRY(ops->rmsnorm_fwd(m->dev, &second, NULL, &io->rh, y, NULL, &m->hnorm->value, eps, st));
+    R1_TRY(linear_fwd(m, &io->x, &io->cat, &m->eh, NULL, st));
+    R1_TRY(block_fwd(m, &m->layers[m->config.L], a, t, &io->x, NULL, kv, seqs, st));
+    return ops->rmsnorm_fwd(m->dev, &io->y, &io->s, &io->r, &a->s1, &a->f, &m->mtp_norm->value, eps,
+                            st);
 }
 
 /* From ws->dhm (gradient of the rows that carry a loss) down to dy. */
 static r1_code
-mtp_bwd(r1_model *m, r1_workspace *ws, const r1_micro *mb, const r1_acts *a, const r1_temps *t,
-        const r1_pass *pass, const r1_tensor *dy, r1_status *st)
+mtp_bwd(r1_model *m, r1_workspace *ws, const r1_micro *mb, const r1_mtp *io, const r1_acts *a,
+        const r1_temps *t, const r1_pass *pass, const r1_tensor *dy, r1_status *st)
 {
     const r1_ops *ops = m->ops;
     size_t N = mb->N, C = m->config.C;
     r1_tensor dhm = r1_rows(&ws->dhm, 0, mb->mtp_M), demb = r1_rows(&ws->demb, 0, N);
-    r1_tensor cat = r1_rows(&ws->cat, 0, N), dcat = r1_rows(&ws->dcat, 0, N);
+    r1_tensor y = r1_rows(&ws->y, 0, N), dcat = r1_rows(&ws->dcat, 0, N);
     r1_tensor first = r1_cols(&dcat, 0, C), second = r1_cols(&dcat, C, C);
-    r1_tensor emb = r1_rows(&ws->emb, 0, N), y = r1_rows(&ws->y, 0, N);
-    r1_tensor re = r1_rows(&ws->re, 0, N), rh = r1_rows(&ws->rh, 0, N);
-    r1_tensor ms = r1_rows(&ws->ms, 0, N), mr = r1_rows(&ws->mr, 0, N);
     R1_TRY(ops->scatter_rows(m->dev, &demb, &dhm, mb->mtp_row, st));
-    R1_TRY(ops->rmsnorm_bwd(m->dev, &t->ds, param_grad(m->mtp_norm, 0), &demb, NULL, &ms, &mr,
+    R1_TRY(ops->rmsnorm_bwd(m->dev, &t->ds, param_grad(m->mtp_norm, 0), &demb, NULL, &io->s, &io->r,
                             &m->mtp_norm->value, st));
     R1_TRY(block_bwd(m, &m->layers[m->config.L], a, t, &mb->seqs, pass->balance_coef, st));
-    R1_TRY(linear_bwd(m, &dcat, &t->ds, &cat, &m->eh, NULL, 0, st));
-    R1_TRY(ops->rmsnorm_bwd(m->dev, &demb, param_grad(m->enorm, 0), &first, NULL, &emb, &re,
+    R1_TRY(linear_bwd(m, &dcat, &t->ds, &io->cat, &m->eh, NULL, 0, st));
+    R1_TRY(ops->rmsnorm_bwd(m->dev, &demb, param_grad(m->enorm, 0), &first, NULL, &io->emb, &io->re,
                             &m->enorm->value, st));
     if (pass->mtp_detach) { /* demb is a sink here: only hnorm's own gradient is wanted */
-        return ops->rmsnorm_bwd(m->dev, &demb, param_grad(m->hnorm, 0), &second, NULL, &y, &rh,
+        return ops->rmsnorm_bwd(m->dev, &demb, param_grad(m->hnorm, 0), &second, NULL, &y, &io->rh,
                                 &m->hnorm->value, st);
     }
     if (m->embed->trained) {
         R1_TRY(ops->embed_bwd(m->dev, &m->embed->grad[m->mtp_embed_use], &demb, mb->next, st));
     }
-    return ops->rmsnorm_bwd(m->dev, dy, param_grad(m->hnorm, 0), &second, dy, &y, &rh,
+    return ops->rmsnorm_bwd(m->dev, dy, param_grad(m->hnorm, 0), &second, dy, &y, &io->rh,
                             &m->hnorm->value, st);
 }
 
@@ -69,13 +63,13 @@ mtp_run(r1_model *m, r1_workspace *ws, const r1_micro *mb, const r1_batch *batch
 {
     const r1_config *c = &m->config;
     size_t M = mb->mtp_M;
-    r1_acts a = acts_view(ws->mtp, mb->N, c->K);
+    r1_acts a = acts_view(ws->mtp_acts, mb->N, c->K);
     r1_temps t = temps_view(&ws->t, mb->N, mb->seqs.B, c->K);
-    a.s0 = r1_rows(&ws->mx, 0, mb->N);
-    R1_TRY(mtp_fwd(m, ws, mb, &a, &t, st));
-
-    r1_tensor hm = r1_rows(&ws->hm, 0, M), my = r1_rows(&ws->my, 0, mb->N);
-    R1_TRY(m->ops->gather_rows(m->dev, &hm, &my, mb->mtp_row, st));
+    r1_mtp io = mtp_view(&ws->mtp, mb->N);
+    r1_tensor hm = r1_rows(&ws->hm, 0, M), y = r1_rows(&ws->y, 0, mb->N);
+    a.s0 = io.x;
+    R1_TRY(mtp_fwd(m, &io, &y, mb->next, &a, &t, &ws->kv, &mb->seqs, st));
+    R1_TRY(m->ops->gather_rows(m->dev, &hm, &io.y, mb->mtp_row, st));
     float *weight = r1_alloc(M, sizeof(float)), *logp = r1_alloc(M, sizeof(float));
     int32_t *draft = r1_alloc(M, sizeof(int32_t));
     r1_code code = R1_OK;
@@ -102,7 +96,7 @@ mtp_run(r1_model *m, r1_workspace *ws, const r1_micro *mb, const r1_batch *batch
         }
     }
     if (code == R1_OK) {
-        code = mtp_bwd(m, ws, mb, &a, &t, pass, dy, st);
+        code = mtp_bwd(m, ws, mb, &io, &a, &t, pass, dy, st);
     }
 done:
     r1_free(weight);

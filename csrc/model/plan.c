@@ -72,20 +72,24 @@ r1_plan_pass(const r1_config *c, r1_dtype dtype, const r1_ops *ops, r1_dev *dev,
 
 r1_code
 r1_plan_decode(const r1_config *c, r1_dtype dtype, const r1_ops *ops, r1_dev *dev, size_t P,
-               size_t G, size_t prompt, size_t max_new, size_t slots, r1_decode_bytes *out,
-               r1_status *st)
+               size_t G, size_t prompt, size_t max_new, size_t slots, int speculative,
+               r1_decode_bytes *out, r1_status *st)
 {
     r1_model *m;
     R1_TRY(plan_open(&m, c, dtype, ops, dev, st));
     size_t own = blocks_of(prompt + room_of(c, prompt, max_new) - 1), whole = blocks_of(prompt);
     size_t blocks = own > whole ? own : whole;
-    r1_decode_size s = decode_size(m, P * G, P * prompt, prompt, blocks, slots);
+    r1_decode_size s = decode_size(m, P * G, P * prompt, prompt, blocks, slots,
+                                   speculative);
     r1_arena kv = {0}, rest = {0}; /* which know no overflow */
-    r1_arena_push(&kv, s.blocks, kvpool_block_bytes(m));
+    r1_arena_push(&kv, s.blocks, kvpool_block_bytes(m, c->L + (size_t)speculative));
     r1_arena_push(&rest, P * G, max_new * (sizeof(int32_t) + sizeof(float)) + sizeof(seq_state));
     r1_arena_push(&rest, P, sizeof(prompt_state) + (prompt + blocks) * sizeof(int32_t) +
                                 c->C * sizeof(float));
     r1_arena_push(&rest, 2 * s.ints, sizeof(int32_t));
+    if (speculative) {
+        r1_arena_push(&rest, 1, drafts_bytes(c, s.rows));
+    }
     *out = (r1_decode_bytes){.slots = s.slots, .kv = kv.used, .rest = rest.used};
     r1_code code = workspace_measure(m, s.rows, s.slots + 1, 0, 0, R1_KEEP_NONE, &out->pass, st);
     r1_model_close(m);

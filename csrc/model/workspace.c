@@ -112,6 +112,19 @@ temps_place(r1_temps *t, r1_arena *ar, const r1_config *c, size_t n, size_t seqs
     t->deact = push(ar, n * c->K, c->Fe);
 }
 
+void
+mtp_place(r1_mtp *io, r1_arena *ar, const r1_config *c, size_t n)
+{
+    io->emb = push(ar, n, c->C);
+    io->cat = push(ar, n, 2 * c->C);
+    io->re = push(ar, n, 1);
+    io->rh = push(ar, n, 1);
+    io->x = push(ar, n, c->C);
+    io->y = push(ar, n, c->C);
+    io->s = push(ar, n, c->C);
+    io->r = push(ar, n, 1);
+}
+
 /* Rows of logits at a time: about a megabyte of them so that they stay in the cache, but at least
  * 16 rows; never tokens x V. */
 static size_t
@@ -137,17 +150,10 @@ trunk_place(r1_workspace *ws, r1_arena *ar, const r1_config *c)
     ws->s = push(ar, n, c->C);
     ws->r = push(ar, n, 1);
     if (grad && c->mtp) {
-        if (ws->mtp != ws->acts) {
-            acts_place(ws->mtp, ar, c, n);
+        if (ws->mtp_acts != ws->acts) {
+            acts_place(ws->mtp_acts, ar, c, n);
         }
-        ws->emb = push(ar, n, c->C);
-        ws->cat = push(ar, n, 2 * c->C);
-        ws->re = push(ar, n, 1);
-        ws->rh = push(ar, n, 1);
-        ws->mx = push(ar, n, c->C);
-        ws->my = push(ar, n, c->C);
-        ws->ms = push(ar, n, c->C);
-        ws->mr = push(ar, n, 1);
+        mtp_place(&ws->mtp, ar, c, n);
         ws->demb = push(ar, n, c->C);
         ws->dcat = push(ar, n, 2 * c->C);
     }
@@ -203,7 +209,7 @@ workspace_shape(r1_model *m, r1_workspace *ws, size_t rows, size_t seqs, size_t 
         return R1_FAIL(st, R1_ENOMEM, "out of memory for activations");
     }
     ws->acts = acts;
-    ws->mtp = &acts[keep == R1_KEEP_STREAM ? 0 : ws->kept]; /* it is done before the layers */
+    ws->mtp_acts = &acts[keep == R1_KEEP_STREAM ? 0 : ws->kept]; /* it is done before the layers */
     return R1_OK;
 }
 
@@ -295,5 +301,16 @@ temps_view(const r1_temps *t, size_t N, size_t B, size_t K)
         by_slot[i]->rows = N * K;
     }
     v.balance.rows = v.balance_sum.rows = B;
+    return v;
+}
+
+r1_mtp
+mtp_view(const r1_mtp *io, size_t N)
+{
+    r1_mtp v = *io;
+    r1_tensor *by_row[] = {&v.emb, &v.cat, &v.re, &v.rh, &v.x, &v.y, &v.s, &v.r};
+    for (size_t i = 0; i < sizeof by_row / sizeof by_row[0]; i++) {
+        by_row[i]->rows = N;
+    }
     return v;
 }
