@@ -168,6 +168,8 @@ class GRPOTrainer(Trainer):
         everything, parts = Completions.join(sampled), np.concatenate(verdicts)
         metrics = self._statistics(everything, parts)
         metrics["sampled_tokens"] = sum(map(len, everything.completion_ids))
+        if everything.drafts[0]:
+            metrics["speculative_acceptance"] = everything.drafts[1] / everything.drafts[0]
         # where more was sampled than needed: groups with something to compare come first
         groups = sorted(np.argsort(dull, kind="stable")[:wanted].tolist())
         flat = [i for g in groups for i in everything.group(g)]

@@ -176,7 +176,8 @@ def plan_training(config: ModelConfig | dict[str, Any], args: TrainingConfig,
             config, length=longest + completion, reference=args.beta > 0 and lora is None,
             scoring=args.importance_sampling_level == "sequence" or args.beta > 0 and bool(lora),
             prompts=args.prompts_per_rollout, num_generations=args.num_generations,
-            prompt_length=min(longest, context - 1), max_new_tokens=completion, **common)
+            prompt_length=min(longest, context - 1), max_new_tokens=completion,
+            speculative=args.speculative, **common)
     if isinstance(args, RewardConfig) and args.kind == "pairwise":
         common["sequences"] *= 2
     if isinstance(args, SFTConfig) and args.packing and sequences is None:

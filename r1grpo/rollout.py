@@ -45,6 +45,7 @@ class Completions:
     finish_reasons: list[str]  # (P G), "stop" or "length"
     texts: list[str]  # (P G); empty strings without a tokenizer
     prefilled: list[bool]  # (P G); the prompt opened the thought, the completion begins inside it
+    drafts: tuple[int, int] = (0, 0)  # of speculative sampling: tokens guessed, guesses right
 
     def __len__(self) -> int:
         return len(self.completion_ids)
@@ -54,12 +55,12 @@ class Completions:
         return range(prompt * self.group_size, (prompt + 1) * self.group_size)
 
     def select(self, prompts: Sequence[int]) -> Completions:
-        """The groups of some prompts, in that order."""
+        """The groups of some prompts, in that order. drafts stay those of all."""
         flat = [i for p in prompts for i in self.group(p)]
         return Completions([self.prompt_ids[p] for p in prompts], self.group_size,
                            [self.completion_ids[i] for i in flat], [self.logprobs[i] for i in flat],
                            [self.finish_reasons[i] for i in flat], [self.texts[i] for i in flat],
-                           [self.prefilled[i] for i in flat])
+                           [self.prefilled[i] for i in flat], self.drafts)
 
     @staticmethod
     def join(parts: Sequence[Completions]) -> Completions:
@@ -68,7 +69,8 @@ class Completions:
             return [one for part in parts for one in getattr(part, name)]
         return Completions(flat("prompt_ids"), parts[0].group_size, flat("completion_ids"),
                            flat("logprobs"), flat("finish_reasons"), flat("texts"),
-                           flat("prefilled"))
+                           flat("prefilled"), (sum(part.drafts[0] for part in parts),
+                                               sum(part.drafts[1] for part in parts)))
 
 
 def rollout(model: Any, prompts: Sequence[Sequence[int]], group_size: int, sampling: Sampling,
@@ -84,7 +86,7 @@ def rollout(model: Any, prompts: Sequence[Sequence[int]], group_size: int, sampl
     if stop is None and getattr(tokenizer, "stop_ids", ()):
         stop = tuple(dict.fromkeys((*model.config.stop_ids(), *tokenizer.stop_ids)))
     options = {**sampling.filters(), "seed": seed, "step": step, "stop_token_ids": stop,
-               "sample_ids": sample_ids}
+               "sample_ids": sample_ids, "speculative": sampling.speculative}
     length = sampling.max_completion_length
     if stop_strings:
         session = model.session(ids_in, group_size, length, **options)
@@ -102,7 +104,7 @@ def rollout(model: Any, prompts: Sequence[Sequence[int]], group_size: int, sampl
     texts = [completion_text(tokenizer, one) if tokenizer else "" for one in ids]
     return Completions(ids_in, group_size, ids, list(sampled.logprobs),
                        list(sampled.finish_reasons), texts,
-                       prefilled(tokenizer, ids_in, group_size))
+                       prefilled(tokenizer, ids_in, group_size), sampled.drafts)
 
 
 def fit_vocabulary(model: Any, tokenizer: Any) -> None:

@@ -41,7 +41,7 @@ from .trackers import open_trackers
 # options that a resumed run may give differently: they cannot change the bits of a step that both
 # runs take. The length is one where no learning rate depends on it: under the constant schedule
 FREE_OPTIONS = {"output_dir", "save_steps", "report_to", "micro_batch_tokens",
-                "gradient_checkpointing"}
+                "gradient_checkpointing", "speculative"}
 LENGTH_OPTIONS = {"max_steps", "num_train_epochs"}
 
 Callback = Callable[["Trainer", dict[str, Any]], None]

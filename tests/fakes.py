@@ -55,7 +55,7 @@ class FakeSession:
         logp = [one[:self._length(i)] for i, one in enumerate(self._all.logprobs)]
         why = ["stop" if self._kept[i] is not None else one
                for i, one in enumerate(self._all.finish_reasons)]
-        return SimpleNamespace(completion_ids=ids, logprobs=logp, finish_reasons=why)
+        return SimpleNamespace(completion_ids=ids, logprobs=logp, finish_reasons=why, drafts=(0, 0))
 
 
 class FakeModel:
@@ -116,10 +116,11 @@ class FakeModel:
         return (x - np.log(np.exp(x).sum(axis=1, keepdims=True))).astype(np.float32)
 
     def generate(self, prompts, num_generations=1, max_new_tokens=128, temperature=1.0, top_k=0,
-                 top_p=1.0, min_p=0.0, seed=0, step=0, stop_token_ids=None, sample_ids=None):
+                 top_p=1.0, min_p=0.0, seed=0, step=0, stop_token_ids=None, sample_ids=None,
+                 speculative=False):
         logp = self._logp(temperature)
         stops = (self.config.eos_token_id,) if stop_token_ids is None else stop_token_ids
-        out = SimpleNamespace(completion_ids=[], logprobs=[], finish_reasons=[])
+        out = SimpleNamespace(completion_ids=[], logprobs=[], finish_reasons=[], drafts=(0, 0))
         for p, prompt in enumerate(prompts):
             for g in range(num_generations):
                 rng = np.random.default_rng([seed, step, (sample_ids or range(len(prompts)))[p], g])

@@ -96,7 +96,7 @@ GENERATE = [
     ({"sample_ids": [0, -1]}, ValueError, "sample_ids"),
     ({"sample_ids": [0, 2**31]}, ValueError, "sample_ids"),
     ({"sample_ids": [0, 1.5]}, TypeError, "sample_ids"),
-    ({"speculative": True}, ValueError, "speculative"), ({"topk": 5}, TypeError, "topk"),
+    ({"topk": 5}, TypeError, "topk"),
 ]
 
 

@@ -198,11 +198,6 @@ def support(logp: np.ndarray) -> np.ndarray:
     return out
 
 
-def test_speculative_raises(moe: Model) -> None:
-    with pytest.raises(ValueError, match="speculative"):
-        moe.generate(PROMPTS, speculative=True)
-
-
 # ---- log-probs -----------------------------------------------------------------------------------
 
 

@@ -71,14 +71,14 @@ def answer(model: Model, tokenizer: Tokenizer, prompt: list[int], flags: argpars
            seed: int, out: TextIO) -> str:
     """Stream one completion; returns its text. Ctrl-C ends it early."""
     session = model.session([prompt], 1, flags.max_tokens or _MOST, temperature=flags.temperature,
-                            top_p=flags.top_p, seed=seed,
+                            top_p=flags.top_p, seed=seed, speculative=flags.speculative,
                             stop_token_ids=(*model.config.stop_ids(), *tokenizer.stop_ids))
     screen = Dimmed(out, tokenizer.opens_thought(prompt))
     text, decoder = "", tokenizer.stream()
     try:
         while not session.done:
             shown = len(session.ids(0))
-            session.run(1)
+            session.run(4 if flags.speculative else 1)
             text += screen.write(decoder.put(session.ids(0)[shown:]))
     except KeyboardInterrupt:
         if not flags.chat:

@@ -34,6 +34,7 @@ class GRPOConfig(TrainingConfig):
     min_p: float | None = None
     stop_strings: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] | None = None  # None: the model's end of sequence
+    speculative: bool = False  # the MTP module guesses a token ahead; changes no sample
     beta: float = 0.0
     epsilon: float = 0.2
     epsilon_high: float | None = None  # cispo: the bound of the weight itself
@@ -134,7 +135,7 @@ class GRPOConfig(TrainingConfig):
 
     def sampling(self, step: int = 0) -> Sampling:
         return Sampling(self.completion_length(step), self.temperature, self.top_k, self.top_p,
-                        self.min_p or 0.0, self.stop_token_ids)
+                        self.min_p or 0.0, self.stop_token_ids, self.speculative)
 
     def difference(self, other: GRPOConfig) -> dict[str, tuple[Any, Any]]:
         """{option: (mine, theirs)} of every option in which the two differ."""

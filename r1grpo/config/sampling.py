@@ -17,6 +17,7 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     stop_token_ids: tuple[int, ...] | None = None
+    speculative: bool = False  # the MTP module guesses a token ahead; changes no sample
 
     def filters(self) -> dict[str, float]:
         """What changes a log-prob, as keywords of Model.logprobs and Model.policy_gradient."""
@@ -37,6 +38,7 @@ class EvalConfig:
     min_p: float = 0.0
     stop_strings: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] | None = None
+    speculative: bool = False  # the MTP module guesses a token ahead; changes no sample
     batch_prompts: int = 64  # prompts a call of the sampler; cannot change a sample
     seed: int = 0
 
@@ -53,4 +55,4 @@ class EvalConfig:
 
     def sampling(self) -> Sampling:
         return Sampling(self.max_completion_length, self.temperature, self.top_k, self.top_p,
-                        self.min_p, self.stop_token_ids)
+                        self.min_p, self.stop_token_ids, self.speculative)
