@@ -1,8 +1,10 @@
 """`r1grpo generate`: text as it comes, a conversation, thinking shown dim."""
 
+import shutil
+
 import pytest
 
-from r1grpo import cli
+from r1grpo import Model, ModelConfig, cli
 from r1grpo.commands.generate import Dimmed
 
 
@@ -13,6 +15,23 @@ def test_generate_streams_what_the_model_draws(here, capsys):
     assert first.err == "(cut off after 9 tokens)\n" and "\x1b" not in first.out
     assert cli.main(arguments) == 0 and capsys.readouterr().out == first.out
     assert cli.main([*arguments, "--raw"]) == 0 and capsys.readouterr().out != first.out
+
+
+def test_speculative_streams_the_same_text(here, capsys):
+    config = ModelConfig(vocab_size=280, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                         intermediate_size=24, max_position_embeddings=96, eos_token_id=0,
+                         initializer_range=0.02, num_nextn_predict_layers=1)
+    Model(config, seed=0).save_pretrained("guesser")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(f"model/{name}", "guesser")
+    arguments = ["generate", "--model", "guesser", "what is 1 ?", "--raw", "--max-tokens", "40"]
+    texts = []
+    for more in ([], ["--speculative"]):
+        assert cli.main([*arguments, *more]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != ""
+    assert cli.main(["generate", "--model", "model", "1", "--speculative"]) == 2
+    assert "multi-token-prediction module" in capsys.readouterr().err
 
 
 def test_chat_keeps_the_history_and_resets(here, capsys, monkeypatch):
