@@ -466,7 +466,7 @@ def test_save_and_load_keep_every_bit(name: str, tmp_path) -> None:
     model.save_pretrained(tmp_path / "a")
     files = {"config.json", "generation_config.json", "model.safetensors"}
     if model.config.num_nextn_predict_layers:
-        files.add("mtp.safetensors")
+        files |= {"mtp.safetensors", "model.safetensors.index.json"}
     assert {p.name for p in (tmp_path / "a").iterdir()} == files
     again = Model.from_pretrained(tmp_path / "a", device="cpu", dtype="float32")
     assert replace(again.config, extra=model.config.extra) == model.config
