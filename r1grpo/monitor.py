@@ -288,7 +288,8 @@ def format_seconds(seconds: float) -> str:
 
 
 class Progress:
-    """A progress bar with time left and current figures; plain lines where no terminal is.
+    """A progress bar with time left and current figures; plain lines where no terminal is, none where
+    it is quiet.
 
     >>> with Progress(120, "r1_zero") as bar:
     ...     bar.update(reward=0.41)
@@ -297,12 +298,14 @@ class Progress:
     """
 
     def __init__(self, total: int, description: str, done: int = 0,
-                 file: TextIO | None = None) -> None:
+                 file: TextIO | None = None, quiet: bool = False) -> None:
         self.total, self.description, self.done = total, description, done
         self._file = file or sys.stderr
         self._start, self._first = time.monotonic(), done
         self._due = False  # a plain line is due whatever the way since the last one
-        self._bar = None
+        self._quiet, self._bar = quiet, None
+        if quiet:
+            return
         if _in_notebook() or self._file.isatty():
             self._bar = tqdm(total=total, initial=done, desc=description, file=self._file,
                              dynamic_ncols=not _in_notebook(), mininterval=0.2)
@@ -331,14 +334,21 @@ class Progress:
             self._bar.set_postfix_str(", ".join([f"{k}={v}" for k, v in words.items()] + share),
                                       refresh=False)
             self._bar.update(steps)
-        elif self._due or self.done == self.total \
-                or self.done * 10 // self.total > before * 10 // self.total:
+        elif not self._quiet and (self._due or self.done == self.total or
+                                  self.done * 10 // self.total > before * 10 // self.total):
             self._due = False
             pace = (time.monotonic() - self._start) / max(self.done - self._first, 1)
             left = format_seconds(pace * (self.total - self.done))
             shown = "".join(f"  {one}" for one in [f"{k} {v}" for k, v in words.items()] + share)
             print(f"{self.description} {self.done}/{self.total} {self.done / self.total:4.0%}  "
                   f"{left} left{shown}", file=self._file, flush=True)
+
+    def write(self, text: str) -> None:
+        """Say something above the bar, however quiet it is; nothing for ""."""
+        if text and self._bar is not None:
+            self._bar.write(text, file=self._file)
+        elif text:
+            print(text, file=self._file, flush=True)
 
     def close(self) -> None:
         """Leave the last state of the bar standing."""

@@ -42,7 +42,7 @@ class TensorBoard:
 
     package = "tensorboardX"
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, name: str | None) -> None:
         self._module = _import(self.package, "tensorboard")
         self._folder = (folder or Path("runs")) / "tensorboard"
 
@@ -65,13 +65,13 @@ class WandB:
 
     package = "wandb"
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, name: str | None) -> None:
         self._module = _import(self.package, "wandb")
-        self._folder = folder
+        self._folder, self._name = folder, name
 
     def start(self, config: Config) -> None:
-        name, folder = (self._folder.name, str(self._folder)) if self._folder else (None, None)
-        self._run = self._module.init(project="r1grpo", name=name, group=name, dir=folder,
+        folder = self._folder and str(self._folder)
+        self._run = self._module.init(project="r1grpo", name=self._name, group=self._name, dir=folder,
                                       config=dict(config))
 
     def log(self, step: int, metrics: Metrics) -> None:
@@ -86,9 +86,9 @@ class Trackio:
 
     package = "trackio"
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, name: str | None) -> None:
         self._module = _import(self.package, "trackio")
-        self._name = folder.name if folder else None
+        self._name = name
 
     def start(self, config: Config) -> None:
         self._module.init(project="r1grpo", name=self._name, config=dict(config))
@@ -157,8 +157,10 @@ class Trackers:
                               f"on: {error!r}", TrackerWarning, stacklevel=3)
 
 
-def open_trackers(report_to: str | Sequence[str], folder: str | Path | None = None) -> Trackers:
+def open_trackers(report_to: str | Sequence[str], folder: str | Path | None = None,
+                  name: str | None = None) -> Trackers:
     """The trackers of that name; a missing package raises ImportError that says what to install.
-    folder: of the run, which names it."""
+    folder: of the run; name: of the run, else the folder's."""
     path = Path(folder) if folder else None
-    return Trackers([TRACKERS[name](path) for name in tracker_names(report_to)])
+    name = name or (path.name if path else None)
+    return Trackers([TRACKERS[one](path, name) for one in tracker_names(report_to)])

@@ -34,14 +34,18 @@ from numpy.typing import NDArray
 from . import checkpoint
 from .brief import brief
 from .config import ConfigError, TrainingConfig
+from .console import report
 from .device import peak_flops
+from .monitor import Progress
 from .plan import check_fits, plan_training, resident_memory
 from .trackers import open_trackers
 
 # options that a resumed run may give differently: they cannot change the bits of a step that both
 # runs take. The length is one where no learning rate depends on it: under the constant schedule
-FREE_OPTIONS = {"output_dir", "save_steps", "report_to", "micro_batch_tokens",
-                "gradient_checkpointing", "speculative"}
+FREE_OPTIONS = {"output_dir", "save_steps", "save_total_limit", "logging_steps",
+                "logging_first_step", "log_completions", "num_completions_to_print", "disable_tqdm",
+                "report_to", "run_name", "micro_batch_tokens", "gradient_checkpointing",
+                "speculative"}
 LENGTH_OPTIONS = {"max_steps", "num_train_epochs"}
 
 Callback = Callable[["Trainer", dict[str, Any]], None]
@@ -162,7 +166,7 @@ class Trainer:
         self.num_tokens = 0  # tokens in the loss so far
         self.processed_tokens = 0  # tokens through forward and backward so far, prompts included
         self.log_history: list[dict[str, Any]] = []
-        self._trackers = open_trackers(args.report_to, args.output_dir)
+        self._trackers = open_trackers(args.report_to, args.output_dir, args.run_name)
 
     def _require_memory(self, length: int, prompt_length: int | None = None,
                         sequences: int | None = None) -> None:
@@ -237,14 +241,19 @@ class Trainer:
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None
               ) -> list[dict[str, Any]]:
-        """Run to the last step and return log_history. resume_from_checkpoint: a checkpoint's
-        folder, or True for the newest in output_dir. Ctrl-C saves a checkpoint (where output_dir
-        is set) and is raised again; calling train() once more goes on."""
+        """Run to the last step and return log_history, with a bar on stderr (unless disable_tqdm)
+        and what console.py says. resume_from_checkpoint: a checkpoint's folder, or True for the
+        newest in output_dir. Ctrl-C saves a checkpoint (where output_dir is set) and is raised again;
+        calling train() once more goes on."""
         if resume_from_checkpoint:
             self.load_checkpoint(None if resume_from_checkpoint is True else resume_from_checkpoint)
         try:
-            for _ in self:
-                pass
+            with Progress(self.total_steps, type(self).__name__, self.step,
+                          quiet=self.args.disable_tqdm) as bar:
+                for metrics in self:
+                    name = "reward" if "reward" in metrics else "loss"
+                    bar.update(peak_share=metrics["peak_share"], **{name: metrics[name]})
+                    bar.write(report(self, metrics))
         except KeyboardInterrupt:
             if self.args.output_dir:
                 with uninterrupted():
@@ -294,6 +303,8 @@ class Trainer:
             raise ConfigError("save_checkpoint needs output_dir")
         state, name = self.state_dict(), checkpoint.step_name(self.step)
         checkpoint.save_checkpoint(self.args.output_dir, name, state["arrays"], state["meta"])
+        if self.args.save_total_limit is not None:
+            checkpoint.prune_checkpoints(self.args.output_dir, self.args.save_total_limit)
         return Path(self.args.output_dir) / name
 
     def load_checkpoint(self, path: str | Path | None = None) -> None:

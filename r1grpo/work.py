@@ -29,6 +29,7 @@ import numpy as np
 
 from .checkpoint import load_newest, prune_checkpoints, save_checkpoint, step_name
 from .config import EvalConfig
+from .console import report
 from .device import get_device
 from .evaluate import evaluate
 from .grpo import GRPOTrainer
@@ -239,6 +240,8 @@ class Work:
                 shown = {key: row[key] for key in ("reward", "loss") if key in row}
                 self.advance(phase, sequences, peak_share=metrics["peak_share"],
                              **dict(islice(shown.items(), 1)))
+                if self.meter:
+                    self.meter.progress.write(report(trainer, metrics))
                 if last or step % save_steps == 0 or self.stop.requested:
                     self._save(folder, trainer, monitor, selection)
                     saved = step
@@ -282,7 +285,7 @@ class Work:
             arrays = arrays | {f"best/{k}": v for k, v in selection.weights.items()}
             meta["best"] = [selection.step, selection.figures, selection.sampled_tokens]
         save_checkpoint(folder, step_name(trainer.step), arrays, meta)
-        prune_checkpoints(folder, keep=1)
+        prune_checkpoints(folder, keep=trainer.args.save_total_limit or 1)
         self.ledger.save()
 
     def _look_at_rollout(self, phase: str, trainer: GRPOTrainer) -> dict[str, float]:

@@ -29,7 +29,7 @@ def test_bad_requests_are_one_line_and_leave_nothing(here, tmp_path, capsys):
     says(grpo(out, settings=("layot=gsm8k",)), "did you mean 'layout'")
     says(grpo(out, settings=("num_generations=four",)), "num_generations is 'four', expected int")
     says(grpo(out, settings=("use_vllm=true",)), "use_vllm", "one engine")
-    says(grpo(out, settings=("logging_steps=1",)), "logging_steps", "every step is recorded")
+    says(grpo(out, settings=("logging_dir=x",)), "logging_dir", "trackers write into output_dir")
     says(grpo(out, settings=("output_dir=x",)), "--out")
     says(grpo(out, settings=("nothing",)), "key=value")
     says(grpo(out, "--preset", "r1-zero"), "did you mean 'r1_zero'")

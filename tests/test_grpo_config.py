@@ -79,7 +79,7 @@ def test_unsupported_and_unknown_options_are_named(option, words):
 
 
 def test_options_of_trl_that_ask_for_what_is_done_anyway_are_taken():
-    plain = GRPOConfig(use_vllm=False, gradient_accumulation_steps=1, bf16=False, logging_steps=1,
+    plain = GRPOConfig(use_vllm=False, gradient_accumulation_steps=1, bf16=False,
                        remove_unused_columns=False, repetition_penalty=1.0)
     assert plain == GRPOConfig()
     with pytest.raises(ConfigError, match="'use_vllm' is not supported"):

@@ -17,7 +17,7 @@ PLAIN = {"added_tokens", "algebra", "brief", "charts", "chat_targets", "chat_tem
          "text_stream", "tokenizer", "toml", "trackers", "verifiers", "vocabulary"}
 FACE = {"_core", "advantage", "batch", "device", "load_folder", "losses", "model", "model_files",
         "model_source", "model_state", "plan", "rollout", "sampling", "save_folder", "weights"}
-TRAINERS = {"distill", "evaluate", "folder", "grpo", "rejection", "reward_model", "scoring", "sft",
+TRAINERS = {"console", "distill", "evaluate", "folder", "grpo", "rejection", "reward_model", "scoring", "sft",
             "trainer"}
 STORY = {"cli", "commands", "doctor", "measure", "pipeline", "recipe", "report", "run", "sources",
          "stages", "work"}

@@ -69,6 +69,13 @@ def test_every_tracker_gets_the_config_once_and_every_step(packages, tmp_path):
     assert len(board.named("close")) == 1
 
 
+def test_a_run_has_the_name_that_it_is_given(packages, tmp_path):
+    train(("wandb", "trackio"), tmp_path, run_name="mine")
+    for package in list(packages.values())[1:]:
+        [(_, options)] = package.named("init")
+        assert options["name"] == "mine"
+
+
 def test_a_run_without_trackers_has_the_same_bits(packages, tmp_path):
     def losses(report_to):
         return [one["loss"] for one in train(report_to, tmp_path)]

@@ -48,7 +48,7 @@ def run(flags: argparse.Namespace) -> int:
             check_fits(sft_plan(options, student))
         student.model = open_model(inputs, tokenizer, options.args.seed)
         print(show_sft(student))
-        with showing(work, {"distill": planned(student)}):
+        with showing(work, {"distill": planned(student)}, options.args):
             train(work, "distill", student, options.args.save_steps, inputs.merge)
         # the teacher's own training is left out: nobody here knows it
         costs = {"without_teacher": work.ledger.cost("distill"),

@@ -40,7 +40,7 @@ def run(flags: argparse.Namespace) -> int:
     if longest + max(args.completion_length(step) for step in range(trainer.total_steps)) > context:
         print(f"the model's context of {context:,} tokens ends longer completions")
     with working(options, flags.out, flags.resume) as work, \
-            showing(work, {"grpo": planned(trainer)}):
+            showing(work, {"grpo": planned(trainer)}, options.args):
         train(work, "grpo", trainer, options.args.save_steps, inputs.merge)
     print(f"max_logprob_gap {trainer.max_logprob_gap!r} over {trainer.gap_tokens:,} tokens")
     print(flags.out / FINAL)

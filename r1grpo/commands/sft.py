@@ -27,7 +27,7 @@ def run(flags: argparse.Namespace) -> int:
     trainer.model = open_model(inputs, tokenizer, options.args.seed)
     print(show_sft(trainer))
     with working(options, flags.out, flags.resume) as work, \
-            showing(work, {"sft": planned(trainer)}):
+            showing(work, {"sft": planned(trainer)}, options.args):
         train(work, "sft", trainer, options.args.save_steps, inputs.merge)
     print(flags.out / FINAL)
     return 0

@@ -72,9 +72,10 @@ def working(options: Options, out: Path, resumed: bool) -> Iterator[Work]:
 
 
 @contextlib.contextmanager
-def showing(work: Work, phases: Mapping[str, int]) -> Iterator[None]:
-    """A bar over the sequences of some phases."""
-    with Progress(sum(phases.values()), next(iter(phases)), file=sys.stderr) as bar:
+def showing(work: Work, phases: Mapping[str, int], args: Any = None) -> Iterator[None]:
+    """A bar over the sequences of some phases; args: options that may say to leave it out."""
+    with Progress(sum(phases.values()), next(iter(phases)), file=sys.stderr,
+                  quiet=getattr(args, "disable_tqdm", False)) as bar:
         work.meter = Meter(dict(phases), bar)
         yield
 

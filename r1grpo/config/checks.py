@@ -21,7 +21,8 @@ _ENGINE = "sampling and training are one engine here, leave it out"
 _ONE = "one process, one device; leave it out"
 _LORA = "give peft_config=LoraConfig(...) to the trainer, or --lora R to a command"
 _BF16 = "give dtype to Model(...), or --dtype bfloat16 to a command"
-_EVERY = "every step is recorded; leave it out"
+_TRACKED = "trackers write into output_dir; leave it out"
+_GRPO = "completions are GRPO's"
 _DTYPE = "weights are float32 or bfloat16, there is no quantised training; give dtype to Model(...)"
 _UNSUPPORTED: dict[str, str] = {
     "gradient_accumulation_steps": _MICRO,
@@ -61,14 +62,11 @@ _UNSUPPORTED: dict[str, str] = {
     "pad_to_multiple_of": "sequences are packed without padding; leave it out",
     "remove_unused_columns": "every column reaches the reward functions; leave it out",
     "dataset_text_field": "name the column 'text'",
-    "log_completions": "give callbacks= one that reads trainer.completion_rows()",
+    "log_completions": _GRPO, "num_completions_to_print": _GRPO,
     "eval_strategy": "call trainer.evaluate() in a callback",
     "eval_steps": "call trainer.evaluate() in a callback",
     "save_strategy": "set save_steps, 0 is never",
-    "logging_steps": _EVERY, "logging_strategy": _EVERY, "logging_first_step": _EVERY,
-    "logging_dir": _EVERY, "disable_tqdm": "nothing is printed; leave it out",
-    "run_name": "not implemented; leave it out",
-    "save_total_limit": "every state stays; leave it out and delete what is old",
+    "logging_strategy": "set logging_steps, 0 is never", "logging_dir": _TRACKED,
     "overwrite_output_dir": "nothing is overwritten; choose another output_dir",
     "gradient_checkpointing_kwargs": "set gradient_checkpointing alone",
     "dataset_num_proc": _ONE, "dataloader_num_workers": _ONE,
@@ -91,7 +89,7 @@ _UNSUPPORTED_PREFIX = {"vllm_": _ENGINE, "sapo_": "loss_type 'sapo' is not imple
 # TRL's options at the values that ask for what is done here anyway: taken, and forgotten
 _AS_IT_IS: dict[str, Any] = {
     "use_vllm": False, "use_liger_kernel": False, "use_transformers_continuous_batching": False,
-    "gradient_accumulation_steps": 1, "auto_find_batch_size": False, "logging_steps": 1,
+    "gradient_accumulation_steps": 1, "auto_find_batch_size": False, "logging_strategy": "steps",
     "remove_unused_columns": False, "log_completions": False, "repetition_penalty": 1.0,
     "top_entropy_quantile": 1.0, "use_adaptive_entropy": False, "optim": "adamw_torch",
     "multi_objective_aggregation": "sum_then_normalize", "bf16": False, "fp16": False,

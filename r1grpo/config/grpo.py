@@ -57,6 +57,8 @@ class GRPOConfig(TrainingConfig):
     filter_zero_std_samples: bool = False  # DAPO's dynamic sampling, eq. 11
     max_num_gen_batches: int = 4  # rollouts it may take to fill a batch; ours
     num_generations_eval: int | None = None
+    log_completions: bool = False  # train() shows them: see console.py
+    num_completions_to_print: int | None = None  # None: all of a rollout
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -107,6 +109,8 @@ class GRPOConfig(TrainingConfig):
             "max_num_gen_batches must be at least 1": self.max_num_gen_batches >= 1,
             "num_generations_eval must be at least 1 or None":
                 self.num_generations_eval is None or self.num_generations_eval >= 1,
+            "num_completions_to_print must be at least 1 or None":
+                self.num_completions_to_print is None or self.num_completions_to_print >= 1,
         })
         if self.generation_batch_size % self.num_generations:
             raise ConfigError(

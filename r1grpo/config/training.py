@@ -32,7 +32,12 @@ class TrainingConfig:
     router_bias_rate: float = 0.0  # 0: the routing bias is frozen
     shuffle_dataset: bool = True
     save_steps: int = 0  # 0: never by itself
+    save_total_limit: int | None = None  # states that stay in output_dir; None: all
+    logging_steps: int = 0  # train() says the figures of every so many steps; 0: the bar alone
+    logging_first_step: bool = False
+    disable_tqdm: bool = False  # no bar in train()
     report_to: tuple[str, ...] = ()  # "tensorboard", "wandb", "trackio"; also one as a string
+    run_name: str | None = None  # what trackers call the run; None: the last part of output_dir
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -57,4 +62,8 @@ class TrainingConfig:
             "balance_coef must be at least 0": self.balance_coef >= 0,
             "router_bias_rate must be at least 0": self.router_bias_rate >= 0,
             "save_steps must be at least 0": self.save_steps >= 0,
+            "save_total_limit must be at least 1 or None":
+                self.save_total_limit is None or self.save_total_limit >= 1,
+            "logging_steps must be a whole number, 0 or more":
+                isinstance(self.logging_steps, int) and self.logging_steps >= 0,
         })
