@@ -111,10 +111,7 @@ class Limits:
         self._x86 = _compile("peak_x86.c", "-std=gnu11") if platform.machine() == "x86_64" else None
         self._streams: dict[int, float] = {}
         self._reps = 1_000 if quick else 100_000
-        self._memory = mmap.mmap(-1, 1 << (24 if quick else 30))
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            self._memory.madvise(mmap.MADV_HUGEPAGE)
-        np.frombuffer(self._memory, np.float32)[:] = 1.0
+        self._swept = 1 << (24 if quick else 30)
         flags = _facts().get("flags", "").split()
         self._bf16 = {name: flag in flags and self._x86 is not None
                       for name, flag in (("vdpbf16ps", "avx512_bf16"), ("tdpbf16ps", "amx_bf16"))}
@@ -163,8 +160,12 @@ class Limits:
         return done / seconds_of(lambda: self._each(lambda _: kernel(self._reps)))[1] / 1e9
 
     def _read(self) -> float:
-        """Bytes a second."""
-        x = np.frombuffer(self._memory, np.float32)
+        """Bytes a second; the memory is held only meanwhile."""
+        memory = mmap.mmap(-1, self._swept)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        x = np.frombuffer(memory, np.float32)
+        x[:] = 1.0
         part = x.nbytes // self.threads // 4096 * 4096
         return part * self.threads / seconds_of(lambda: self._each(
             lambda i: self._lib.peak_read(x.ctypes.data + i * part, part // 4)))[1]

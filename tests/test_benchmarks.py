@@ -3,6 +3,7 @@ reported as absent."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -53,3 +54,40 @@ def test_a_contestant_that_cannot_take_part_is_absent(monkeypatch: pytest.Monkey
     with Worker("benchmarks.contestants.openblas", 1) as worker:
         assert worker.absent is None and worker.ask({"rows": 1, "O": 4, "I": 4, "repeats": 1})
         assert worker.ask({"rows": 1}) is None and "KeyError" in worker.absent
+
+
+def test_step(tmp_path: Path) -> None:
+    found, text = run("bench_step", tmp_path / "step.json", "--only", "tiny")
+    assert [(row["kind"], row["dtype"]) for row in found["rows"]] == [
+        (kind, dtype) for kind in ("sft", "generate", "grpo") for dtype in ("float32", "bfloat16")]
+    assert set(found["rows"][-1]["parts"]) == {"rollout", "reward", "update"} and "rollout" in text
+
+
+def test_scale(tmp_path: Path) -> None:
+    found, _ = run("bench_scale", tmp_path / "scale.json")
+    axes = {row["axis"]: row for row in found["rows"]}
+    assert list(axes) == ["N", "T", "E", "V", "G", "batch", "threads", "busy"]
+    assert all(row["ratio"] > 0 for row in found["rows"])
+
+
+def test_peers(tmp_path: Path) -> None:
+    """Those that are not installed are named; r1grpo has none to wait for."""
+    found, text = run("bench_peers", tmp_path / "peers.json", "--threads", "1")
+    who = {row["who"] for row in found["rows"]}
+    for name, module in (("transformers", "torch"), ("trl", "trl")):
+        installed = importlib.util.find_spec(module) is not None
+        assert (name in who) is installed and (name in found["absent"]) is not installed, text
+    assert "r1grpo" in who
+
+
+def test_flops_of_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures of docs and issue: parameters of the tiny mixture, operations a token."""
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks.bench_step import flops_of, read_of
+    from benchmarks.workloads import Work
+
+    assert flops_of(Work("sft", "tiny_moe", 16, 256)) / 4096 == pytest.approx(6.9e6, rel=0.15)
+    assert flops_of(Work("sft", "qwen_0.5b", 2, 512)) / 1024 == pytest.approx(3.03e9, rel=0.02)
+    one = Work("generate", "qwen_0.5b", 1, 64, 1)
+    assert read_of(one, "bfloat16") == pytest.approx(2 * 494e6, rel=0.01)
+    assert read_of(Work("generate", "tiny_moe", 1, 64, 1), "float32") is None

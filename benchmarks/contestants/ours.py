@@ -1,0 +1,76 @@
+"""ours.py - r1grpo at the work of workloads.py: {kind, ..., "dtype", "times"} -> seconds, and parts.
+
+One model is open at a time. A GRPO step is generate, reward and advantages, gradient and update, timed
+apart; the learning rate is 0, so that every step has the same work.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks.workloads import MODELS, NONE_ENDS, Work, reward
+from r1grpo import Model, ModelConfig
+from r1grpo.advantage import group_advantages, token_weights
+
+_open: dict[tuple[str, str], Model] = {}
+
+
+def model_of(name: str, dtype: str) -> Model:
+    """The open model of that shape, or a new random one in its place."""
+    if (name, dtype) not in _open:
+        _open.clear()
+        _open[name, dtype] = Model(ModelConfig.from_dict({**MODELS[name], **NONE_ENDS}), dtype=dtype)
+    return _open[name, dtype]
+
+
+def step_of(work: Work, model: Model) -> Callable[[], dict[str, float]]:
+    """One piece of the work: a function that does it and says what its parts took, in seconds."""
+    ids = work.ids().tolist()
+
+    def sft() -> None:
+        model.zero_grad()
+        model.sft_gradient([one[:1] for one in ids], [one[1:] for one in ids])
+        model.update(0.0)
+
+    def generate() -> Any:
+        return model.generate(ids, num_generations=max(work.group, 1), max_new_tokens=work.new,
+                              stop_token_ids=(), seed=0)
+
+    def grpo() -> dict[str, float]:
+        clock = [time.perf_counter()]
+        done = generate()
+        clock.append(time.perf_counter())
+        advantages = group_advantages(reward(done.completion_ids), work.group)
+        weights = token_weights([work.new] * len(done), np.ones(len(done), np.float32), "dapo",
+                                work.new)
+        clock.append(time.perf_counter())
+        model.zero_grad()
+        model.policy_gradient([one for one in ids for _ in range(work.group)], done.completion_ids,
+                              advantages=advantages, weights=weights, old_logprobs=done.logprobs,
+                              total_tokens=1.0)
+        model.update(0.0)
+        clock.append(time.perf_counter())
+        return dict(zip(("rollout", "reward", "update"), np.diff(clock).tolist()))
+
+    def timed() -> dict[str, float]:
+        started = time.perf_counter()
+        parts = {"sft": sft, "generate": generate, "grpo": grpo}[work.kind]()
+        whole = time.perf_counter() - started
+        return {**(parts if work.kind == "grpo" else {}), "seconds": whole}
+
+    return timed
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of `times` pieces of the work; the first request of a model warms up."""
+    how = {name: request[name] for name in ("kind", "model", "batch", "length", "new", "group")}
+    step = step_of(Work(**how), model_of(request["model"], request["dtype"]))
+    if request.get("warm"):
+        step()
+    found = [step() for _ in range(request["times"])]
+    return {"seconds": [one["seconds"] for one in found],
+            "parts": {name: [one[name] for one in found] for name in found[0] if name != "seconds"}}
