@@ -39,6 +39,7 @@ amx_configure(size_t rows)
         shape.rows[i] = of_tile[i] != 0 ? of_tile[i] : 1;
         shape.row_bytes[i] = 64;
     }
+    __asm__ volatile("" : : "r"(&shape) : "memory"); /* gcc's intrinsic claims to read 8 bytes of it */
     _tile_loadconfig(&shape);
 }
 

@@ -11,7 +11,9 @@
 
 enum {
     CHAINS = W == 16 ? 24 : 12, /* of 32 registers, of 16 */
-    OPERATIONS = 2 * W * CHAINS, /* of one round */
+    TILES = 4, /* of eight; each is 16 x 16 sums of 32 products */
+    F32_OPERATIONS = 2 * W * CHAINS, /* of one round */
+    BF16_OPERATIONS = BF16_AMX ? 2 * TILES * 16 * 16 * 32 : (1 + BF16_PAIRS) * F32_OPERATIONS,
     TASKS = 8 /* a thread: small enough that one which comes late costs little */
 };
 
@@ -40,6 +42,31 @@ spin_f32(size_t rounds)
     return vf_sum(sum);
 }
 
+#if BF16_AMX
+static float
+spin_bf16(size_t rounds)
+{
+    struct {
+        uint8_t palette, start_row, reserved[14];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    } shape = {.palette = 1};
+    for (int i = 0; i < 8; i++) {
+        shape.rows[i] = 16;
+        shape.row_bytes[i] = 64;
+    }
+    __asm__ volatile("" : : "r"(&shape) : "memory"); /* gcc's intrinsic claims to read 8 bytes of it */
+    _tile_loadconfig(&shape); /* and all tiles are 0 */
+    for (size_t r = 0; r < rounds; r++) {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_release();
+    return 0.0f;
+}
+#else
 static float
 spin_bf16(size_t rounds)
 {
@@ -70,6 +97,7 @@ spin_bf16(size_t rounds)
     }
     return vf_sum(sum);
 }
+#endif
 
 static void
 spin_task(void *ctx, size_t task, size_t worker)
@@ -87,6 +115,6 @@ TIER(dev_spin)(r1_dev *dev, r1_dtype dtype, size_t rounds)
     struct spin s = {dtype, rounds};
     size_t tasks = TASKS * r1_pool_threads(dev->pool);
     r1_pool_run(dev->pool, tasks, spin_task, &s);
-    size_t pairs = dtype == R1_BF16 && BF16_PAIRS ? 2 : 1; /* products an element of c */
-    return (double)OPERATIONS * (double)pairs * (double)rounds * (double)tasks;
+    double operations = dtype == R1_BF16 ? BF16_OPERATIONS : F32_OPERATIONS;
+    return operations * (double)rounds * (double)tasks;
 }
