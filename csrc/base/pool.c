@@ -32,7 +32,7 @@ enum {
     SPIN_PAUSES = 1000, /* 20 to 50 microseconds */
     SPIN_YIELDS = 4000, /* then about a millisecond, where nobody else wants the core */
     MAX_THREADS = 1024,
-    STACK_BYTES = 1 << 20,
+    STACK_BYTES = 2 << 20,
 };
 
 static const uint64_t EPOCH = 1u << 16, INSIDE_MASK = (1u << 16) - 1;
@@ -212,7 +212,7 @@ r1_pool_run(r1_pool *pool, size_t tasks, r1_task fn, void *ctx)
 }
 
 /* Signals belong to the caller's threads (Python's): the new one starts with all of them
- * blocked. Its stack does not depend on the platform's default: attention's backward needs 160 KiB. */
+ * blocked. Its stack does not depend on the platform's default: a product of bf16 needs 650 KiB. */
 static int
 start_worker(pool_worker *worker)
 {

@@ -115,7 +115,7 @@ static __attribute__((noinline)) void
 run_block(const product *p, size_t e, size_t r0, size_t r1, size_t p0, size_t p1)
 {
     float a_copy[A_ROOM] __attribute__((aligned(64)));
-    float b_copy[B_ROWS * R1_PANEL] __attribute__((aligned(64)));
+    float b_copy[B_PANELS * B_ROWS * R1_PANEL] __attribute__((aligned(64)));
     size_t n0 = first_row(p, e), rows = r1 - r0, tiles = split_count(rows, tile_rows(p));
     const int over_rows = p->K == EXPERT_ROWS; /* the sum: tn */
     size_t K = over_rows ? first_row(p, e + 1) - n0 : p->K;
@@ -150,12 +150,15 @@ run_block(const product *p, size_t e, size_t r0, size_t r1, size_t p0, size_t p1
             }
             t.b = from;
             if (!p->packed) {
-                if (p->bf16) {
-                    pair_rows((u32_u *)b_copy, R1_PANEL, b_rows, from, p->ldb, steps, columns, 0.0f);
-                } else {
-                    copy_block(b_copy, R1_PANEL, from, p->ldb, steps, columns);
+                size_t in_copy = p->bf16 ? (panel - p0) % B_PANELS : 0;
+                t.b = b_copy + in_copy * b_rows * R1_PANEL;
+                if (!p->bf16) {
+                    copy_panel(b_copy, from, p->ldb, steps, columns);
+                } else if (in_copy == 0) {
+                    size_t end = split_end(p1, panel, B_PANELS) * R1_PANEL;
+                    end = end < p->columns ? end : p->columns;
+                    pair_panels(b_copy, from, p->ldb, steps, end - j, b_rows);
                 }
-                t.b = b_copy;
             }
             for (size_t i = 0; i < tiles; i++) {
                 size_t r = start[i], n = start[i + 1] - r;
@@ -179,9 +182,9 @@ run_block(const product *p, size_t e, size_t r0, size_t r1, size_t p0, size_t p1
                 if (p->packed && tiles == 1) {
                     t.ahead = from + STREAM_AHEAD;
                     t.ld_ahead = R1_PANEL;
-                } else if (i == 0 && panel + 1 < p1) {
+                } else if ((p->packed || !p->bf16) && i == 0 && panel + 1 < p1) {
                     t.ahead = from + p->b_panel;
-                    t.ld_ahead = p->packed ? R1_PANEL : b_step * p->ldb;
+                    t.ld_ahead = p->ldb;
                 }
                 run_tile(t, p, n, wide, columns);
             }

@@ -12,6 +12,7 @@
 enum {
     TASK_ROWS = 192,                       /* of c a task takes at most */
     B_ROWS = 256,                          /* of a panel of b between two passes over c */
+    B_PANELS = 8, /* of b that are copied at a time in bf16, which reads a row in longer pieces */
     A_ROOM = (BF16_AMX ? 512 : 256) * 192, /* floats, or pairs, of the copy of a */
 };
 
@@ -62,11 +63,12 @@ cut_tiles(uint32_t *start, const product *p, size_t tiles, size_t rows)
     start[tiles] = (uint32_t)rows;
 }
 
-/* to (K, columns; row stride ld, a multiple of W) = from; what pads the last vector is 0. */
+/* The block (K, columns) of b that starts at `from`, at most a panel of it, in float32; what pads its
+ * last vector is 0. */
 static void
-copy_block(float *to, size_t ld, const float *from, size_t from_ld, size_t K, size_t columns)
+copy_panel(float *to, const float *from, size_t ld, size_t K, size_t columns)
 {
-    for (size_t k = 0; k < K; k++, to += ld, from += from_ld) {
+    for (size_t k = 0; k < K; k++, to += R1_PANEL, from += ld) {
         size_t j = 0;
         for (; j + W <= columns; j += W) {
             vf_store(to + j, vf_load(from + j));
@@ -77,17 +79,23 @@ copy_block(float *to, size_t ld, const float *from, size_t from_ld, size_t K, si
     }
 }
 
-/* to (pairs, columns; row stride ld) = pairs of the K rows of from; an odd last row meets `pad`, and
- * what lies beyond the columns and the rows is 0. */
+/* The same in bf16: panels of `b_rows` rows of pairs, 0 beyond the columns and rows. Several panels at
+ * a time, since their rows of 32 floats are two cache lines of a page each. */
 static void
-pair_rows(u32_u *to, size_t ld, size_t pairs, const float *from, size_t from_ld, size_t K,
-          size_t columns, float pad)
+pair_panels(float *to, const float *from, size_t ld, size_t K, size_t columns, size_t b_rows)
 {
-    for (size_t k = 0; k < K; k += 2, to += ld, from += 2 * from_ld) {
-        bf16_pair_rows(to, from, k + 1 < K ? from + from_ld : NULL, pad, columns);
-        memset(to + columns, 0, (ld - columns) * sizeof *to);
+    for (size_t k = 0; k < b_rows; k++, to += R1_PANEL, from += 2 * ld) {
+        for (size_t j = 0; j < columns; j += R1_PANEL) {
+            size_t n = 2 * k < K ? split_end(columns, j, R1_PANEL) - j : 0;
+            float *row = to + j * b_rows;
+            if (n > 0) {
+                bf16_pair_rows((u32_u *)row, from + j, 2 * k + 1 < K ? from + ld + j : NULL, 0.0f, n);
+            }
+            if (n < R1_PANEL) {
+                memset(row + n, 0, (R1_PANEL - n) * sizeof *row);
+            }
+        }
     }
-    memset(to, 0, (pairs - split_count(K, 2)) * ld * sizeof *to);
 }
 
 /* A block (rows, K) of a in bf16, row after row; returns the stride between them. */
