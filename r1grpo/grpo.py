@@ -13,10 +13,11 @@ Shao et al. 2024 (DeepSeekMath, arXiv 2402.03300), eq. 3, with eq. 4 for the KL:
 Other losses (delta, cispo, sequence ratios, k1, k2) stand in csrc/cpu/token_loss.c.
 
 As in DeepSeek-R1 a rollout is split at random into steps_per_generation mini-batches, one update
-each, num_iterations times over (there: once); a step is one update. log pi_old is what the sampler reported: the engine
-samples and trains with the same kernels, so at the first update of a rollout rho is exactly 1. That
-is measured: max_logprob_gap over gap_tokens must read 0.0. The reference is the policy of at most
-ref_model_sync_steps updates ago, by hard copy, or with ref_model_mixup_alpha below 1 a mixture.
+each, num_iterations times over (there: once); a step is one update. log pi_old is what the sampler
+reported: the engine samples and trains with the same kernels, so at the first update of a rollout
+rho is exactly 1. That is measured: max_logprob_gap over gap_tokens must read 0.0. The reference is
+the policy of at most ref_model_sync_steps updates ago, by hard copy, or with ref_model_mixup_alpha
+below 1 a mixture.
 
 Our choices: dynamic sampling draws new prompts only for the groups still missing; if the bound is
 reached, groups without variance fill the batch (they move nothing but the KL term). Draws are a
@@ -36,12 +37,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .advantage import (group_advantages, sequence_old_logprobs, token_weights,
-                        zero_variance)
+from .advantage import group_advantages, token_weights, zero_variance
 from .config import ConfigError, GRPOConfig
-from .flops import forward_flops, gradient_flops, sampling_flops, whole_sequences
+from .flops import sampling_flops
 from .folder import model_and_tokenizer
-from .monitor import rollout_metrics, token_metrics
+from .grpo_metrics import completion_metrics, update_metrics
 from .rollout import Completions, fit_vocabulary, rollout
 from .scoring import RewardFunction, Rewards, VerdictLog, pack_rollout, unpack_rollout
 from .trainer import (Callback, Trainer, check_length, data_order, fingerprint, prompt_ids_of,
@@ -166,7 +166,7 @@ class GRPOTrainer(Trainer):
             if found == wanted:
                 break
         everything, parts = Completions.join(sampled), np.concatenate(verdicts)
-        metrics = self._statistics(everything, parts)
+        metrics = completion_metrics(self.rewards, everything, parts)
         metrics["sampled_tokens"] = sum(map(len, everything.completion_ids))
         if everything.drafts[0]:
             metrics["speculative_acceptance"] = everything.drafts[1] / everything.drafts[0]
@@ -218,19 +218,6 @@ class GRPOTrainer(Trainer):
                                        **self.args.sampling().filters())
         return batch.reference
 
-    def _operations(self, batch: Batch, prompts: Sequence[Any], ids: Sequence[Any]) -> float:
-        """Floating-point operations of an update: its gradient; at the first one of a rollout,
-        sampling and the reference too."""
-        args, config, done = self.args, self.model.config, batch.completions
-        found = gradient_flops(config, *whole_sequences(prompts, ids), args.mtp_coef > 0,
-                               self.model.lora is not None)
-        if args.importance_sampling_level == "sequence":
-            found += forward_flops(config, *whole_sequences(prompts, ids))
-        if batch.position == 0 and args.beta > 0:
-            every = [one for one in done.prompt_ids for _ in range(done.group_size)]
-            found += forward_flops(config, *whole_sequences(every, done.completion_ids))
-        return found + (batch.flops if batch.position == 0 else 0.0)
-
     # ---- mini-batch -> token weights -> gradient ----
 
     def _gradient(self) -> dict[str, Any]:
@@ -262,39 +249,9 @@ class GRPOTrainer(Trainer):
             total_tokens=1.0, micro_batch_tokens=args.micro_batch_tokens,
             mtp_coef=args.mtp_coef, mtp_detach=args.mtp_detach, balance_coef=args.balance_coef,
             entropy_coef=args.entropy_coef, recompute=args.gradient_checkpointing, **filters)
-        metrics = {"loss": float(loss), "num_tokens": sum(map(len, ids)),
-                   "processed_tokens": sum(map(len, prompts)) + sum(map(len, ids)),
-                   "flops": self._operations(batch, prompts, ids), **batch.metrics,
-                   **token_metrics(loss.logprobs, self._ratio_old(loss.logprobs, old),
-                                   batch.advantages[chosen].tolist(), *self._clip_range(),
-                                   mask=[np.full(len(one), k) for one, k in zip(ids, keep)]),
-                   **{name: loss.stats[name] for name in ("entropy", "mtp_accept")
-                      if name in loss.stats},
-                   "epoch": batch.cursor / len(self._rows(batch.step))}
-        if args.beta > 0 and "kl" in loss.stats:
-            metrics["kl"] = loss.stats["kl"]
-        if batch.position == 0:  # 0 tokens where every completion of the update is masked
-            metrics["max_logprob_gap"] = loss.stats.get("logp_gap_max", 0.0)
-            metrics["gap_tokens"] = loss.stats.get("logp_gap_tokens", 0)
-        for name in ("mean", "max"):
-            metrics.pop(f"sampling/sampling_logp_difference/{name}", None)
-            # later the weights have moved, and the log-probs with them: that is the ratio, no gap
-            if batch.position == 0 and f"logp_gap_{name}" in loss.stats:
-                metrics[f"sampling/sampling_logp_difference/{name}"] = loss.stats[f"logp_gap_{name}"]
-        return metrics
-
-    def _ratio_old(self, logprobs: Sequence[NDArray[np.float32]],
-                   old: Sequence[NDArray[np.float32]]) -> Sequence[NDArray[np.float32]]:
-        """The log-probs that the loss took its ratios from."""
-        sequence = self.args.importance_sampling_level == "sequence"
-        return sequence_old_logprobs(logprobs, old) if sequence else old
-
-    def _clip_range(self) -> tuple[float, float | None]:
-        """What token_metrics counts by: cispo's weights have an upper bound alone."""
-        args = self.args
-        if args.loss_type == "cispo" and args.epsilon_high is not None:
-            return math.inf, args.epsilon_high - 1.0
-        return args.epsilon, args.epsilon_high
+        found = update_metrics(args, self.model, batch, prompts, ids, old, batch.advantages[chosen],
+                               keep, loss)
+        return {**found, "epoch": batch.cursor / len(self._rows(batch.step))}
 
     def _commit(self, metrics: dict[str, Any]) -> None:
         assert self.batch is not None
@@ -338,15 +295,8 @@ class GRPOTrainer(Trainer):
         ids = range(_EVAL_SAMPLE_ID, _EVAL_SAMPLE_ID + len(self.eval_dataset))
         completions = self._sample(self.eval_dataset, group, 0, ids)
         parts = self.rewards.score(self.eval_dataset, completions)
-        return {f"eval_{k}": v for k, v in self._statistics(completions, parts).items()}
-
-    def _statistics(self, completions: Completions, parts: NDArray[np.float64]) -> dict[str, float]:
-        """TRL's reward and length metrics of a rollout, all that was sampled counted."""
-        by_name = {name: _or_none(parts[:, k]) for k, name in enumerate(self.rewards.names)}
-        return rollout_metrics(_or_none(self.rewards.total(parts)), by_name, completions.group_size,
-                               [len(one) for one in completions.completion_ids],
-                               completions.finish_reasons,
-                               [one.tolist() for one in completions.completion_ids])
+        return {f"eval_{k}": v for k, v in completion_metrics(
+            self.rewards, completions, parts).items()}
 
     def completion_rows(self) -> Iterator[dict[str, Any]]:
         """The rollout in work as JSON rows, for completions.jsonl or a look inside."""
@@ -403,8 +353,3 @@ class GRPOTrainer(Trainer):
         self.max_logprob_gap, self.gap_tokens = meta["max_logprob_gap"], meta["gap_tokens"]
         self.sampled_tokens = meta["sampled_tokens"]
         self.verdicts.load()
-
-
-def _or_none(values: NDArray[np.float64]) -> list[float | None]:
-    """NaN, which marks 'not applicable' in arrays, as None."""
-    return [None if math.isnan(v) else v for v in values.tolist()]

@@ -10,15 +10,16 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "r1grpo"
 
-PLAIN = {"added_tokens", "algebra", "brief", "charts", "chat_targets", "chat_template", "checkpoint", "config",
-         "contamination", "data", "families", "flops", "hf_tokenizer", "hub", "json_rows", "layouts", "lora",
-         "model_config", "monitor", "number_formats", "packing", "refusals", "report_style",
-         "rewards", "rope", "rows", "rundir", "safe_files", "safetensors_file", "tasks", "template_sandbox",
-         "text_stream", "tokenizer", "toml", "trackers", "verifiers", "vocabulary"}
+PLAIN = {"added_tokens", "algebra", "brief", "charts", "chat_targets", "chat_template",
+         "checkpoint", "config", "contamination", "data", "families", "flops", "hf_tokenizer",
+         "hub", "json_rows", "layouts", "lora", "model_config", "monitor", "number_formats",
+         "packing", "refusals", "report_style", "rewards", "rope", "rows", "rundir", "safe_files",
+         "safetensors_file", "tasks", "template_sandbox", "text_stream", "tokenizer", "toml",
+         "trackers", "verifiers", "vocabulary"}
 FACE = {"_core", "advantage", "batch", "device", "load_folder", "losses", "model", "model_files",
         "model_source", "model_state", "plan", "rollout", "sampling", "save_folder", "weights"}
-TRAINERS = {"console", "distill", "evaluate", "folder", "grpo", "rejection", "reward_model", "scoring", "sft",
-            "trainer"}
+TRAINERS = {"console", "distill", "evaluate", "folder", "grpo", "grpo_metrics", "rejection",
+            "reward_model", "scoring", "sft", "trainer"}
 STORY = {"cli", "commands", "doctor", "measure", "pipeline", "recipe", "report", "run", "sources",
          "stages", "work"}
 MAY_SEE = {"plain": PLAIN, "face": PLAIN - {"rewards", "tasks", "verifiers", "tokenizer"} | FACE,

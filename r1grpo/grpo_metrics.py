@@ -1,0 +1,97 @@
+"""grpo_metrics.py - what GRPO reports of a rollout and of an update, under TRL's names.
+
+A rollout's figures count all that was sampled; an update's the tokens that it learns from. Knows the
+options and the numbers, changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .advantage import sequence_old_logprobs
+from .config import GRPOConfig
+from .flops import forward_flops, gradient_flops, whole_sequences
+from .losses import Loss
+from .monitor import rollout_metrics, token_metrics
+from .rollout import Completions
+from .scoring import Rewards
+
+if TYPE_CHECKING:
+    from .grpo import Batch
+
+Floats = NDArray[np.float32]
+
+
+def completion_metrics(rewards: Rewards, completions: Completions, parts: NDArray[np.float64]
+                       ) -> dict[str, float]:
+    """Means of rewards and lengths. parts: (n, reward functions), NaN: not applicable."""
+    by_name = {name: _or_none(parts[:, k]) for k, name in enumerate(rewards.names)}
+    return rollout_metrics(_or_none(rewards.total(parts)), by_name, completions.group_size,
+                           [len(one) for one in completions.completion_ids],
+                           completions.finish_reasons,
+                           [one.tolist() for one in completions.completion_ids])
+
+
+def update_metrics(args: GRPOConfig, model: Any, batch: Batch, prompts: Sequence[Any],
+                   ids: Sequence[Any], old: Sequence[Floats], advantages: Floats, keep: Floats,
+                   loss: Loss) -> dict[str, Any]:
+    """Of a mini-batch of m completions: their prompts (m), ids (m), the sampler's log-probs (m),
+    advantages (m), 1 or, masked, 0 (m), and what the gradient call computed."""
+    stats = loss.stats
+    metrics = {"loss": float(loss), "num_tokens": sum(map(len, ids)),
+               "processed_tokens": sum(map(len, prompts)) + sum(map(len, ids)),
+               "flops": _operations(args, model, batch, prompts, ids), **batch.metrics,
+               **token_metrics(loss.logprobs, _ratio_old(args, loss.logprobs, old),
+                               advantages.tolist(), *_clip_range(args),
+                               mask=[np.full(len(one), k) for one, k in zip(ids, keep)]),
+               **{name: stats[name] for name in ("entropy", "mtp_accept") if name in stats}}
+    if args.beta > 0 and "kl" in stats:
+        metrics["kl"] = stats["kl"]
+    if batch.position == 0:  # 0 tokens where every completion of the update is masked
+        metrics["max_logprob_gap"] = stats.get("logp_gap_max", 0.0)
+        metrics["gap_tokens"] = stats.get("logp_gap_tokens", 0)
+    for name in ("mean", "max"):
+        metrics.pop(f"sampling/sampling_logp_difference/{name}", None)
+        # later the weights have moved, and the log-probs with them: that is the ratio, no gap
+        if batch.position == 0 and f"logp_gap_{name}" in stats:
+            metrics[f"sampling/sampling_logp_difference/{name}"] = stats[f"logp_gap_{name}"]
+    return metrics
+
+
+def _operations(args: GRPOConfig, model: Any, batch: Batch, prompts: Sequence[Any],
+                ids: Sequence[Any]) -> float:
+    """Floating-point operations of an update: its gradient; at the first one of a rollout,
+    sampling and the reference too."""
+    config, done = model.config, batch.completions
+    found = gradient_flops(config, *whole_sequences(prompts, ids), args.mtp_coef > 0,
+                           model.lora is not None)
+    if args.importance_sampling_level == "sequence":
+        found += forward_flops(config, *whole_sequences(prompts, ids))
+    if batch.position == 0 and args.beta > 0:
+        every = [one for one in done.prompt_ids for _ in range(done.group_size)]
+        found += forward_flops(config, *whole_sequences(every, done.completion_ids))
+    return found + (batch.flops if batch.position == 0 else 0.0)
+
+
+def _ratio_old(args: GRPOConfig, logprobs: Sequence[Floats], old: Sequence[Floats]
+               ) -> Sequence[Floats]:
+    """The log-probs that the loss took its ratios from."""
+    sequence = args.importance_sampling_level == "sequence"
+    return sequence_old_logprobs(logprobs, old) if sequence else old
+
+
+def _clip_range(args: GRPOConfig) -> tuple[float, float | None]:
+    """What token_metrics counts by: cispo's weights have an upper bound alone."""
+    if args.loss_type == "cispo" and args.epsilon_high is not None:
+        return math.inf, args.epsilon_high - 1.0
+    return args.epsilon, args.epsilon_high
+
+
+def _or_none(values: NDArray[np.float64]) -> list[float | None]:
+    """NaN, which marks 'not applicable' in arrays, as None."""
+    return [None if math.isnan(v) else v for v in values.tolist()]
