@@ -135,15 +135,23 @@ typedef struct {
     /* ---- weights ----
      * E matrices of (O, I), row-major as in Hugging Face files. The master is a float32 tensor of
      * (E O, I) in device memory; whoever changes it calls weight_pack before the next matmul. dtype:
-     * what products and the embedding see, float32 or bf16 (rounded to the nearest, ties to even). */
+     * what products and the embedding see, float32 or bf16 (rounded to the nearest, ties to even).
+     * A frozen weight has the packed copy alone: matmul_nt and embed_fwd give the same bits, and
+     * matmul_nn, weight_master and weight_pack are not for it. */
     /* Bytes of E matrices (O, I): the float32 master and the packed copy; SIZE_MAX: too many. */
     void (*weight_bytes)(size_t *master, size_t *packed, size_t E, size_t O, size_t I,
                          r1_dtype dtype);
+    /* packed: NULL, or memory of that size, 64-byte aligned, which outlives the weight: it is then
+     * frozen and its packed copy lies there. */
     r1_code (*weight_open)(r1_dev *dev, r1_weight **w, size_t E, size_t O, size_t I, r1_dtype dtype,
-                           r1_status *st);
+                           void *packed, r1_status *st);
     void (*weight_close)(r1_dev *dev, r1_weight *w);
     r1_tensor (*weight_master)(const r1_weight *w);
     r1_code (*weight_pack)(r1_dev *dev, r1_weight *w, r1_status *st);
+    /* All matrices in (and packed) or out, (E O, I) in host memory. What comes out is the master; of a
+     * frozen weight, what products see. */
+    r1_code (*weight_write)(r1_dev *dev, r1_weight *w, const float *from, r1_status *st);
+    r1_code (*weight_read)(r1_dev *dev, float *to, const r1_weight *w, r1_status *st);
 
     /* ---- matmul ----
      * One element = one chain of fused multiply-adds in ascending index order that starts from the

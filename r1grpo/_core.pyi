@@ -66,9 +66,11 @@ class Kv:
 class Model:
     """The network with its weights, gradients and moments: r1grpo/model.py is its face."""
 
+    # packed: memory for a frozen model's matrices (plan_model's "packed" bytes); None: its own
     # config: the fields of r1_config; inv_freq (rotary width / 2), rope_factor: r1grpo/rope.py
     def __new__(cls, device: Device, config: dict[str, int | float | bool | bytes], inv_freq: F64,
-                rope_factor: float, dtype: Dtype, /) -> Model: ...
+                rope_factor: float, dtype: Dtype, packed: F32 | None = None,
+                /) -> Model: ...
     # (name, E, O, I, trained) of every parameter
     def params(self) -> list[tuple[str, int, int, int, bool]]: ...
     # the same of a model that is not made
@@ -118,7 +120,7 @@ class Decode:
 def plan_model(device: Device, config: dict[str, int | float | bool | bytes], dtype: Dtype, /
                ) -> dict[str, int]: ...
 def plan_pass(device: Device, config: dict[str, int | float | bool | bytes], dtype: Dtype,
-              start: I32, micro_rows: int, keep: Literal["none", "stream", "all"], /
+              start: I32, micro_rows: int, unit: int, keep: Literal["none", "stream", "all"], /
               ) -> dict[str, int]: ...
 def plan_decode(device: Device, config: dict[str, int | float | bool | bytes], dtype: Dtype,
                 prompts: int, num_generations: int, prompt_length: int, max_new_tokens: int,

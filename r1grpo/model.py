@@ -37,12 +37,16 @@ class Model(ModelFiles):
     bf16, and the KV cache holds bf16; sums, norms, softmax, losses, gradients, moments and the
     weights that an update moves stay float32 (docs/numerics.md).
 
-    lora: low-rank adapters (r1grpo/lora.py); then they alone are trained."""
+    lora: low-rank adapters (r1grpo/lora.py); then they alone are trained.
+
+    frozen: only what sampling and scoring need, to the same bits: no gradients, no moments, and of
+    every matrix the one copy that products read, 2 bytes a parameter in bfloat16 instead of 6. To ask
+    for more is a ValueError. offload: a folder for that copy's file: see `freeze`."""
 
     def plan(self, **options: Any) -> MemoryPlan:
         """The memory that this model and calls on it take: see `r1grpo.plan.plan_memory`."""
         return plan_memory(self.config, dtype=self.dtype, device=self.device_name, lora=self.lora,
-                           **options)
+                           frozen=self.frozen, **options)
 
     # ---- sampling -------------------------------------------------------------------------------
 

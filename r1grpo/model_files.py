@@ -27,6 +27,9 @@ from .save_folder import model_files, stale_files
 from .weights import to_hf
 
 
+_NEW_ADAPTERS = "a frozen model is not trained, and new adapters would do nothing: leave frozen out"
+
+
 class ModelFiles(ModelState):
     """A model that can be loaded, saved, copied, and given adapters or another head."""
 
@@ -35,20 +38,23 @@ class ModelFiles(ModelState):
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike, device: str = "cpu", dtype: str = "float32",
                         revision: str | None = None, trust_remote_code: bool = False,
-                        lora: LoraConfig | None = None, seed: int = 0) -> Self:
+                        lora: LoraConfig | None = None, seed: int = 0, frozen: bool = False) -> Self:
         """Loads a Hugging Face folder of safetensors: what `save_pretrained` wrote or others published.
 
         folder: a path, or an id of the hub ("org/name", with `revision`; needs huggingface_hub). Weights
         in float32, float16, bfloat16 or DeepSeek's FP8; shards; experts one by one or fused. A file that
         does not fit raises ValueError or FileNotFoundError before a weight is read. lora, seed: new
         adapters beside the weights (r1grpo/lora.py), which are then frozen. A folder of adapters, of
-        save_adapter or PEFT, is the model that it names with them."""
+        save_adapter or PEFT, is the model that it names with them. frozen: see `Model`; at no time does
+        it take more than the frozen weights and one tensor in float32."""
         if trust_remote_code:
             raise ValueError("trust_remote_code=True is refused: code of a model folder is never run; its "
                              "architecture must be one of those that this engine knows")
         found, seed = find_model(folder, revision), as_count(seed, "seed", 0)
         if lora is not None:
             _require_options(lora)
+            if frozen:
+                raise ValueError(_NEW_ADAPTERS)
             if found.adapter:
                 raise ValueError(f"{folder} holds adapters already; merge() makes them part of the weights")
         with ModelFolder(found.weights) as source:
@@ -56,9 +62,9 @@ class ModelFiles(ModelState):
             if found.adapter:
                 lora = found.adapter.lora
                 tensors = _adapter_tensors(found.folder, lora, source.config)
-            model = cls(source.config, seed=None, device=device, dtype=dtype, lora=lora)
-            for i, array in enumerate(source.arrays()):
-                model._write(i, "value", array)
+            model = cls(source.config, seed=None, device=device, dtype=dtype, lora=lora,
+                        frozen=frozen)
+            model._write_values(enumerate(source.arrays()))
         model._write_adapters(tensors, seed)
         model._carried = {**source.files, **read_carried(found.folder)}
         model._base = found.base, found.revision
@@ -79,13 +85,22 @@ class ModelFiles(ModelState):
 
     def clone(self) -> Self:
         """An independent copy of the weights, without gradients or optimiser state."""
-        other = self._empty(self.lora)
+        other = self._empty(self.lora, self.frozen)
         other.copy_weights_from(self)
         return other
 
-    def _empty(self, lora: LoraConfig | None) -> Self:
-        """A model like this one but for the adapters, whose weights are still to be written."""
-        other = type(self)(self.config, None, self.device_name, self.dtype, lora)
+    def freeze(self, offload: str | os.PathLike[str] | None = None) -> Self:
+        """A frozen copy (see `Model`): the same log-probs and samples bit for bit. offload: a folder;
+        its matrices then lie in a file there without a name, which goes with the model, and memory
+        holds of them what it has room for."""
+        other = self._empty(self.lora, True, offload)
+        other.copy_weights_from(self)
+        return other
+
+    def _empty(self, lora: LoraConfig | None, frozen: bool,
+               offload: str | os.PathLike[str] | None = None) -> Self:
+        """A model like this one but for what the arguments say, its weights still to be written."""
+        other = type(self)(self.config, None, self.device_name, self.dtype, lora, frozen, offload)
         other.live_vocab, other._carried, other._base = self.live_vocab, self._carried, self._base
         return other
 
@@ -94,7 +109,8 @@ class ModelFiles(ModelState):
         if self.lora:
             raise ValueError("this model has adapters; merge() makes them part of its weights first")
         config = ModelConfig.from_dict({**self.config.to_dict(), "score_head": True})
-        other = type(self)(config, seed=seed, device=self.device_name, dtype=self.dtype)
+        other = type(self)(config, seed=seed, device=self.device_name, dtype=self.dtype,
+                           frozen=self.frozen)
         own = other.state_dict()
         other.load_state_dict({**own, **self.state_dict()})
         other._carried = self._carried
@@ -106,6 +122,8 @@ class ModelFiles(ModelState):
         """A copy of this model with new low-rank adapters, all else frozen; it samples the same bits
         until its first update. `from_pretrained(lora=...)` needs no second model while it is made."""
         _require_options(lora)
+        if self.frozen:
+            raise ValueError(_NEW_ADAPTERS)
         return self._with_adapters(lora, None, as_count(seed, "seed", 0))
 
     def load_adapter(self, folder: str | os.PathLike) -> Self:
@@ -117,21 +135,18 @@ class ModelFiles(ModelState):
                        seed: int = 0) -> Self:
         if self.lora:
             raise ValueError("this model has adapters already; merge() makes them part of its weights")
-        other = self._empty(lora)
-        for i in range(len(self._params)):
-            other._write(i, "value", self._read(i, "value"))
+        other = self._empty(lora, self.frozen)
+        other._write_values((i, self._read(i, "value")) for i in range(len(self._params)))
         other._write_adapters(tensors, seed)
         return other
 
     def _write_adapters(self, tensors: Mapping[str, np.ndarray] | None, seed: int) -> None:
         """The adapters of a file; None: their start, drawn from seed."""
         if tensors is None:
-            for i, array in start_adapters(self._params, seed):
-                self._write(i, "value", array)
+            self._write_values(start_adapters(self._params, seed))
             return
-        for i, (name, E, *_) in enumerate(self._params):
-            if is_adapter(name):
-                self._write(i, "value", np.stack([tensors[name.replace("*", str(e))] for e in range(E)]))
+        self._write_values((i, np.stack([tensors[name.replace("*", str(e))] for e in range(E)]))
+                           for i, (name, E, *_) in enumerate(self._params) if is_adapter(name))
 
     def save_adapter(self, folder: str | os.PathLike, base: str | None = None) -> None:
         """Writes the adapters alone, as PEFT does, and the tokenizer's files. base: name or path of the
@@ -146,9 +161,8 @@ class ModelFiles(ModelState):
 
     def merge(self) -> Self:
         """A model without adapters whose weights are W + s B A (within rounding the same function)."""
-        other = self._empty(None)
-        for i in range(len(other._params)):
-            other._write(i, "value", self._read_merged(i))
+        other = self._empty(None, self.frozen)
+        other._write_values((i, self._read_merged(i)) for i in range(len(other._params)))
         return other
 
     def _read_merged(self, i: int) -> np.ndarray:

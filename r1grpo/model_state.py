@@ -6,7 +6,8 @@ weights are used for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from .brief import brief
 from .device import get_device
 from .lora import LoraConfig, check_targets, is_adapter, start_adapters
 from .model_config import ModelConfig
+from .offload import MappedArray
 from .weights import from_hf, init_weights, to_hf
 
 DTYPES = ("float32", "bfloat16")
@@ -26,31 +28,38 @@ class ModelState:
     """The C core's model, its parameters read and written one by one."""
 
     def __init__(self, config: ModelConfig | dict[str, Any], seed: int | None = 0,
-                 device: str = "cpu", dtype: str = "float32", lora: LoraConfig | None = None):
+                 device: str = "cpu", dtype: str = "float32", lora: LoraConfig | None = None,
+                 frozen: bool = False, offload: str | os.PathLike[str] | None = None):
         if not isinstance(config, ModelConfig):
             config = ModelConfig.from_dict(config)
         if seed is not None:
             seed = as_count(seed, "seed", 0)
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {brief(dtype)}, must be one of {', '.join(DTYPES)}")
+        if offload is not None and not frozen:
+            raise ValueError("offload is for frozen models: weights that are trained stay in memory")
         self.config = config
         self.device_name = device
         self.dtype = dtype
         self._carried: dict[str, bytes] = {}  # the folder's other files: see load_folder.py
         self._base: tuple[str, str | None] = ("", None)  # its name and revision: see model_source.py
         self.lora = lora
+        self.frozen = bool(frozen)
         sizes, *rope = config.core()
-        self._core = _core.Model(get_device(device), {**sizes, **(lora.sizes() if lora else {})},
-                                 *rope, dtype)
+        fields = {**sizes, **(lora.sizes() if lora else {}), "frozen": self.frozen}
+        self._file: MappedArray | None = None
+        if offload is not None:
+            self._file = MappedArray(offload, _core.plan_model(get_device(device), fields,
+                                                               dtype)["packed"])
+        self._core = _core.Model(get_device(device), fields, *rope, dtype,
+                                 self._file.array if self._file else None)
         self._params = self._core.params()
         if lora:
             check_targets(lora, [p[0] for p in self._params])
             self._core.adapter_scale = lora.scale
         if seed is not None:
-            for i, array in init_weights(self._base_params, config, seed):
-                self._write(i, "value", array)
-            for i, array in start_adapters(self._params, seed):
-                self._write(i, "value", array)
+            self._write_values(init_weights(self._base_params, config, seed))
+            self._write_values(start_adapters(self._params, seed))
 
     @property
     def live_vocab(self) -> int:
@@ -76,6 +85,19 @@ class ModelState:
     def _write(self, i: int, what: str, array: np.ndarray) -> None:
         self._core.write(self.device, i, what, np.ascontiguousarray(array, np.float32).reshape(-1))
 
+    def _write_values(self, arrays: Iterable[tuple[int, np.ndarray]]) -> None:
+        """The values of parameters (index, array), one after another."""
+        for i, array in arrays:
+            self._write(i, "value", array)
+        if self._file:
+            self._file.sync()
+
+    def _trained(self, what: str) -> list[tuple[int, tuple]]:
+        """(index, parameter) of all that are trained; ValueError of a frozen model, which has no `what`."""
+        if self.frozen:
+            raise ValueError(f"this model is frozen: it has no {what}")
+        return [(i, p) for i, p in enumerate(self._params) if p[4]]
+
     @property
     def _base_params(self) -> list[tuple]:
         """Parameters without the adapters', which come last."""
@@ -98,7 +120,8 @@ class ModelState:
     # ---- weights and gradients --------------------------------------------------------------
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Hugging Face tensor names -> float32 arrays (copies); one tensor an expert."""
+        """Hugging Face tensor names -> float32 arrays (copies); one tensor an expert. Of a frozen
+        bfloat16 model the rounded values."""
         return to_hf((p[0], self._read(i, "value")) for i, p in enumerate(self._params))
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
@@ -106,8 +129,7 @@ class ModelState:
         anything is written."""
         if not isinstance(state, Mapping):
             raise TypeError(f"a state dict maps names to arrays, not {type(state).__name__}")
-        for i, array in enumerate(from_hf(state, self._params, self.config)):
-            self._write(i, "value", array)
+        self._write_values(enumerate(from_hf(state, self._params, self.config)))
 
     def copy_weights_from(self, other: ModelState, alpha: float = 1.0) -> None:
         """Takes the weights of a model of the same shape; with alpha below 1, in float32,
@@ -115,15 +137,21 @@ class ModelState:
         theirs = np.float32(as_number(alpha, "alpha", 0.0, 1.0))
         if [p[:4] for p in self._params] != [p[:4] for p in other._params]:
             raise ValueError("copy_weights_from: the models have different parameters")
-        for i in range(len(self._params)):
-            value = other._read(i, "value")
-            if alpha != 1.0:
-                value = theirs * value + np.float32(1.0 - alpha) * self._read(i, "value")
-            self._write(i, "value", value)
+        if alpha != 1.0 and self.frozen and self.dtype != "float32":
+            raise ValueError(f"copy_weights_from: alpha is {alpha}, but this model is frozen in "
+                             f"{self.dtype}, which rounds small moves away; one that is not keeps float32")
+
+        def values() -> Iterator[tuple[int, np.ndarray]]:
+            for i in range(len(self._params)):
+                value = other._read(i, "value")
+                if alpha != 1.0:
+                    value = theirs * value + np.float32(1.0 - alpha) * self._read(i, "value")
+                yield i, value
+        self._write_values(values())
 
     def grad_dict(self) -> dict[str, np.ndarray]:
         """Gradients accumulated since `zero_grad`, named and shaped as in `state_dict`."""
-        return to_hf((p[0], self._read(i, "grad")) for i, p in enumerate(self._params) if p[4])
+        return to_hf((p[0], self._read(i, "grad")) for i, p in self._trained("gradients"))
 
     def zero_grad(self) -> None:
         """Clears the gradients (and the counts of tokens per expert)."""
@@ -134,9 +162,8 @@ class ModelState:
     def optimizer_state(self) -> dict[str, np.ndarray]:
         """Adam's moments "m.NAME", "v.NAME" and "step" (uint64): all that `update` remembers."""
         state = {"step": np.array([self._core.step], np.uint64)}
-        for i, (name, *_, trained) in enumerate(self._params):
-            if trained:
-                state |= {f"m.{name}": self._read(i, "m"), f"v.{name}": self._read(i, "v")}
+        for i, (name, *_) in self._trained("optimiser moments"):
+            state |= {f"m.{name}": self._read(i, "m"), f"v.{name}": self._read(i, "v")}
         return state
 
     def check_state(self, weights: Mapping[str, np.ndarray],
@@ -149,7 +176,7 @@ class ModelState:
 
     def _check_optimizer_state(self, state: Mapping[str, np.ndarray]) -> None:
         sizes = {f"{k}.{name}": E * max(O, 1) * I for k in "mv"
-                 for name, E, O, I, trained in self._params if trained}  # noqa: E741
+                 for _, (name, E, O, I, _) in self._trained("optimiser moments")}  # noqa: E741
         sizes["step"] = 1
         odd = sorted(sizes.keys() ^ state.keys()) or \
             sorted(name for name, size in sizes.items() if state[name].size != size)
@@ -160,17 +187,15 @@ class ModelState:
         """The reverse of `optimizer_state`; what does not fit raises ValueError before anything is
         written."""
         self._check_optimizer_state(state)
-        for i, (name, *_, trained) in enumerate(self._params):
-            if trained:
-                self._write(i, "m", state[f"m.{name}"])
-                self._write(i, "v", state[f"v.{name}"])
+        for i, (name, *_) in self._trained("optimiser moments"):
+            self._write(i, "m", state[f"m.{name}"])
+            self._write(i, "v", state[f"v.{name}"])
         self._core.step = int(state["step"][0])
 
     def reset_optimizer(self) -> None:
         """Moments to zero, step to 0."""
-        for i, (_, E, O, I, trained) in enumerate(self._params):  # noqa: E741
-            if trained:
-                zeros = np.zeros(E * max(O, 1) * I, np.float32)
-                self._write(i, "m", zeros)
-                self._write(i, "v", zeros)
+        for i, (_, E, O, I, _) in self._trained("optimiser moments"):  # noqa: E741
+            zeros = np.zeros(E * max(O, 1) * I, np.float32)
+            self._write(i, "m", zeros)
+            self._write(i, "v", zeros)
         self._core.step = 0

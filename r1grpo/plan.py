@@ -76,14 +76,21 @@ class _Engine:
     device: _core.Device
     sizes: dict[str, Any]  # the fields of r1_config
     dtype: Any
+    frozen: bool = False
 
     def model(self) -> dict[str, int]:
-        return _core.plan_model(self.device, self.sizes, self.dtype)
+        return _core.plan_model(self.device, {**self.sizes, "frozen": self.frozen}, self.dtype)
 
     def weights(self, name: str) -> list[Item]:
         found = self.model()
-        return [Item(f"{name}, float32 master", found["master"] + found["vectors"]),
+        what = "vectors" if self.frozen else "float32 master"
+        return [Item(f"{name}, {what}", found["master"] + found["vectors"]),
                 Item(f"{name}, packed copy", found["packed"])]
+
+    def largest(self) -> int:
+        """Bytes of the largest parameter in float32, which exists while it is loaded."""
+        return max(4 * E * max(O, 1) * I  # noqa: E741 - the core's letters
+                   for _, E, O, I, _ in _core.Model.layout(self.sizes))  # noqa: E741
 
     def one_pass(self, length: int, sequences: int, rows: int, keep: Any) -> dict[str, int]:
         """Log-probs or a gradient of sequences of equal length, in micro-batches of `rows`."""
@@ -92,7 +99,7 @@ class _Engine:
         if start[-1] >= 2**31:
             raise ValueError(f"{some} sequences of {length} tokens are too many for one call")
         return _core.plan_pass(self.device, self.sizes, self.dtype, start.astype(np.int32), rows,
-                               keep)
+                               1, keep)
 
 
 def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
@@ -101,7 +108,8 @@ def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
                 scoring: bool = False, reference: bool = False, prompts: int = 0,
                 num_generations: int = 1, prompt_length: int = 1,
                 max_new_tokens: int | None = None, slots: int = SLOTS, speculative: bool = False,
-                checkpoint: bool = False, lora: LoraConfig | None = None, device: str = "cpu") -> MemoryPlan:
+                checkpoint: bool = False, lora: LoraConfig | None = None, frozen: bool = False,
+                device: str = "cpu") -> MemoryPlan:
     """The plan of one model and all calls on it.
 
     length: tokens of the longest sequence in training and scoring (None: the context); sequences: of
@@ -109,13 +117,14 @@ def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
     and recompute as in `Model.sft_gradient`; scoring: `Model.logprobs`. prompts > 0: sampling
     num_generations completions of max_new_tokens (None: all the context leaves) to that many prompts
     of prompt_length, the KV at its worst, which is when no two live sequences share a prompt.
-    speculative: with guesses of the MTP module. reference: a second model that scores. checkpoint: the trainer saves its state. lora: adapters are
-    trained and nothing else.
+    speculative: with guesses of the MTP module. reference: a second model that scores. checkpoint: the
+    trainer saves its state. lora: adapters are trained and nothing else. frozen: the model is (see
+    `Model`), so that training means nothing.
     """
     config = config if isinstance(config, ModelConfig) else ModelConfig.from_dict(config)
     context = config.max_position_embeddings
     fields = {**config.core()[0], **(lora.sizes() if lora else {})}
-    core = _Engine(get_device(device), fields, dtype)
+    core, training = _Engine(get_device(device), fields, dtype, frozen), training and not frozen
     length = min(context, as_count(context if length is None else length, "length", 1))
     sequences = as_count(sequences, "sequences", 1)
     rows = MICRO_TOKENS if micro_batch_tokens is None else \
@@ -142,6 +151,10 @@ def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
     if forward:  # one workspace, as large as the largest call asks
         items.append(Item("without gradient: activations, head, KV", sum(
             max(one[part] for one in forward) for part in ("acts", "head", "cache"))))
+    if not training:  # what sampling does not take later
+        later = sum(item.bytes for item in items[2:] if not item.one_at_a_time)
+        items.append(Item("loading: the largest tensor, beyond that",
+                          max(0, core.largest() - later), True))
     if reference:
         found = core.one_pass(length, 1 << 20, MICRO_TOKENS, "none")  # a whole rollout
         items += [*core.weights("reference"),

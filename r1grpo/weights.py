@@ -190,7 +190,8 @@ def init_weights(params: list, config: ModelConfig, seed: int) -> Iterator[tuple
             yield i, np.full(I, fill, np.float32)
             continue
         draw = np.random.Generator(np.random.Philox(key=[seed, i]))
-        array = draw.standard_normal((E, O, I), np.float32) * np.float32(config.initializer_range)
+        array = draw.standard_normal((E, O, I), np.float32)
+        array *= np.float32(config.initializer_range)  # in place: it may be the largest tensor
         if "o_proj" in name or "down_proj" in name:
             array /= np.float32(np.sqrt(2 * config.num_hidden_layers))
         yield i, array

@@ -17,7 +17,7 @@ PLAIN = {"added_tokens", "algebra", "brief", "charts", "chat_targets", "chat_tem
          "safetensors_file", "tasks", "template_sandbox", "text_stream", "tokenizer", "toml",
          "trackers", "verifiers", "vocabulary"}
 FACE = {"_core", "advantage", "batch", "device", "load_folder", "losses", "model", "model_files",
-        "model_source", "model_state", "plan", "rollout", "sampling", "save_folder", "weights"}
+        "model_source", "model_state", "offload", "plan", "rollout", "sampling", "save_folder", "weights"}
 TRAINERS = {"console", "distill", "evaluate", "folder", "grpo", "grpo_metrics", "rejection",
             "reward_model", "scoring", "sft", "trainer"}
 STORY = {"cli", "commands", "doctor", "measure", "pipeline", "recipe", "report", "run", "sources",

@@ -35,7 +35,7 @@ config, options = ModelConfig.from_dict(json.loads(sys.argv[1])), json.loads(sys
 work, length, base = options["work"], options["length"], peak()
 rng = np.random.default_rng(0)
 rows = rng.integers(0, config.vocab_size, (options["sequences"], length)).tolist()
-model = Model(config)
+model = Model(config, dtype=options["dtype"], frozen=options["frozen"])
 if work == "train":
     how = dict(recompute=options["recompute"], micro_batch_tokens=options["micro_batch_tokens"])
     if config.num_nextn_predict_layers:
@@ -62,11 +62,15 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
                "v_head_dim": 32, "num_nextn_predict_layers": 1, "model_type": "deepseek_v3"},
      {"length": 512, "micro_batch_tokens": 512}),
     ("score", {}, {"length": 2048, "sequences": 2}),
-    ("sample", {}, {"length": 192, "sequences": 40})])
+    ("sample", {}, {"length": 192, "sequences": 40}),
+    ("load", {"vocab_size": 40000}, {"frozen": True, "dtype": "bfloat16", "length": 16}),
+    ("score", {}, {"frozen": True, "dtype": "bfloat16", "length": 2048, "sequences": 2}),
+    ("sample", {"vocab_size": 16000, "tie_word_embeddings": True, "max_position_embeddings": 131072},
+     {"frozen": True, "length": 192, "sequences": 40})])
 def test_a_process_takes_what_the_plan_says(work: str, changes: dict, options: dict) -> None:
     config = ModelConfig.from_dict({**WIDE, **changes})
     options = {"work": work, "sequences": 1, "recompute": False, "micro_batch_tokens": None,
-               **options}
+               "frozen": False, "dtype": "float32", **options}
     done = subprocess.run([sys.executable, "-c", WORK, json.dumps(config.to_dict()),
                            json.dumps(options)], capture_output=True, text=True, timeout=120,
                           cwd=Path(__file__).parents[1])
@@ -76,7 +80,8 @@ def test_a_process_takes_what_the_plan_says(work: str, changes: dict, options: d
                        training=work == "train", recompute=options["recompute"],
                        micro_batch_tokens=options["micro_batch_tokens"], scoring=work == "score",
                        prompts=options["sequences"] * (work == "sample"),
-                       prompt_length=options["length"] - 56, max_new_tokens=56)
+                       prompt_length=options["length"] - 56, max_new_tokens=56,
+                       frozen=options["frozen"], dtype=options["dtype"])
     assert want.total > 60 << 20, "too small to say anything"
     assert abs(peak - base - want.total) < 0.1 * want.total, \
         f"{(peak - base) / 2**20:.1f} MiB where the plan says\n{want}"
@@ -108,7 +113,7 @@ def test_what_lowers_what() -> None:
     short = plan_memory(config, length=512, micro_batch_tokens=512)
     assert short.bytes_of("training") < whole.bytes_of("training") / 3
     bare = plan_memory(config, training=False)
-    assert {item.name.split(",")[0] for item in bare.items} == {"parameters"}
+    assert {item.name.split(",")[0] for item in bare.items} == {"parameters", "loading: the largest tensor"}
     many = plan_memory(config, training=False, prompts=64, prompt_length=100, max_new_tokens=100)
     assert many.bytes_of("sampling: KV of 64 sequences") > 30 * config.num_hidden_layers * 1024 * 64
     assert plan_memory(config, length=64, sequences=1).total < short.total
@@ -116,6 +121,10 @@ def test_what_lowers_what() -> None:
     for name in ("parameters, packed", "training: KV"):
         assert half.bytes_of(name) == pytest.approx(whole.bytes_of(name) / 2, rel=0.01)
     assert half.bytes_of("parameters, float32") == whole.bytes_of("parameters, float32")
+    frozen = plan_memory(config, dtype="bfloat16", length=2048, frozen=True)
+    assert frozen.bytes_of("parameters") < 1.01 * half.bytes_of("parameters, packed")
+    assert frozen.bytes_of("gradients") == frozen.bytes_of("Adam") == frozen.bytes_of("training") == 0
+    assert Model(config, dtype="bfloat16", frozen=True).plan(length=2048) == frozen
     with pytest.raises(ValueError, match="length is 0"):
         plan_memory(config, length=0)
     with pytest.raises(ValueError, match="leaves no room in a context of 2048"):

@@ -107,14 +107,19 @@ model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     rope.pairs = arg_dim(a, "pairs");
     rope.factor = arg_double(a, "rope_factor");
     r1_dtype dtype = arg_dtype(a, "dtype");
-    ModelObject *self = !a->failed ? (ModelObject *)type->tp_alloc(type, 0) : NULL;
+    float *memory = args_more(a) ? arg_f32(a, "packed", "floats", "1", ARG_OUT | ARG_NULL) : NULL;
+    r1_arena packed = {(unsigned char *)memory, arg_dim(a, "floats") * sizeof(float), 0};
+    arg_require(a, memory == NULL || config.frozen, "a model that is not frozen owns its matrices");
+    ModelObject *self = args_done(a) ? (ModelObject *)type->tp_alloc(type, 0) : NULL;
     if (self == NULL) {
         return call_close(&c);
     }
     atomic_flag_clear(&self->busy);
     self->device = Py_NewRef(c.device);
+    self->packed = memory != NULL ? Py_NewRef(a->items[a->count - 1]) : NULL;
     if (call_begin(&c)) {
-        r1_model_open(&self->model, &config, dtype, &rope, c.ops, c.dev, &c.st);
+        r1_model_open(&self->model, &config, dtype, &rope, memory != NULL ? &packed : NULL, c.ops,
+                      c.dev, &c.st);
     }
     PyObject *none = call_close(&c);
     if (none == NULL) {
@@ -135,6 +140,7 @@ model_dealloc(PyObject *object)
     if (self->model != NULL) {
         r1_model_close(self->model);
     }
+    Py_XDECREF(self->packed);
     Py_XDECREF(self->device);
     type->tp_free(object);
     Py_DECREF(type);
@@ -266,7 +272,7 @@ static PyType_Slot model_slots[] = {
     {Py_tp_dealloc, model_dealloc},
     {Py_tp_methods, model_methods},
     {Py_tp_getset, model_properties},
-    {Py_tp_doc, "Model(device, config, inv_freq, rope_factor, dtype, /)\n--\n\n"
+    {Py_tp_doc, "Model(device, config, inv_freq, rope_factor, dtype, packed=None, /)\n--\n\n"
                 "The network: weights, gradients, moments. csrc/model/model.h has the fields."},
     {0, NULL},
 };

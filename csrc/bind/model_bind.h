@@ -11,6 +11,7 @@
 typedef struct {
     PyObject_HEAD
     r1_model *model;
+    PyObject *packed; /* the array that holds a frozen model's matrices, or NULL: the core's own */
     PyObject *device; /* the one of the last call: model->dev belongs to it */
     r1_call *call;    /* the call in progress, for the poll */
     double polled;

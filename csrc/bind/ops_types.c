@@ -58,13 +58,9 @@ weight_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->E = E;
     self->O = rows / E;
     self->I = I;
-    if (call_begin(&c) &&
-        c.ops->weight_open(c.dev, &self->weight, E, self->O, I, dtype, &c.st) == R1_OK) {
-        r1_tensor master = c.ops->weight_master(self->weight);
-        if (c.ops->mem_upload(c.dev, master.data, matrix, rows * I * sizeof *matrix, &c.st) ==
-            R1_OK) {
-            c.ops->weight_pack(c.dev, self->weight, &c.st);
-        }
+    if (call_begin(&c) && c.ops->weight_open(c.dev, &self->weight, E, self->O, I, dtype, NULL,
+                                             &c.st) == R1_OK) {
+        c.ops->weight_write(c.dev, self->weight, matrix, &c.st);
     }
     PyObject *done = call_close(&c);
     if (done == NULL) {

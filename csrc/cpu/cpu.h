@@ -26,12 +26,13 @@ struct r1_dev {
 
 /* master (E O, I) row-major; panels: for each expert and each panel of R1_PANEL output columns the
  * (I, R1_PANEL) transpose, the last panel padded with zeros: what matmul_nt streams. In bf16 a row
- * of a panel is a row of pairs (bf16.h), inputs 2i and 2i + 1. */
+ * of a panel is a row of pairs (bf16.h), inputs 2i and 2i + 1. A frozen weight has no master, and its
+ * panels belong to somebody else. */
 enum { R1_PANEL = 32 };
 struct r1_weight {
     size_t E, O, I;
     r1_dtype dtype;
-    float *master; /* (E O, I) */
+    float *master; /* (E O, I); NULL: frozen */
     float *panels; /* (E, ceil(O / 32), panel_rows, 32) */
 };
 
@@ -46,6 +47,7 @@ panel_rows(r1_dtype dtype, size_t I)
 #define R1_CPU_OPS(X)                                                                             \
     X(dev_open) X(dev_close) X(dev_threads) X(dev_spin) X(mem_alloc) X(mem_free) X(mem_upload)                \
     X(mem_download) X(fill_zero) X(weight_bytes) X(weight_open) X(weight_close) X(weight_master) X(weight_pack)   \
+    X(weight_write) X(weight_read)                                                                \
     X(matmul_nt) X(matmul_nn) X(matmul_tn) X(bias_bwd) X(add) X(scale) X(gather_rows) X(scatter_rows)      \
     X(round_bf16) X(embed_fwd) X(embed_bwd) X(rmsnorm_fwd) X(rmsnorm_bwd) X(rope) X(mla_expand_fwd)             \
     X(mla_expand_bwd) X(kv_write) X(kv_copy) X(attention_fwd) X(attention_bwd) X(swiglu_fwd)      \
@@ -56,6 +58,9 @@ panel_rows(r1_dtype dtype, size_t I)
 
 #define R1_DECLARE(op) __typeof__(*((r1_ops *)0)->op) TIER(op);
 R1_CPU_OPS(R1_DECLARE)
+
+/* weight.c: row (I) = row o of the E O that products see, from the panels. */
+void TIER(weight_row)(float *row, const r1_weight *w, size_t o);
 
 static inline float *
 row_f32(const r1_tensor *x, size_t n)

@@ -1,10 +1,14 @@
-/* weight.c - E matrices (O, I): the float32 master and the packed copy that matmul_nt streams.
+/* weight.c - E matrices (O, I): the float32 master, unless frozen, and the packed copy that matmul_nt
+ * streams.
  *
  *   panels[e][p][i][j] = master[e][32 p + j][i],  j < 32;  0 beyond the last output column
  *
  * In bf16 panels[e][p][i][j] is the pair of inputs 2i and 2i + 1 (bf16.h), rounded; an odd last input
  * has a 0 beside it. matmul_nn and the embedding read the master, whose rows already lie the right
- * way, and round it to the same numbers. Knows nothing about what a weight means. */
+ * way, and round it to the same numbers; the embedding of a frozen weight reads the panels. Knows
+ * nothing about what a weight means. */
+#include <string.h>
+
 #include "cpu.h"
 #include "transpose.h"
 
@@ -32,7 +36,7 @@ TIER(weight_bytes)(size_t *master, size_t *packed, size_t E, size_t O, size_t I,
 
 r1_code
 TIER(weight_open)(r1_dev *dev, r1_weight **out, size_t E, size_t O, size_t I, r1_dtype dtype,
-                  r1_status *st)
+                  void *packed_memory, r1_status *st)
 {
     (void)dev;
     *out = NULL;
@@ -43,8 +47,12 @@ TIER(weight_open)(r1_dev *dev, r1_weight **out, size_t E, size_t O, size_t I, r1
     if (w == NULL) {
         return R1_FAIL(st, R1_ENOMEM, "no memory for a weight");
     }
-    *w = (r1_weight){E, O, I, dtype, r1_alloc(master, 1), r1_alloc(packed, 1)};
-    if (w->master == NULL || w->panels == NULL) {
+    *w = (r1_weight){E, O, I, dtype, NULL, packed_memory};
+    if (packed_memory == NULL) {
+        w->master = r1_alloc(master, 1);
+        w->panels = w->master != NULL ? r1_alloc(packed, 1) : NULL;
+    }
+    if (w->panels == NULL) {
         TIER(weight_close)(dev, w);
         return R1_FAIL(st, R1_ENOMEM, "no memory for a weight of %zu x %zu x %zu", E, O, I);
     }
@@ -57,8 +65,10 @@ TIER(weight_close)(r1_dev *dev, r1_weight *w)
 {
     (void)dev;
     if (w != NULL) {
-        r1_free(w->master);
-        r1_free(w->panels);
+        if (w->master != NULL) {
+            r1_free(w->master);
+            r1_free(w->panels);
+        }
         r1_free(w);
     }
 }
@@ -69,15 +79,21 @@ TIER(weight_master)(const r1_weight *w)
     return r1_f32(w->master, w->E * w->O, w->I);
 }
 
+typedef struct {
+    const r1_weight *w;
+    const float *from; /* (E O, I) */
+} pack_job;
+
 /* Task t is panel t of all E x ceil(O / 32). */
 static void
 pack_panel(void *ctx, size_t task, size_t worker)
 {
     (void)worker;
-    const r1_weight *w = ctx;
+    const pack_job *job = ctx;
+    const r1_weight *w = job->w;
     size_t panels = count_panels(w->O), e = task / panels, o = task % panels * R1_PANEL;
     size_t used = w->O - o < R1_PANEL ? w->O - o : R1_PANEL;
-    const float *from = w->master + (e * w->O + o) * w->I;
+    const float *from = job->from + (e * w->O + o) * w->I;
     float *to = w->panels + task * panel_rows(w->dtype, w->I) * R1_PANEL;
     if (w->dtype == R1_BF16) {
         transpose_pairs((u32_u *)to, R1_PANEL, R1_PANEL, from, w->I, used, w->I);
@@ -86,10 +102,62 @@ pack_panel(void *ctx, size_t task, size_t worker)
     }
 }
 
+static r1_code
+pack_from(r1_dev *dev, const r1_weight *w, const float *from)
+{
+    pack_job job = {w, from};
+    r1_pool_run(dev->pool, w->E * count_panels(w->O), pack_panel, &job);
+    return R1_OK;
+}
+
 r1_code
 TIER(weight_pack)(r1_dev *dev, r1_weight *w, r1_status *st)
 {
     (void)st;
-    r1_pool_run(dev->pool, w->E * count_panels(w->O), pack_panel, w);
+    assert(w->master != NULL);
+    return pack_from(dev, w, w->master);
+}
+
+r1_code
+TIER(weight_write)(r1_dev *dev, r1_weight *w, const float *from, r1_status *st)
+{
+    (void)st;
+    if (w->master != NULL) {
+        memcpy(w->master, from, w->E * w->O * w->I * sizeof *from);
+    }
+    return pack_from(dev, w, from);
+}
+
+void
+TIER(weight_row)(float *row, const r1_weight *w, size_t o)
+{
+    size_t rows = panel_rows(w->dtype, w->I), e = o / w->O, j = o % w->O;
+    size_t panel = e * count_panels(w->O) + j / R1_PANEL;
+    const float *from = w->panels + panel * rows * R1_PANEL + j % R1_PANEL;
+    if (w->dtype == R1_F32) {
+        for (size_t i = 0; i < w->I; i++) {
+            row[i] = from[i * R1_PANEL];
+        }
+        return;
+    }
+    for (size_t i = 0; i < w->I; i++) {
+        uint32_t pair = ((const u32_u *)from)[i / 2 * R1_PANEL];
+        uint32_t bits = i % 2 == 0 ? pair & 0xffff0000u : pair << 16;
+        memcpy(row + i, &bits, sizeof bits);
+    }
+}
+
+r1_code
+TIER(weight_read)(r1_dev *dev, float *to, const r1_weight *w, r1_status *st)
+{
+    (void)dev;
+    (void)st;
+    if (w->master != NULL) {
+        memcpy(to, w->master, w->E * w->O * w->I * sizeof *to);
+        return R1_OK;
+    }
+    for (size_t o = 0; o < w->E * w->O; o++) {
+        TIER(weight_row)(to + o * w->I, w, o);
+    }
     return R1_OK;
 }

@@ -104,6 +104,7 @@ device_open(r1_decode *d, r1_status *st)
             return R1_FAIL(st, R1_ENOMEM, "out of memory for %zu slots", s->slots);
         }
     }
+    R1_TRY(rope_reserve(m, d->max_blocks * R1_KV_BLOCK, st));
     if (s->speculative) {
         R1_TRY(drafts_open(d, st));
     }

@@ -4,7 +4,8 @@
  * file format.
  * One device allocation each for vectors, gradients and Adam's moments; gradients come with the first
  * gradient call, moments with the first update, so that a model that only samples has neither. Each is
- * placed by one function, which run without memory measures (plan.c).
+ * placed by one function, which run without memory measures (plan.c). The matrices of a frozen model
+ * lie packed in one piece of memory, which may be the caller's; it has nothing else of them.
  */
 #include <stdarg.h>
 #include <stdio.h>
@@ -199,6 +200,9 @@ params_add(r1_model *m)
     if (c->lora > 0) {
         adapters_add(m);
     }
+    for (size_t i = 0; c->frozen && i < m->n_params; i++) {
+        m->params[i].trained = 0;
+    }
 }
 
 static size_t
@@ -216,8 +220,6 @@ vectors_place(r1_model *m, r1_arena *vectors)
             p->value = r1_f32(r1_arena_push(vectors, p->I, sizeof(float)), 1, p->I);
         }
     }
-    size_t Dr = config_rotary(&m->config);
-    m->rope = r1_f32(r1_arena_push(vectors, m->config.T * Dr, sizeof(float)), m->config.T, Dr);
     m->loads = r1_arena_push(vectors, (m->config.L + m->config.mtp) * m->config.E, sizeof(int64_t));
 }
 
@@ -263,17 +265,59 @@ layout_params(r1_model *m, r1_status *st)
     return R1_OK;
 }
 
-r1_code
-layout_memory(r1_model *m, r1_status *st)
+void
+matrices_measure(const r1_model *m, r1_arena *master, r1_arena *packed)
 {
+    for (size_t i = 0; i < m->n_params; i++) {
+        const r1_param *p = &m->params[i];
+        if (p->O > 0) {
+            size_t one, copy;
+            m->ops->weight_bytes(&one, &copy, p->E, p->O, p->I, p->dtype);
+            r1_arena_push(master, m->config.frozen ? 0 : one, 1);
+            r1_arena_push(packed, copy, 1);
+        }
+    }
+}
+
+/* The memory of a frozen model's matrices: what the caller gave, or our own, for which `own` is room. */
+static r1_code
+frozen_memory(r1_model *m, r1_arena **packed, r1_arena *own, r1_status *st)
+{
+    r1_arena none = {0}, need = {0};
+    matrices_measure(m, &none, &need);
+    if (*packed == NULL) {
+        *own = (r1_arena){m->ops->mem_alloc(m->dev, need.used), need.used, 0};
+        m->packed = own->base;
+        *packed = own;
+    }
+    if ((*packed)->base == NULL) {
+        return R1_FAIL(st, R1_ENOMEM, "out of memory for %zu bytes of frozen matrices", need.used);
+    }
+    if ((*packed)->size < need.used || (uintptr_t)(*packed)->base % 64 != 0) {
+        return R1_FAIL(st, R1_EINVAL, "%zu bytes are given for frozen matrices of %zu, or not aligned "
+                       "to 64", (*packed)->size, need.used);
+    }
+    return R1_OK;
+}
+
+r1_code
+layout_memory(r1_model *m, r1_arena *packed, r1_status *st)
+{
+    r1_arena own;
     R1_TRY(place(m, vectors_place, &m->vectors, "norms and biases", st));
+    if (m->config.frozen) {
+        R1_TRY(frozen_memory(m, &packed, &own, st));
+    }
     for (size_t i = 0; i < m->config.L + m->config.mtp; i++) {
         m->layers[i].load = m->loads + i * m->config.E;
     }
     for (size_t i = 0; i < m->n_params; i++) {
         r1_param *p = &m->params[i];
         if (p->O > 0) {
-            R1_TRY(m->ops->weight_open(m->dev, &p->weight, p->E, p->O, p->I, p->dtype, st));
+            size_t none, copy;
+            m->ops->weight_bytes(&none, &copy, p->E, p->O, p->I, p->dtype);
+            void *at = m->config.frozen ? r1_arena_push(packed, copy, 1) : NULL;
+            R1_TRY(m->ops->weight_open(m->dev, &p->weight, p->E, p->O, p->I, p->dtype, at, st));
             p->value = m->ops->weight_master(p->weight);
         }
     }
@@ -294,14 +338,23 @@ moments_place(r1_model *m, r1_arena *a)
 }
 
 r1_code
+model_trainable(const r1_model *m, const char *what, r1_status *st)
+{
+    return m->config.frozen ? R1_FAIL(st, R1_EINVAL, "this model is frozen: it has no %s", what)
+                            : R1_OK;
+}
+
+r1_code
 r1_model_grads(r1_model *m, r1_status *st)
 {
+    R1_TRY(model_trainable(m, "gradients", st));
     return m->grads != NULL ? R1_OK : place(m, grads_place, &m->grads, "gradients", st);
 }
 
 r1_code
 r1_model_moments(r1_model *m, r1_status *st)
 {
+    R1_TRY(model_trainable(m, "optimiser moments", st));
     return m->moments != NULL ? R1_OK
                               : place(m, moments_place, &m->moments, "optimiser moments", st);
 }

@@ -48,11 +48,14 @@ blocks_needed(const r1_batch *batch, size_t b0, size_t b1, size_t *most)
 r1_micro_size
 micro_size(const r1_batch *batch, size_t micro_rows, size_t unit)
 {
-    r1_micro_size s = {1, 1, 1, 1};
+    r1_micro_size s = {1, 1, 1, 1, 1};
     for (size_t b0 = 0, b1; b0 < batch->B; b0 = b1) {
         b1 = micro_end(batch, b0, micro_rows, unit);
         size_t n = (size_t)(batch->start[b1] - batch->start[b0]);
         size_t most, sum = blocks_needed(batch, b0, b1, &most);
+        for (size_t b = b0; b < b1; b++) {
+            s.longest = seq_len(batch, b) > s.longest ? seq_len(batch, b) : s.longest;
+        }
         s.rows = n > s.rows ? n : s.rows;
         s.seqs = b1 - b0 > s.seqs ? b1 - b0 : s.seqs;
         s.blocks = sum > s.blocks ? sum : s.blocks;
@@ -66,6 +69,7 @@ micro_reserve(r1_model *m, r1_workspace *ws, const r1_batch *batch, size_t micro
               r1_keep keep, r1_status *st)
 {
     r1_micro_size s = micro_size(batch, micro_rows, unit);
+    R1_TRY(rope_reserve(m, s.longest, st));
     return workspace_reserve(m, ws, s.rows, s.seqs, s.blocks, s.table, keep, st);
 }
 

@@ -10,53 +10,12 @@
 
 #include "model.h"
 
-/* factor cos and factor sin of t inv_freq[i] (Su et al. 2021), computed in double once. */
-static r1_code
-rope_table(r1_model *m, const r1_rope *rope, r1_status *st)
-{
-    size_t T = m->rope.rows, Dr = m->rope.cols, half = Dr / 2;
-    float *table = r1_alloc(T * Dr, sizeof(float));
-    if (table == NULL) {
-        return R1_FAIL(st, R1_ENOMEM, "out of memory for %zu rotary positions", T);
-    }
-    for (size_t i = 0; i < half; i++) {
-        for (size_t t = 0; t < T; t++) {
-            double angle = (double)t * rope->inv_freq[i];
-            table[t * Dr + i] = (float)(rope->factor * cos(angle));
-            table[t * Dr + half + i] = (float)(rope->factor * sin(angle));
-        }
-    }
-    r1_code code = m->ops->mem_upload(m->dev, m->rope.data, table, T * Dr * sizeof(float), st);
-    r1_free(table);
-    return code;
-}
-
-static r1_code
-rope_check(const r1_rope *rope, const r1_config *c, r1_status *st)
-{
-    if (rope->pairs != config_rotary(c) / 2) {
-        return R1_FAIL(st, R1_EINVAL, "rope: %zu inverse frequencies for a rotary width of %zu",
-                       rope->pairs, config_rotary(c));
-    }
-    for (size_t i = 0; i < rope->pairs; i++) {
-        if (!isfinite(rope->inv_freq[i])) {
-            return R1_FAIL(st, R1_EINVAL, "rope: inverse frequency %zu is %g", i,
-                           rope->inv_freq[i]);
-        }
-    }
-    if (!(rope->factor > 0.0 && isfinite((float)rope->factor))) {
-        return R1_FAIL(st, R1_EINVAL, "rope: the attention factor is %g", rope->factor);
-    }
-    return R1_OK;
-}
-
 r1_code
 r1_model_open(r1_model **out, const r1_config *c, r1_dtype dtype, const r1_rope *rope,
-              const r1_ops *ops, r1_dev *dev, r1_status *st)
+              r1_arena *packed, const r1_ops *ops, r1_dev *dev, r1_status *st)
 {
     *out = NULL;
     R1_TRY(r1_config_check(c, st));
-    R1_TRY(rope_check(rope, c, st));
     r1_model *m = r1_alloc(1, sizeof *m);
     if (m == NULL) {
         return R1_FAIL(st, R1_ENOMEM, "out of memory for a model");
@@ -66,12 +25,12 @@ r1_model_open(r1_model **out, const r1_config *c, r1_dtype dtype, const r1_rope 
     m->live = c->V;
     m->ops = ops;
     m->dev = dev;
-    r1_code code = layout_params(m, st);
+    r1_code code = rope_open(m, rope, st);
     if (code == R1_OK) {
-        code = layout_memory(m, st);
+        code = layout_params(m, st);
     }
     if (code == R1_OK) {
-        code = rope_table(m, rope, st);
+        code = layout_memory(m, packed, st);
     }
     if (code != R1_OK) {
         r1_model_close(m);
@@ -109,7 +68,7 @@ r1_model_close(r1_model *m)
             m->ops->weight_close(m->dev, m->params[i].weight);
         }
     }
-    void *memory[] = {m->vectors, m->grads, m->moments};
+    void *memory[] = {m->vectors, m->packed, m->grads, m->moments};
     for (size_t i = 0; i < sizeof memory / sizeof memory[0]; i++) {
         if (memory[i] != NULL) {
             m->ops->mem_free(m->dev, memory[i]);
@@ -117,6 +76,7 @@ r1_model_close(r1_model *m)
     }
     workspace_release(m, &m->train);
     workspace_release(m, &m->infer);
+    rope_close(m);
     r1_free(m->params);
     r1_free(m->layers);
     r1_free(m);
@@ -171,6 +131,9 @@ r1_code
 r1_param_read(r1_model *m, size_t i, int what, float *out, r1_status *st)
 {
     r1_tensor x;
+    if (what == R1_VALUE && m->params[i].weight != NULL) {
+        return m->ops->weight_read(m->dev, out, m->params[i].weight, st);
+    }
     R1_TRY(param_tensor(m, i, what, &x, st));
     size_t n = x.rows * x.cols;
     R1_TRY(m->ops->mem_download(m->dev, out, x.data, n * sizeof(float), st));
@@ -198,13 +161,12 @@ r1_param_write(r1_model *m, size_t i, int what, const float *in, r1_status *st)
     if (what == R1_GRAD) {
         return R1_FAIL(st, R1_EINVAL, "gradients are read-only");
     }
-    R1_TRY(param_tensor(m, i, what, &x, st));
     m->version += what == R1_VALUE;
-    R1_TRY(m->ops->mem_upload(m->dev, x.data, in, x.rows * x.cols * sizeof(float), st));
     if (what == R1_VALUE && m->params[i].weight != NULL) {
-        R1_TRY(m->ops->weight_pack(m->dev, m->params[i].weight, st));
+        return m->ops->weight_write(m->dev, m->params[i].weight, in, st);
     }
-    return R1_OK;
+    R1_TRY(param_tensor(m, i, what, &x, st));
+    return m->ops->mem_upload(m->dev, x.data, in, x.rows * x.cols * sizeof(float), st);
 }
 
 r1_code

@@ -4,6 +4,7 @@
  *   layout.c  every parameter                       mtp.c    the multi-token-prediction module
  *   workspace.c  every buffer of a batch            head.c   hidden -> log-prob, loss, d hidden
  *   linear.c  weight + bias + adapter               model.c  open, close, log-probs and gradients
+ *   rope.c    cos and sin of positions
  *   micro.c   sequences -> one packed micro-batch   score.c  the scalar head of reward models
  *   update.c  norm, clip, AdamW, router bias        decode.c sampling (decode_open.c, kvpool.c)
  *   plan.c    bytes of all this, nothing allocated  speculate.c drafts of the MTP module
@@ -36,13 +37,14 @@ typedef struct {
     int o_bias, mlp_bias;         /* mlp_bias: dense layers only */
     int qk_norm;                  /* GQA: every head of q and of k is normed before RoPE */
     int tied, interleaved, score;
+    int frozen;                   /* no masters, gradients, moments: what forward needs */
     size_t lora;                  /* rank of the low-rank adapters; 0: none */
     size_t lora_targets;          /* bit i: the i-th matrix of layout.c's list has one */
     float routed_scale, eps;
     float attn_scale;             /* times (width of q and k)^(-1/2): the scale of the scores */
 } r1_config;
 
-/* Rotary positions: pair i turns by inv_freq[i] a position; cos and sin are multiplied by factor.
+/* Rotary positions (rope.c): pair i turns by inv_freq[i] a position; cos and sin are multiplied by factor.
  * Where the frequencies come from is r1grpo/rope.py's business. */
 typedef struct {
     const double *inv_freq;       /* (pairs) host */
@@ -111,8 +113,9 @@ typedef struct {
     size_t E, O, I;
     r1_dtype dtype;    /* of what products see; values, gradients and moments are float32 */
     r1_weight *weight; /* NULL: a vector */
-    r1_tensor value;   /* (E O, I): the weight's master, or the vector */
-    int trained;       /* 0: the router's selection bias; all but the adapters where there are any */
+    r1_tensor value;   /* (E O, I): the weight's master (data NULL: frozen), or the vector */
+    int trained;       /* 0: the router's selection bias; all but the adapters where there are any;
+                        * all of a frozen model */
     size_t uses;
     r1_tensor grad[R1_MAX_USES]; /* (E O, I) float32 each */
     r1_tensor m, v;              /* Adam's moments */
@@ -221,8 +224,10 @@ typedef struct {
     r1_linear head, mtp_head, eh, score;
     r1_param *enorm, *hnorm, *mtp_norm;
     size_t mtp_embed_use;
-    r1_tensor rope;                       /* (T, Dr): cos, sin */
+    double *inv_freq, rope_factor;        /* r1_rope, copied */
+    r1_tensor rope;                       /* (positions so far, Dr): cos, sin; see rope_reserve */
     void *vectors, *grads, *moments;      /* device memory of all vectors, gradients, moments */
+    void *packed;                         /* of a frozen model's matrices, unless it is given */
     int64_t *loads;                       /* (L + mtp, E) */
     uint64_t step;                        /* optimiser updates so far */
     uint64_t version;                     /* counts every change of a weight */
@@ -231,13 +236,15 @@ typedef struct {
     void *poll_ctx;
 } r1_model;
 
+/* packed: NULL, or memory for a frozen model's packed matrices, of as many bytes as the plan says,
+ * 64-byte aligned, which outlives the model: a file that the caller has mapped, say. */
 r1_code r1_model_open(r1_model **m, const r1_config *c, r1_dtype dtype, const r1_rope *rope,
-                      const r1_ops *ops, r1_dev *dev, r1_status *st);
+                      r1_arena *packed, const r1_ops *ops, r1_dev *dev, r1_status *st);
 void r1_model_close(r1_model *m);
 /* The parameters that a model of this configuration would have: names and shapes, nothing behind
  * them. The caller frees *params with r1_free. */
 r1_code r1_model_params(r1_param **params, size_t *n, const r1_config *c, r1_status *st);
-/* Allocate gradients and Adam's moments, zeroed, if absent. */
+/* Allocate gradients and Adam's moments, zeroed, if absent; a frozen model has none: R1_EINVAL. */
 r1_code r1_model_grads(r1_model *m, r1_status *st);
 r1_code r1_model_moments(r1_model *m, r1_status *st);
 /* Copies a whole parameter out (what: value, gradient, Adam's m and v) or, but for gradients, in. */
@@ -327,7 +334,8 @@ typedef struct {
     size_t grads, moments, update;  /* update: what an optimiser step takes while it runs */
 } r1_model_bytes;
 typedef struct {
-    size_t acts, head, cache;       /* activations; hidden states to losses; one layer's KV */
+    size_t acts, head, cache;       /* activations and rotary table; hidden states to losses; one
+                                     * layer's KV */
 } r1_pass_bytes;
 typedef struct {
     size_t slots, kv, rest;         /* sequences at a time; KV blocks; lists and results */
@@ -335,11 +343,12 @@ typedef struct {
 } r1_decode_bytes;
 
 /* What a model of this configuration takes, and a call on it: r1_model_run of B sequences (start,
- * B + 1), a decode session of P equal prompts. Nothing of it is allocated. */
+ * B + 1), `unit` of which stay together; a decode session of P equal prompts. Nothing of it is
+ * allocated. */
 r1_code r1_plan_model(const r1_config *c, r1_dtype dtype, const r1_ops *ops, r1_dev *dev,
                       r1_model_bytes *out, r1_status *st);
 r1_code r1_plan_pass(const r1_config *c, r1_dtype dtype, const r1_ops *ops, r1_dev *dev,
-                     const int32_t *start, size_t B, size_t micro_rows, r1_keep keep,
+                     const int32_t *start, size_t B, size_t micro_rows, size_t unit, r1_keep keep,
                      r1_pass_bytes *out, r1_status *st);
 r1_code r1_plan_decode(const r1_config *c, r1_dtype dtype, const r1_ops *ops, r1_dev *dev,
                        size_t P, size_t G, size_t prompt, size_t max_new, size_t slots,
@@ -384,9 +393,18 @@ r1_code linear_fwd(r1_model *m, const r1_tensor *y, const r1_tensor *x, const r1
 r1_code linear_bwd(r1_model *m, const r1_tensor *dx, const r1_tensor *dy, const r1_tensor *x,
                    const r1_linear *l, const int32_t *offsets, int accumulate, r1_status *st);
 
-/* The list of parameters, without their memory; then their memory. */
+/* The list of parameters, without their memory; then their memory (packed: see r1_model_open). */
 r1_code layout_params(r1_model *m, r1_status *st);
-r1_code layout_memory(r1_model *m, r1_status *st);
+r1_code layout_memory(r1_model *m, r1_arena *packed, r1_status *st);
+/* R1_EINVAL: it is frozen and has no `what`. */
+r1_code model_trainable(const r1_model *m, const char *what, r1_status *st);
+/* Adds the bytes of all matrices: masters, packed copies. */
+void matrices_measure(const r1_model *m, r1_arena *master, r1_arena *packed);
+/* Checks and copies; the rotary table of at least so many positions; the bytes it then takes. */
+r1_code rope_open(r1_model *m, const r1_rope *rope, r1_status *st);
+void rope_close(r1_model *m);
+r1_code rope_reserve(r1_model *m, size_t positions, r1_status *st);
+size_t rope_bytes(const r1_config *c, size_t positions);
 /* Place every tensor of their kind in an arena; one without memory measures. */
 void vectors_place(r1_model *m, r1_arena *a);
 void grads_place(r1_model *m, r1_arena *a);
@@ -446,6 +464,7 @@ size_t micro_end(const r1_batch *batch, size_t b0, size_t micro_rows, size_t uni
 /* What the workspace of every micro-batch of the batch must hold. */
 typedef struct {
     size_t rows, seqs, blocks, table;
+    size_t longest;                       /* sequence, the positions of the rotary table */
 } r1_micro_size;
 r1_micro_size micro_size(const r1_batch *batch, size_t micro_rows, size_t unit);
 /* Makes the workspace large enough for it. */

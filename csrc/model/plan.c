@@ -2,7 +2,7 @@
  *
  * Every figure comes from the function that places or sizes the thing itself, run without memory:
  * layout.c (parameters, gradients, moments), the backend's weight_bytes, workspace.c (a pass),
- * decode_open.c and kvpool.c (a session). So the plan cannot differ from what is allocated. Knows
+ * decode_open.c and kvpool.c (a session), rope.c. So the plan cannot differ from what is allocated. Knows
  * nothing about what else lives in the process.
  */
 #include "decode.h"
@@ -41,15 +41,7 @@ r1_plan_model(const r1_config *c, r1_dtype dtype, const r1_ops *ops, r1_dev *dev
     vectors_place(m, &vectors);
     grads_place(m, &grads);
     moments_place(m, &moments);
-    for (size_t i = 0; i < m->n_params; i++) {
-        const r1_param *p = &m->params[i];
-        if (p->O > 0) {
-            size_t one, copy;
-            ops->weight_bytes(&one, &copy, p->E, p->O, p->I, p->dtype);
-            r1_arena_push(&master, one, 1);
-            r1_arena_push(&packed, copy, 1);
-        }
-    }
+    matrices_measure(m, &master, &packed);
     *out = (r1_model_bytes){master.used, packed.used, vectors.used, grads.used, moments.used,
                             update_scratch(m) * sizeof(float)};
     r1_model_close(m);
@@ -58,14 +50,15 @@ r1_plan_model(const r1_config *c, r1_dtype dtype, const r1_ops *ops, r1_dev *dev
 
 r1_code
 r1_plan_pass(const r1_config *c, r1_dtype dtype, const r1_ops *ops, r1_dev *dev,
-             const int32_t *start, size_t B, size_t micro_rows, r1_keep keep, r1_pass_bytes *out,
-             r1_status *st)
+             const int32_t *start, size_t B, size_t micro_rows, size_t unit, r1_keep keep,
+             r1_pass_bytes *out, r1_status *st)
 {
     r1_model *m;
     r1_batch batch = {.B = B, .start = start};
-    r1_micro_size s = micro_size(&batch, micro_rows, 1);
+    r1_micro_size s = micro_size(&batch, micro_rows, unit);
     R1_TRY(plan_open(&m, c, dtype, ops, dev, st));
     r1_code code = workspace_measure(m, s.rows, s.seqs, s.blocks, s.table, keep, out, st);
+    out->acts += rope_bytes(c, s.longest);
     r1_model_close(m);
     return code;
 }
@@ -92,6 +85,7 @@ r1_plan_decode(const r1_config *c, r1_dtype dtype, const r1_ops *ops, r1_dev *de
     }
     *out = (r1_decode_bytes){.slots = s.slots, .kv = kv.used, .rest = rest.used};
     r1_code code = workspace_measure(m, s.rows, s.slots + 1, 0, 0, R1_KEEP_NONE, &out->pass, st);
+    out->pass.acts += rope_bytes(c, prompt + room_of(c, prompt, max_new));
     r1_model_close(m);
     return code;
 }

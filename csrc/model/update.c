@@ -124,6 +124,7 @@ r1_model_update(r1_model *m, const r1_update_spec *spec, double *norm, r1_status
 r1_code
 r1_model_router_update(r1_model *m, float rate, r1_status *st)
 {
+    R1_TRY(model_trainable(m, "router to move", st));
     for (size_t i = 0; i < m->config.L + m->config.mtp; i++) {
         const r1_layer *l = &m->layers[i];
         if (l->router_bias != NULL) {
