@@ -12,23 +12,20 @@ is our choice.
 
 from __future__ import annotations
 
-import html
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from r1grpo.charts import Series, format_figure, graph_chart, interval_chart, line_chart
-from r1grpo.monitor import format_seconds
-from r1grpo.report_style import STYLE
-from r1grpo.rundir import read_jsonl
-from r1grpo.safe_files import CheckpointError, write_atomic
+from .charts import Series, graph_chart, interval_chart, line_chart
+from .monitor import format_seconds
+from .report_completions import SAMPLE_STAGES, inspector_section, pick_completions, samples_section
+from .report_parts import NOT_RUN, STAGES, esc, number, rate, stage_name, table
+from .report_style import STYLE
+from .rundir import read_jsonl
+from .safe_files import CheckpointError, write_atomic
 
-STAGES = {"base": 4, "r1_zero": 0, "cold_start": 1, "reasoning_rl": 1, "rejection_sft": 2, "r1": 2,
-          "student_base": 4, "distilled": 3, "student_rl_only": 3}  # name -> colour of charts.py
 RL_STAGES = ("r1_zero", "reasoning_rl", "r1")
-SAMPLE_STAGES = ("base", "r1_zero", "r1")
 CURVES = (("reward", "reward", None), ("eval/pass@1", "pass@1 on validation problems", 1.0),
           ("completions/mean_length", "response length, tokens", None),
           ("completions/reflection", "reflection words (“wait”) a response", None),
@@ -67,7 +64,6 @@ DIRECTIONS = (  # claim, (their figure, from, to), (our stage and key, from), (.
 COST_LABELS = {"loss_tokens": "tokens in the loss",
                "processed_tokens": "tokens through forward and backward, prompts included",
                "sampled_tokens": "tokens sampled, unused and validation ones included"}
-NOT_RUN = '<p class="none">not run</p>'
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -76,7 +72,7 @@ def write_report(run_dir: str | Path) -> Path:
     summary = _read_json(run_dir / "summary.json", required=True)
     manifest = _read_json(run_dir / "manifest.json")
     metrics = _read_rows(run_dir / "metrics.jsonl")
-    samples, inspected = _pick_completions(_read_rows(run_dir / "completions.jsonl"))
+    samples, inspected = pick_completions(_read_rows(run_dir / "completions.jsonl"))
     rows = [row for row in metrics if isinstance(row.get("step"), (int, float))]
     sections = (
         ("Where each checkpoint comes from", _pipeline(manifest, summary)),
@@ -84,13 +80,13 @@ def write_report(run_dir: str | Path) -> Path:
         ("The stages on held-out problems", _stages(summary, None)),
         ("Harder problems, out of distribution", _stages(summary, "ood")),
         ("Task by task", _tasks(summary)),
-        ("The same problems before and after", _samples(samples)),
+        ("The same problems before and after", samples_section(samples)),
         ("Different tasks and scale: compare directions, not numbers", _deepseek(summary)),
         ("General prompts and reward models", _general(summary)),
         ("Distillation and costs", _costs(summary)),
         ("Alarms", _alarms(rows)),
-        ("Inside a completion", _inspector(inspected)))
-    title = f"R1 at small size, seed {_esc(summary.get('seed', '?'))}"
+        ("Inside a completion", inspector_section(inspected)))
+    title = f"R1 at small size, seed {esc(summary.get('seed', '?'))}"
     body = "".join(f"<section><h2>{heading}</h2>{content}</section>"
                    for heading, content in sections)
     policy = "default-src 'none'; style-src 'unsafe-inline'"
@@ -126,56 +122,6 @@ def _read_rows(path: Path) -> Iterable[dict[str, Any]]:
     return read_jsonl(path) if path.exists() else ()
 
 
-def _pick_completions(rows: Iterable[dict[str, Any]]) -> tuple[list[dict], list[dict]]:
-    """In one pass: the first evaluated sample of each stage on the first problems that all of
-    SAMPLE_STAGES met (two a language; nobody chose them for being right), and a dozen rows with
-    log-probs, spread over the stages."""
-    first: dict[str, dict[str, dict]] = {}
-    with_logprobs: dict[str, list[dict]] = {}
-    for row in rows:
-        stage = row.get("stage", "")
-        if row.get("eval") and stage in SAMPLE_STAGES:
-            first.setdefault(str(row.get("problem_key")), {}).setdefault(stage, row)
-        kept = with_logprobs.setdefault(stage, [])
-        if row.get("logprobs") and len(kept) < 12:
-            kept.append(row)
-    chosen: dict[str, list[dict]] = {}
-    for by_stage in first.values():
-        same_language = chosen.setdefault(str(next(iter(by_stage.values())).get("language")), [])
-        if len(by_stage) == len(SAMPLE_STAGES) and len(same_language) < 2:
-            same_language.append(by_stage)
-    turns = [kept[i] for i in range(12) for kept in with_logprobs.values() if i < len(kept)]
-    return [problem for same in chosen.values() for problem in same], turns[:12]
-
-
-# ---- small pieces -------------------------------------------------------------------------------
-
-
-def _esc(value: Any) -> str:
-    return html.escape(str(value))
-
-
-def _number(value: Any) -> str:
-    return format_figure(float(value)) if isinstance(value, (int, float)) else "–"
-
-
-def _rate(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Cells are HTML already; the first column names the row."""
-    lines = "".join(f"<tr><th scope=row>{row[0]}</th>"
-                    + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" for row in rows)
-    columns = "".join(f"<th scope=col>{cell}</th>" for cell in head)
-    return (f'<div class="wide"><table><thead><tr>{columns}</tr></thead>'
-            f"<tbody>{lines}</tbody></table></div>")
-
-
-def _stage_name(name: str) -> str:
-    return f'<span class="dot c{STAGES.get(name, 4)}"></span>{_esc(name)}'
-
-
 def _figure(summary: Mapping[str, Any], stage: str, key: str) -> float | None:
     place = "general" if key == "rubric_mean" else "stages"
     return summary.get(place, {}).get(stage, {}).get(key)
@@ -193,7 +139,7 @@ def _head(title: str, summary: Mapping[str, Any]) -> str:
     gap, seconds = summary.get("max_logprob_gap"), summary.get("wall_seconds")
     steps = [(name, _figure(summary, name, "pass@1")) for name in SAMPLE_STAGES]
     headline = "".join(
-        f'<div class="big"><b>{_rate(value)}</b><span>{_stage_name(name)}</span></div>'
+        f'<div class="big"><b>{rate(value)}</b><span>{stage_name(name)}</span></div>'
         for name, value in steps)
     facts = (
         ("seed", summary.get("seed", "–")),
@@ -202,7 +148,7 @@ def _head(title: str, summary: Mapping[str, Any]) -> str:
         ("wall time", format_seconds(seconds) if seconds is not None else "–"),
         ("max_logprob_gap", f"{gap!r} over {summary.get('gap_tokens', 0):,} tokens"
          if gap is not None else "–"))
-    listed = "".join(f"<div><dt>{name}</dt><dd>{_esc(value)}</dd></div>" for name, value in facts)
+    listed = "".join(f"<div><dt>{name}</dt><dd>{esc(value)}</dd></div>" for name, value in facts)
     quick = ('<p class="banner"><b>Not a result.</b> This was a quick run: it shows that the '
              "pipeline works, its figures mean nothing.</p>") if summary.get("quick") else ""
     return (f"<header>{quick}<h1>{title}</h1><p>pass@1 on held-out problems, before and after "
@@ -218,7 +164,7 @@ def _pipeline(manifest: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     chart = graph_chart("checkpoints and their parents",
                         {entry["name"]: entry.get("parent") for entry in entries},
                         {entry["name"]: entry.get("data_from", ()) for entry in entries},
-                        {name: f"pass@1 {_rate(score)}" for name, score in scores.items()},
+                        {name: f"pass@1 {rate(score)}" for name, score in scores.items()},
                         STAGES)
     return (f'<div class="wide"><div class="graph">{chart}</div></div><p class="note">Solid: the '
             "weights it started from. Dashed: the checkpoint whose samples it learned from.</p>")
@@ -236,7 +182,7 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> str:
         charts.append(f"<figure>{line_chart(title, segments, top)}</figure>")
     missing = [stage for stage in RL_STAGES if stage not in stages]
     note = f" Not run: {', '.join(missing)}." if missing else ""
-    return (f'<p class="legend">{" ".join(map(_stage_name, stages))}</p>'
+    return (f'<p class="legend">{" ".join(map(stage_name, stages))}</p>'
             f'<div class="charts">{"".join(charts)}</div><p class="note">By update, as logged, '
             "unsmoothed; a dashed line is where a stage ends and the next checkpoint of the "
             f"graph above begins.{note}</p>")
@@ -259,23 +205,23 @@ def _stages(summary: Mapping[str, Any], part: str | None) -> str:
     for name in _by_stage(stages) + [n for n in STAGES if n not in stages]:
         figures = found.get(name)
         if not figures:
-            rows.append([_stage_name(name), '<span class="none">not run</span>']
+            rows.append([stage_name(name), '<span class="none">not run</span>']
                         + [""] * (len(COLUMNS) - 1))
             continue
-        rows.append([_stage_name(name)] + [_stage_cell(figures, key, form)
+        rows.append([stage_name(name)] + [_stage_cell(figures, key, form)
                                            for key, _, form in COLUMNS])
     return (f'<div class="intervals">{interval_chart("pass@1 with 95 % interval", drawn)}</div>'
-            f"{_table(head, rows)}{'' if part else _differences(summary)}")
+            f"{table(head, rows)}{'' if part else _differences(summary)}")
 
 
 def _differences(summary: Mapping[str, Any]) -> str:
     found = summary.get("differences") or {}
     if not found:
         return ""
-    return _table(["pass@1, paired by problem", "difference", "95 % interval", "problems"],
-                  ([_esc(name), f"{one['difference']:+.3f}",
-                    f"{one['interval'][0]:+.3f} to {one['interval'][1]:+.3f}", _number(one["n"])]
-                   for name, one in found.items()))
+    return table(["pass@1, paired by problem", "difference", "95 % interval", "problems"],
+                 ([esc(name), f"{one['difference']:+.3f}",
+                   f"{one['interval'][0]:+.3f} to {one['interval'][1]:+.3f}", number(one["n"])]
+                  for name, one in found.items()))
 
 
 def _stage_cell(figures: Mapping[str, Any], key: str, form: str) -> str:
@@ -293,41 +239,9 @@ def _tasks(summary: Mapping[str, Any]) -> str:
     if not found:
         return NOT_RUN
     tasks = sorted({task for by_task in found.values() for task in by_task})
-    return _table(["stage, pass@1"] + [_esc(task) for task in tasks],
-                  ([_stage_name(name)] + [_rate(found[name].get(task, {}).get("pass@1"))
-                                          for task in tasks] for name in _by_stage(found)))
-
-
-def _mark_up(text: str) -> str:
-    """Escaped completion with its thinking dimmed and its answer set off. Tags are looked for in
-    the escaped text, so nothing that a model writes can open one of ours."""
-    head, end, rest = _esc(text).partition("&lt;/think&gt;")
-    if "&lt;think&gt;" not in head:
-        head, rest = "", head + end + rest
-    answer = r"&lt;answer&gt;.*?(?:&lt;/answer&gt;|$)|\\boxed\{.*?\}"
-    rest = re.sub(answer, r"<b>\g<0></b>", rest, count=1, flags=re.S)
-    return (f'<span class="think">{head}{end}</span>' if head else "") + rest
-
-
-def _verdicts(row: Mapping[str, Any]) -> str:
-    shown = [f"{_esc(name)} {_number(value)}" for name, value in (row.get("rewards") or {}).items()]
-    return " · ".join(shown + [f"ended by {_esc(row.get('finish_reason', '?'))}"])
-
-
-def _samples(problems: Sequence[Mapping[str, Mapping[str, Any]]]) -> str:
-    if not problems:
-        return NOT_RUN
-    blocks = []
-    for by_stage in problems:
-        prompt = by_stage["r1"].get("prompt", "")
-        columns = "".join(
-            f'<div><h4>{_stage_name(stage)}</h4><p class="text">'
-            f'{_mark_up(by_stage[stage].get("completion", ""))}</p>'
-            f'<p class="note">{_verdicts(by_stage[stage])}</p></div>' for stage in SAMPLE_STAGES)
-        blocks.append(f'<article><p class="prompt">{_esc(prompt)}</p>'
-                      f'<div class="three">{columns}</div></article>')
-    return ("".join(blocks) + '<p class="note">First sample of the first evaluated problems in '
-            "each language, not picked for success. Thinking is dimmed.</p>")
+    return table(["stage, pass@1"] + [esc(task) for task in tasks],
+                 ([stage_name(name)] + [rate(found[name].get(task, {}).get("pass@1"))
+                                        for task in tasks] for name in _by_stage(found)))
 
 
 def _deepseek(summary: Mapping[str, Any]) -> str:
@@ -345,11 +259,11 @@ def _deepseek(summary: Mapping[str, Any]) -> str:
             one, two = (_figure(summary, side[0], "pass@1_ci") for side in (left, right))
             if one and two and max(one[0], two[0]) <= min(one[1], two[1]):
                 mark += " <small>intervals overlap</small>"
-        shown = f"{_rate(ours[0])} → {_rate(ours[1])} <small>{_esc(right[1])}</small>"
+        shown = f"{rate(ours[0])} → {rate(ours[1])} <small>{esc(right[1])}</small>"
         rows.append(cells + [shown, mark])
-    theirs = _table(["DeepSeek-R1, Table 3", "R1-Zero", "Dev1", "Dev2", "Dev3", "R1"],
-                    ([name, *map(str, figures)] for name, *figures in DEEPSEEK))
-    return (_table(["direction", "DeepSeek", "this run", ""], rows)
+    theirs = table(["DeepSeek-R1, Table 3", "R1-Zero", "Dev1", "Dev2", "Dev3", "R1"],
+                   ([name, *map(str, figures)] for name, *figures in DEEPSEEK))
+    return (table(["direction", "DeepSeek", "this run", ""], rows)
             + '<p class="note">Their models are several hundred thousand times larger, their tasks '
             "are others. Dev1, Dev2, Dev3 are the counterparts of cold_start, reasoning_rl, "
             "rejection_sft.</p>" + theirs)
@@ -363,16 +277,16 @@ def _general(summary: Mapping[str, Any]) -> str:
                 ("over_refusal", "over_refusal_n", "refuses harmless"),
                 ("rubric_mean", "n", "rubric mean"))
         head = ["stage"] + [cell for *_, label in keys for cell in (label, "prompts")]
-        tables.append(_table(head, (
-            [_stage_name(name)] + [cell for key, n, _ in keys for cell in (
-                _rate(general[name].get(key)), _number(general[name].get(n)))]
+        tables.append(table(head, (
+            [stage_name(name)] + [cell for key, n, _ in keys for cell in (
+                rate(general[name].get(key)), number(general[name].get(n)))]
             for name in _by_stage(general))))
     if models:
-        tables.append(_table(["reward model", "held-out accuracy", "balanced over labels",
-                              "share of the larger label", "pairs or rows"],
-                             ([_esc(name), *(_rate(figures.get(key)) for key in (
-                                 "accuracy", "balanced_accuracy", "base_rate")),
-                               _number(figures.get("n"))] for name, figures in models.items())))
+        tables.append(table(["reward model", "held-out accuracy", "balanced over labels",
+                             "share of the larger label", "pairs or rows"],
+                            ([esc(name), *(rate(figures.get(key)) for key in (
+                                "accuracy", "balanced_accuracy", "base_rate")),
+                              number(figures.get("n"))] for name, figures in models.items())))
     return "".join(tables) or NOT_RUN
 
 
@@ -390,9 +304,10 @@ def _costs(summary: Mapping[str, Any]) -> str:
         flat = [(name, value) for name, value in costs.items() if not isinstance(value, dict)]
         flat += [(f"{name}: {COST_LABELS.get(part, part)}", value) for name, group in costs.items()
                  if isinstance(group, dict) for part, value in group.items()]
-        tables.append(_table(["cost", "figure"], ([_esc(name.replace("_", " ")),
-                                                   _number(value) if isinstance(value, (int, float))
-                                                   else _esc(value)] for name, value in flat)))
+        tables.append(table(["cost", "figure"], (
+            [esc(name.replace("_", " ")),
+             number(value) if isinstance(value, (int, float)) else esc(value)]
+            for name, value in flat)))
     return "".join(tables) or NOT_RUN
 
 
@@ -405,36 +320,6 @@ def _alarms(rows: Sequence[Mapping[str, Any]]) -> str:
         return NOT_RUN
     if not steps:
         return "<p>None.</p>"
-    return _table(["stage", "alarm", "set in at step"],
-                  ([_stage_name(stage), _esc(name), ", ".join(at)]
-                   for (stage, name), at in steps.items()))
-
-
-def _token_texts(row: Mapping[str, Any]) -> list[str]:
-    """The row's own `tokens`, else its words when they match the ids one to one (an end token may
-    have no word), else the ids."""
-    ids, words = row.get("completion_ids") or [], str(row.get("completion", "")).split()
-    if row.get("tokens"):
-        return [str(token) for token in row["tokens"]]
-    if len(words) == len(ids) - 1:
-        words.append("⏎")
-    return words if len(words) == len(ids) else [str(token) for token in ids]
-
-
-def _inspector(rows: Sequence[Mapping[str, Any]]) -> str:
-    if not rows:
-        return '<p class="none">no log-probs were stored</p>'
-    blocks = []
-    for row in rows:
-        tokens = "".join(
-            f'<span class="t{min(int(-2 * logp), 9)}" title="log p {logp:.3f}">'
-            f"{_esc(token)}</span> "
-            for token, logp in zip(_token_texts(row), row["logprobs"]))
-        place = f"step {row['step']}" if row.get("step") is not None else "evaluation"
-        blocks.append(f"<details><summary>{_stage_name(str(row.get('stage', '')))}, {_esc(place)}: "
-                      f"{_esc(row.get('prompt', ''))}</summary>"
-                      f'<p class="text tokens">{tokens}</p>'
-                      f'<p class="note">{_verdicts(row)}</p></details>')
-    scale = "".join(f'<span class="t{i}">{-i / 2:g}</span>' for i in range(10))
-    return (f'<p class="note tokens">log p of each token when it was drawn: {scale}</p>'
-            + "".join(blocks).replace("<details>", "<details open>", 1))
+    return table(["stage", "alarm", "set in at step"],
+                 ([stage_name(stage), esc(name), ", ".join(at)]
+                  for (stage, name), at in steps.items()))

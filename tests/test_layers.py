@@ -13,9 +13,9 @@ PACKAGE = ROOT / "r1grpo"
 PLAIN = {"added_tokens", "algebra", "brief", "charts", "chat_targets", "chat_template",
          "checkpoint", "config", "contamination", "data", "families", "flops", "hf_tokenizer",
          "hub", "json_rows", "layouts", "lora", "model_config", "monitor", "number_formats",
-         "packing", "refusals", "report_style", "rewards", "rope", "rows", "rundir", "safe_files",
-         "safetensors_file", "tasks", "template_sandbox", "text_stream", "tokenizer", "toml",
-         "trackers", "verifiers", "vocabulary"}
+         "packing", "refusals", "report_completions", "report_parts", "report_style", "rewards",
+         "rope", "rows", "rundir", "safe_files", "safetensors_file", "tasks", "template_sandbox",
+         "text_stream", "tokenizer", "toml", "trackers", "verifiers", "vocabulary"}
 FACE = {"_core", "advantage", "batch", "device", "load_folder", "losses", "model", "model_files",
         "model_source", "model_state", "offload", "plan", "rollout", "sampling", "save_folder", "weights"}
 TRAINERS = {"console", "distill", "evaluate", "folder", "grpo", "grpo_metrics", "rejection",
