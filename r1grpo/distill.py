@@ -2,8 +2,9 @@
 
 DeepSeek-R1 distils by SFT alone (arXiv 2501.12948v2, B.4.3): the student learns the text of the
 teacher's kept samples, cosine to a tenth of the learning rate, two to three epochs. No logits are
-matched, no RL follows. The costs are printed with and without the teacher's, because the teacher's
-training and sampling is what the comparison with RL alone on the student leaves out.
+matched, no RL follows. The costs are given with and without the teacher's, because the teacher's
+training and sampling is what the comparison with RL alone on the student leaves out; where nobody
+knows the teacher's, they are None, not 0.
 """
 
 from __future__ import annotations
@@ -39,19 +40,19 @@ class Distillation:
 
     trainer: SFTTrainer
     student: Cost
-    teacher: Cost
+    teacher: Cost | None
 
-    def costs(self) -> dict[str, dict[str, float]]:
+    def costs(self) -> dict[str, dict[str, float] | None]:
         """{'without_teacher': ..., 'with_teacher': ...}"""
         return {"without_teacher": asdict(self.student),
-                "with_teacher": asdict(self.student + self.teacher)}
+                "with_teacher": asdict(self.student + self.teacher) if self.teacher else None}
 
 
 def distill(student: Any, teacher_rows: Sequence[dict[str, Any]], args: SFTConfig | None = None,
-            processing_class: Any = None, teacher_cost: Cost = Cost(),
+            processing_class: Any = None, teacher_cost: Cost | None = None,
             callbacks: Sequence[Callback] | None = None) -> Distillation:
     """SFT of the student on rows of rejection_sample. teacher_cost: what the caller's teacher took
-    in training and sampling. The default options are SFTConfig.distill()."""
+    in training and sampling, where that is known. The default options are SFTConfig.distill()."""
     trainer = SFTTrainer(student, args or SFTConfig.distill(), teacher_rows,
                          processing_class=processing_class, callbacks=callbacks)
     trainer.train()

@@ -42,6 +42,7 @@ from .config import ConfigError, GRPOConfig
 from .flops import sampling_flops
 from .folder import model_and_tokenizer
 from .grpo_metrics import completion_metrics, update_metrics
+from .reward_model import reward_functions
 from .rollout import Completions, fit_vocabulary, rollout
 from .scoring import RewardFunction, Rewards, VerdictLog, pack_rollout, unpack_rollout
 from .trainer import (Callback, Trainer, check_length, data_order, fingerprint, prompt_ids_of,
@@ -55,7 +56,6 @@ _THEIRS = {  # arguments of TRL's trainer that are not here, and what is
     "quantization_config": "is not supported: weights are float32 or bfloat16; LoraConfig keeps "
                            "optimiser state for adapters alone",
     "optimizers": "is not supported: the optimiser is AdamW, its numbers stand in GRPOConfig",
-    "reward_processing_classes": "is not supported: ModelReward takes the tokenizer of its model",
     "tools": "is not supported: completions are one turn of text",
     "rollout_func": "is not supported: sampling and training are one engine here",
     "environment_factory": "is not supported: rewards are functions of completions"}
@@ -91,6 +91,7 @@ class GRPOTrainer(Trainer):
     train_dataset: rows with 'prompt' (text, or messages) or 'prompt_ids', and the columns that the
     reward functions read; or a function step -> rows, for a curriculum (it must be pure).
     model: a Model, or the folder of one, whose tokenizer is then the default of processing_class.
+    reward_funcs: functions (scoring.py), or folders of reward models (reward_model.py).
     callbacks: each is called as f(trainer, metrics) after a step. peft_config: a LoraConfig; then
     `model` of the trainer is a copy with adapters, which alone are trained. `batch` is the rollout in
     work.
@@ -98,10 +99,11 @@ class GRPOTrainer(Trainer):
 
     args: GRPOConfig
 
-    def __init__(self, model: Any, reward_funcs: RewardFunction | Sequence[RewardFunction],
+    def __init__(self, model: Any, reward_funcs: RewardFunction | str | Sequence[Any],
                  args: GRPOConfig | None = None, train_dataset: Dataset = (),
                  eval_dataset: Sequence[Row] | None = None, processing_class: Any = None,
                  callbacks: Sequence[Callback] | None = None, peft_config: Any = None,
+                 reward_processing_classes: Any = None,
                  **theirs: Any) -> None:
         for name in theirs:
             raise TypeError(f"GRPOTrainer: argument {name!r} " + _THEIRS.get(name, "is unknown"))
@@ -110,7 +112,8 @@ class GRPOTrainer(Trainer):
         model, processing_class = model_and_tokenizer(model, processing_class, peft_config,
                                                       args.seed)
         super().__init__(model, args, callbacks)
-        self.rewards = Rewards(reward_funcs, self.args.reward_weights)
+        self.rewards = Rewards(reward_functions(reward_funcs, reward_processing_classes),
+                               self.args.reward_weights)
         self.dataset = train_dataset
         self.eval_dataset = eval_dataset
         self.processing_class = processing_class

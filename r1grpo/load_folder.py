@@ -111,11 +111,13 @@ class ModelFolder:
                 for name, file in self._where.items()}
 
     def _layout(self) -> list[tuple[str, int, int, int, bool]]:
-        """The parameters of the config. A model whose MTP module was left out, as transformers does
-        when it saves one, is loaded without it."""
+        """The parameters of the config. What transformers leaves out when it saves a model is not
+        missed: the MTP module, and beside a scalar head the head of tokens (here the embedding then)."""
         config, last = self.config, f"model.layers.{self.config.num_hidden_layers}."
         if config.num_nextn_predict_layers and not any(n.startswith(last) for n in self._where):
             self.config = config = replace(config, num_nextn_predict_layers=0)
+        if config.score_head and "lm_head.weight" not in self._where:
+            self.config = config = replace(config, tie_word_embeddings=True)
         try:
             return _core.Model.layout(config.core()[0])
         except ValueError as error:

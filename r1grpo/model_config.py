@@ -197,6 +197,8 @@ class ModelConfig:
             else:
                 null = value is None and name in _NULL_IS_DEFAULT
                 given[name] = known[name] if null else value
+        if str(extra.get("architectures")).endswith("ForSequenceClassification']"):
+            given.setdefault("score_head", True)
         for key in extra.keys() - _HARMLESS - known.keys():
             close = difflib.get_close_matches(str(key).lower(), {*known, *ALIASES}, n=1, cutoff=0.85)
             if close:

@@ -12,13 +12,16 @@ The row's correct function and filters are given: nothing here knows what an ans
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .config import EvalConfig
-from .rollout import rollout
+from .folder import model_and_tokenizer
+from .rollout import fit_vocabulary, rollout
 from .scoring import RewardFunction, Rewards
 from .trainer import completion_ids_of, prompt_ids_of
 
@@ -41,12 +44,14 @@ class Rejection:
 
 
 def rejection_sample(model: Any, problems: Sequence[Row], args: EvalConfig | None = None, *,
-                     correct: RewardFunction, processing_class: Any,
+                     correct: RewardFunction, processing_class: Any = None,
                      filters: Mapping[str, Callable[[Row, str], bool]] | None = None,
                      rewrite: Callable[[Row, str], str | None] | None = None,
                      max_per_problem: int = 1, source: str = "", first: int = 0) -> Rejection:
     """Sample args.k completions of each problem (a dataset row) and keep the good ones.
 
+    model: a Model, or the folder of one, whose tokenizer and name are then the defaults of
+    processing_class and source.
     correct: a reward function, 1.0 is right. filters: name -> f(row, completion), False drops.
     rewrite: f(row, completion) -> the text to learn, None drops ("rewrite"). The completion_ids of
     a row are the sampled ids, or, rewritten, the encoded text and the end-of-text token.
@@ -55,6 +60,10 @@ def rejection_sample(model: Any, problems: Sequence[Row], args: EvalConfig | Non
     are those of its number, however the list is cut.
     """
     args = args or EvalConfig()
+    if isinstance(model, (str, os.PathLike)):
+        source = source or Path(model).name
+        model, processing_class = model_and_tokenizer(model, processing_class)
+        fit_vocabulary(model, processing_class)
     if max_per_problem < 1:
         raise ValueError(f"max_per_problem is {max_per_problem}, expected at least 1")
     judge = Rewards(correct)

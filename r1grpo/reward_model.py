@@ -14,12 +14,17 @@ Rows   pairwise: prompt, chosen, rejected      pointwise: prompt, completion, la
 Responses are whole; what the model does not see of them is cut here, in training and in scoring by
 the same function. The prompt is text, messages or prompt_ids; responses are text. Knows nothing
 about how they were judged: no rubric is in sight.
+
+As a reward function a model is a ModelReward, which sees what was seen in training; or, named by its
+folder among the reward functions as in TRL, a TextReward: its plain score of the whole text.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,9 +33,13 @@ from numpy.typing import NDArray
 from .brief import brief
 from .config import ConfigError, RewardConfig
 from .flops import gradient_flops
-from .tokenizer import split_thinking
+from .folder import model_and_tokenizer
 from .rewards.text import said
-from .trainer import Callback, Trainer, check_length, data_order, fingerprint, prompt_ids_of
+from .rollout import fit_vocabulary
+from .scoring import RewardFunction, is_chat
+from .tokenizer import split_thinking
+from .trainer import (Callback, Trainer, check_length, data_order, fingerprint, prompt_ids_of,
+                      require_options)
 
 _SCORE_BATCH = 64  # sequences a call of score; cannot change a score
 
@@ -45,7 +54,10 @@ def scored_ids(prompt_ids: Sequence[int], response: str, part: str, processing_c
 
 
 class RewardTrainer(Trainer):
-    """for step in RewardTrainer(policy.add_score_head(seed), args, train_dataset, ...): ..."""
+    """for step in RewardTrainer(model, args, train_dataset, ...): ...
+
+    model: a Model, or the folder of one, whose tokenizer is then the default of processing_class. One
+    without a scalar head is copied and gets one, drawn from args.seed."""
 
     args: RewardConfig
 
@@ -54,7 +66,12 @@ class RewardTrainer(Trainer):
                  eval_dataset: Sequence[dict[str, Any]] | None = None,
                  processing_class: Any = None,
                  callbacks: Sequence[Callback] | None = None) -> None:
-        super().__init__(model, args or RewardConfig(), callbacks)
+        require_options("RewardTrainer", args, RewardConfig)
+        args = args or RewardConfig()
+        model, processing_class = model_and_tokenizer(model, processing_class)
+        if hasattr(model, "add_score_head") and not model.config.score_head:  # stand-ins have none
+            model = model.add_score_head(args.seed)
+        super().__init__(model, args, callbacks)
         if processing_class is None:
             raise ConfigError("RewardTrainer needs a processing_class: responses are text")
         self.processing_class = processing_class
@@ -180,3 +197,55 @@ class ModelReward:
         for i, one in zip(mine, score_in_batches(self.score, ids).tolist()):
             rewards[i] = 0.5 * (1.0 + math.tanh(0.5 * one))  # sigmoid that cannot overflow
         return rewards
+
+
+class TextReward:
+    """A reward model as TRL takes one: its plain score of prompt and completion in one text, or of a
+    conversation through its own chat template. It may be any model with a scalar head; its tokenizer
+    need not be the policy's."""
+
+    def __init__(self, model: Any, processing_class: Any, name: str) -> None:
+        if not model.config.score_head:
+            raise ConfigError(f"reward_funcs: {name} has no scalar head; a reward model is a "
+                              f"...ForSequenceClassification, or made by RewardTrainer")
+        if processing_class is None:
+            raise ConfigError(f"reward_funcs: {name} has no tokenizer; give reward_processing_classes")
+        self.model, self.processing_class, self.__name__ = model, processing_class, name
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any],
+                 completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[float | None]:
+        ids = [self._ids(prompt, completion) for prompt, completion in zip(prompts, completions)]
+        return score_in_batches(self.model.score, ids).tolist()
+
+    def _ids(self, prompt: Any, completion: Any) -> list[int]:
+        tokenizer = self.processing_class
+        if is_chat(prompt):
+            return tokenizer.apply_chat_template([*prompt, *completion], add_generation_prompt=False)
+        if not isinstance(prompt, str):
+            raise ConfigError(f"reward {self.__name__!r} reads text, the prompts are token ids; give "
+                              f"rows a column 'prompt'")
+        return getattr(tokenizer, "encode_completion", tokenizer.encode)(prompt + completion)
+
+
+def reward_functions(rewards: Any, processing_classes: Any = None) -> list[RewardFunction]:
+    """reward_funcs of a trainer as functions: one or several, each a function, the folder of a reward
+    model or such a model. processing_classes: the tokenizers of models, one each (None: that of its
+    folder, or a function's)."""
+    several = isinstance(rewards, Sequence) and not isinstance(rewards, str)
+    found = list(rewards) if several else [rewards]
+    tokenizers = list(processing_classes) if isinstance(processing_classes, (list, tuple)) else \
+        [processing_classes] * len(found)
+    if len(tokenizers) != len(found):
+        raise ConfigError(f"reward_processing_classes has {len(tokenizers)} entries for {len(found)} "
+                          f"reward functions")
+    return [_function(one, tokenizer) for one, tokenizer in zip(found, tokenizers)]
+
+
+def _function(reward: Any, processing_class: Any) -> RewardFunction:
+    if isinstance(reward, (str, os.PathLike)):
+        model, tokenizer = model_and_tokenizer(reward, processing_class)
+        fit_vocabulary(model, tokenizer)
+        return TextReward(model, tokenizer, Path(reward).name)
+    if hasattr(reward, "score") and not callable(reward):
+        return TextReward(reward, processing_class, type(reward).__name__)
+    return reward

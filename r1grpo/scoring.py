@@ -72,7 +72,7 @@ class Rewards:
                    for i in range(n)]
         if any(completions.prefilled):
             columns["prefilled"] = completions.prefilled
-        said = [[{"role": "assistant", "content": text}] if _is_chat(prompt) else text
+        said = [[{"role": "assistant", "content": text}] if is_chat(prompt) else text
                 for prompt, text in zip(prompts, completions.texts, strict=True)]
         ids = [one.tolist() for one in completions.completion_ids]
         parts = np.empty((n, len(self.functions)))
@@ -95,7 +95,7 @@ class Rewards:
         return np.where(np.isnan(parts).all(axis=1), np.nan, total)
 
 
-def _is_chat(prompt: Any) -> bool:
+def is_chat(prompt: Any) -> bool:
     """Whether a prompt is a list of messages, neither text nor token ids."""
     return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict)
 

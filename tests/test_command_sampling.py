@@ -105,5 +105,6 @@ def test_distill_with_and_without_a_teacher(here, tmp_path, capsys):
     told = tmp_path / "told"  # the same rows from their file: the same student
     assert cli.main(command("distill", told, model="student", data=str(out / "rows.jsonl"),
                             settings=settings)) == 0
-    assert "without_teacher" in capsys.readouterr().out
+    assert "with_teacher      unknown: the rows do not say" in capsys.readouterr().out
+    assert json.loads((told / "costs.json").read_text())["with_teacher"] is None
     assert outcome(told)["weights"] == outcome(out)["weights"]

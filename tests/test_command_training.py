@@ -157,3 +157,15 @@ LIMIT = [0, 1]
     assert cli.main(command("grpo", tmp_path / "plain", "--reward", "late.py:late",
                             settings=GRPO_SET)) == 0
     assert outcome(out)["weights"] == outcome(tmp_path / "plain")["weights"]
+
+
+def test_a_batch_larger_than_the_data_is_warned_of(here, tmp_path, capsys):
+    """The paper's presets on a handful of rows: 128 rows an update, of which there are 8."""
+    assert cli.main(command("sft", tmp_path / "sft", "--preset", "sft.r1", settings=(
+        "max_steps=1", "max_length=90"))) == 0
+    assert "warning: an update of rows takes 128 and there are 8: each is in it 16 times" in \
+        capsys.readouterr().err
+    assert cli.main(grpo(tmp_path / "grpo", settings=("per_device_train_batch_size=32", "max_steps=1"))) == 0
+    assert "warning: a rollout of prompts takes 16 and there are 8" in capsys.readouterr().err
+    assert cli.main(grpo(tmp_path / "fits", settings=("max_steps=1",))) == 0
+    assert " takes " not in capsys.readouterr().err

@@ -263,3 +263,5 @@ def test_distill_counts_both_costs():
     assert costs["without_teacher"]["processed_tokens"] > costs["without_teacher"]["loss_tokens"]
     assert costs["without_teacher"]["sampled_tokens"] == 0
     assert costs["with_teacher"]["sampled_tokens"] == 500
+    unknown = distill(FakeModel(TOKENIZER.vocab_size), ROWS, SFTConfig(max_steps=1), TOKENIZER).costs()
+    assert unknown["with_teacher"] is None and unknown["without_teacher"]["loss_tokens"] > 0

@@ -52,11 +52,12 @@ def run(flags: argparse.Namespace) -> int:
             train(work, "distill", student, options.args.save_steps, inputs.merge)
         # the teacher's own training is left out: nobody here knows it
         costs = {"without_teacher": work.ledger.cost("distill"),
-                 "with_teacher": work.ledger.cost("distill", "samples")}
+                 "with_teacher": work.ledger.cost("distill", "samples") if inputs.teacher else None}
         write_atomic(flags.out / COSTS, json.dumps(costs, indent=1).encode())
     for name, cost in costs.items():
-        print(f"{name:18}{cost['processed_tokens']:,} tokens trained on, "
-              f"{cost['sampled_tokens']:,} sampled, {cost['seconds']:,.0f} s")
+        print(f"{name:18}" + ("unknown: the rows do not say what they cost" if cost is None else
+                              f"{cost['processed_tokens']:,} tokens trained on, "
+                              f"{cost['sampled_tokens']:,} sampled, {cost['seconds']:,.0f} s"))
     print(flags.out / FINAL)
     return 0
 

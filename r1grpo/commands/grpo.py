@@ -12,7 +12,7 @@ from ..toml import ConfigError
 from .inputs import (Row, adapters_of, check_columns, open_config, open_model, open_rewards, open_rows,
                      open_tokenizer, require)
 from .options import ADAPTERS, GRPO, MODEL, with_output_dir
-from .stage import FINAL, fits, options_of, planned, showing, train, working
+from .stage import FINAL, fits, options_of, planned, showing, train, warn_of_size, working
 
 
 def run(flags: argparse.Namespace) -> int:
@@ -36,6 +36,8 @@ def run(flags: argparse.Namespace) -> int:
     trainer.try_rewards()
     print(show(grpo_algebra(args, len(rows), trainer.total_steps, longest,
                             args.micro_batch_tokens or MICRO_TOKENS)))
+    warn_of_size(args.prompts_per_rollout, len(rows), "a rollout of prompts",
+                 "steps_per_generation=... and --set per_device_train_batch_size")
     context = config.max_position_embeddings
     if longest + max(args.completion_length(step) for step in range(trainer.total_steps)) > context:
         print(f"the model's context of {context:,} tokens ends longer completions")

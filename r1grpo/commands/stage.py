@@ -21,6 +21,7 @@ import contextlib
 import hashlib
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,17 @@ def planned(trainer: Trainer) -> int:
     return sequences_a_step(trainer) * trainer.total_steps
 
 
+def warn_of_size(takes: int, there: int, what: str, option: str) -> None:
+    """Say where a batch, of a preset perhaps, is larger than all the data."""
+    if takes > there:
+        warnings.warn(f"{what} takes {takes:,} and there are {there:,}: each is in it "
+                      f"{takes / there:.3g} times; for fewer: --set {option}=...", stacklevel=2)
+
+
 def show_sft(trainer: SFTTrainer) -> str:
     """What the batch options of an SFT mean."""
+    warn_of_size(trainer.args.per_device_train_batch_size, len(trainer.bins), "an update of " + (
+        "bins" if trainer.args.packing else "rows"), "per_device_train_batch_size")
     found = f"{trainer.dropped:,} rows dropped, {trainer.shortened:,} cut\n" \
         if trainer.dropped or trainer.shortened else ""
     lengths = [len(one) for one in trainer.examples]
