@@ -47,10 +47,13 @@ def _version(distribution: str) -> str | None:
 def _engine() -> list[tuple[str, str]]:
     try:
         core = importlib.import_module("._core", __package__)
-        device = importlib.import_module(".device", __package__).get_device()
+        devices = importlib.import_module(".device", __package__)
+        device = devices.get_device()
     except (ImportError, OSError, RuntimeError) as error:
         return [("engine", f"does not load: {error}")]
     return [("engine", "loads"), ("device", device.name),
             ("kernel tier", f"{device.tier} (available: {', '.join(core.tiers())})"),
             ("threads", str(device.threads)),
+            ("peak", ", ".join(f"{devices.peak_flops(dtype) / 1e9:,.0f} GFLOP/s {dtype}"
+                               for dtype in ("float32", "bfloat16"))),
             ("CUDA", "not in this build")]
