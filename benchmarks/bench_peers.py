@@ -110,6 +110,12 @@ class Field:
             self.close()
         return found["seconds"]
 
+    def __enter__(self) -> Field:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self, but: tuple[str, str] | None = None) -> None:
         for key in [key for key in self.workers if key != but]:
             self.workers.pop(key).close()
@@ -155,28 +161,32 @@ def ratios(work: Work, found: list[Entry]) -> Iterator[Row]:
                        "ratio": theirs.median / ours.median, "least": least, "aim": aim}
 
 
+def show(report: Report, work: Work, found: list[Entry]) -> None:
+    """The entries of a piece of work, the fastest first, and what they say of the bars."""
+    for one in sorted(found, key=lambda one: one.median):
+        row = {"work": work.name, "who": one.who, "isa": one.isa, "dtype": one.dtype, **one.how,
+               "seconds": one.median, "measurements": one.seconds,
+               "tokens_per_second": work.tokens / one.median}
+        report.add(row, f"  {one.name:50} {one.median:9.4f} s {row['tokens_per_second']:10.1f} "
+                   f"tokens/s   {len(one.seconds)} measurements")
+    for row in ratios(work, found):
+        print(f"  {row['ours']} is {row['ratio']:.2f} x {row['theirs']}  (bar {row['least']}, "
+              f"aim {row['aim']})", flush=True)
+
+
 def main(arguments: list[str] | None = None) -> None:
     args = options(__doc__, tuple(work.name for work in works()),
                    ("--rounds", {"type": int, "default": 5}), arguments=arguments)
     report = Report("peers", args.json, args.quick, get_device())
-    field, found_ratios = Field(report.limits.threads), []
-    for work in works(args.quick):
-        if not args.quick and work.name not in args.only:
-            continue
-        report.title(work.name)
-        found = contest(field, work, args.rounds, args.quick)
-        for one in sorted(found, key=lambda one: one.median):
-            row = {"work": work.name, "who": one.who, "isa": one.isa, "dtype": one.dtype, **one.how,
-                   "seconds": one.median, "measurements": one.seconds,
-                   "tokens_per_second": work.tokens / one.median}
-            report.add(row, f"  {one.name:50} {one.median:9.4f} s {row['tokens_per_second']:10.1f} "
-                       f"tokens/s   {len(one.seconds)} measurements")
-        for row in ratios(work, found):
-            found_ratios.append(row)
-            print(f"  {row['ours']} is {row['ratio']:.2f} x {row['theirs']}  (bar {row['least']}, "
-                  f"aim {row['aim']})", flush=True)
-        report.save(ratios=found_ratios, absent=field.absent)
-    field.close()
+    found_ratios: list[Row] = []
+    with Field(report.limits.threads) as field:
+        for work in works(args.quick):
+            if args.quick or work.name in args.only:
+                report.title(work.name)
+                found = contest(field, work, args.rounds, args.quick)
+                show(report, work, found)
+                found_ratios += ratios(work, found)
+                report.save(ratios=found_ratios, absent=field.absent)
     if found_ratios:
         report.title(f"{'work':42} {'ours':18} {'theirs':40} {'ratio':>6} {'least':>6} {'aim':>5}")
     for row in found_ratios:
