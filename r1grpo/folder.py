@@ -20,10 +20,11 @@ from .model_source import find_model
 from .tokenizer import WordTokenizer
 
 
-def model_and_tokenizer(model: Any, processing_class: Any, peft_config: Any = None, seed: int = 0
-                        ) -> tuple[Any, Any]:
+def model_and_tokenizer(model: Any, processing_class: Any, peft_config: Any = None, seed: int = 0,
+                        frozen: bool = False) -> tuple[Any, Any]:
     """(model, tokenizer): both as they are, or out of the folder that `model` names, of a model or of
-    adapters; with a peft_config (LoraConfig) with new adapters, drawn from seed: of a Model a copy."""
+    adapters; with a peft_config (LoraConfig) with new adapters, drawn from seed: of a Model a copy.
+    frozen: what is loaded is only asked, not trained."""
     if _foreign(processing_class):
         raise TypeError(f"processing_class is a {type(processing_class).__name__} of another library; "
                         f"give r1grpo.Tokenizer.from_pretrained(FOLDER), or leave it out where model "
@@ -33,7 +34,7 @@ def model_and_tokenizer(model: Any, processing_class: Any, peft_config: Any = No
                         f"r1grpo.Model.from_pretrained(FOLDER)")
     if not isinstance(model, (str, os.PathLike)):
         return model if peft_config is None else model.add_adapter(peft_config, seed), processing_class
-    loaded = Model.from_pretrained(model, lora=peft_config, seed=seed)
+    loaded = Model.from_pretrained(model, lora=peft_config, seed=seed, frozen=frozen)
     folder = find_model(model).tokenizer
     if processing_class is None and (folder / "tokenizer.json").is_file():
         processing_class = tokenizer_of(folder)

@@ -243,7 +243,7 @@ def reward_functions(rewards: Any, processing_classes: Any = None) -> list[Rewar
 
 def _function(reward: Any, processing_class: Any) -> RewardFunction:
     if isinstance(reward, (str, os.PathLike)):
-        model, tokenizer = model_and_tokenizer(reward, processing_class)
+        model, tokenizer = model_and_tokenizer(reward, processing_class, frozen=True)
         fit_vocabulary(model, tokenizer)
         return TextReward(model, tokenizer, Path(reward).name)
     if hasattr(reward, "score") and not callable(reward):

@@ -63,7 +63,7 @@ def test_a_resume_keeps_the_adapters(here, tmp_path, capsys):
     one, two = tmp_path / "one", tmp_path / "two"
     assert cli.main(sft(one, "--lora", "4")) == 0
     assert cli.main(sft(two, "--lora", "4", settings=("max_steps=3",))) == 0
-    assert "lora is {'r': 4" in refused(capsys, ["sft", "--out", str(two), "--resume", "--lora", "2"],
+    assert "lora.r is 4 there, 2 here" in refused(capsys, ["sft", "--out", str(two), "--resume", "--lora", "2"],
                                         two)
     assert cli.main(["sft", "--out", str(two), "--resume", "--set", "max_steps=6"]) == 0
     first, second = state(one / "final"), state(two / "final")

@@ -67,8 +67,9 @@ def test_a_plan_is_shown_and_nothing_is_done(name, here, tmp_path, capsys, monke
     out = tmp_path / "run"
     assert cli.main(command(name, out, "--plan")) == 0
     shown = capsys.readouterr().out
-    assert "parameters, float32 master" in shown and "total" in shown
-    assert ("Adam's moments" in shown) == (name in ("grpo", "sft", "distill"))
+    trains = name in ("grpo", "sft", "distill")
+    assert ("parameters, " + ("float32 master" if trains else "vectors")) in shown and "total" in shown
+    assert ("Adam's moments" in shown) == trains
     assert not out.exists()
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from ..config import EvalConfig
 from ..safe_files import write_atomic
 from ..work import Work
-from .inputs import (Row, check_columns, open_model, open_rows, open_tokenizer, require,
+from .inputs import (Row, check_columns, open_model, open_rows, open_sampler, open_tokenizer, require,
                      sampling_plan, with_prompt_ids)
 from .options import ADAPTERS, DISTILL, MODEL, Options
 from .reject import ROWS, describe, draw_rows, open_correct
@@ -78,7 +78,7 @@ def _teacher(options: Options, flags: argparse.Namespace) -> Callable[[Work], li
         return None
 
     def ask(work: Work) -> list[Row]:
-        model = open_model(inputs, tokenizer)
+        model = open_sampler(inputs, tokenizer)
         with showing(work, {"samples": len(problems)}):
             rows, counts = draw_rows(work, model, problems, args, tokenizer, correct, inputs)
         print(describe(counts))

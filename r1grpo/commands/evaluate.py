@@ -24,7 +24,7 @@ from ..monitor import Progress
 from ..rundir import read_jsonl
 from ..safe_files import CheckpointError, write_atomic
 from ..scoring import RewardFunction
-from .inputs import (Row, check_columns, open_model, open_rows, open_tokenizer, require,
+from .inputs import (Row, check_columns, open_rows, open_sampler, open_tokenizer, require,
                      sampling_plan)
 from .options import EVAL, MODEL, Options
 from .reject import open_correct
@@ -41,7 +41,7 @@ def run(flags: argparse.Namespace) -> int:
     graders = _graders(open_correct(inputs.reward))
     tokenizer = open_tokenizer(inputs)
     if flags.check:
-        model = open_model(inputs, tokenizer)
+        model = open_sampler(inputs, tokenizer)
         wrong = _check(flags.out, model, args, tokenizer, graders)
         print("\n".join(wrong) if wrong else "identical")
         return 1 if wrong else 0
@@ -49,7 +49,7 @@ def run(flags: argparse.Namespace) -> int:
     check_columns(inputs, rows)
     if not fits(flags, sampling_plan(inputs, args, rows)):
         return 0
-    model = open_model(inputs, tokenizer)
+    model = open_sampler(inputs, tokenizer)
     if flags.out is None:
         with Progress(len(rows), "eval", file=sys.stderr) as bar:
             samples = draw_samples(model, rows, args, tokenizer,

@@ -17,7 +17,7 @@ import sys
 from typing import TextIO
 
 from ..model import Model
-from .inputs import Tokenizer, open_model, open_tokenizer
+from .inputs import Tokenizer, open_sampler, open_tokenizer
 from .options import Inputs
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
@@ -37,7 +37,7 @@ def run(flags: argparse.Namespace) -> int:
     tokenizer = open_tokenizer(inputs)
     if flags.chat and tokenizer.chat_template is None:
         raise ValueError(f"{flags.model} has no chat template; give a prompt without --chat")
-    model = open_model(inputs, tokenizer)
+    model = open_sampler(inputs, tokenizer)
     if flags.chat:
         return _chat(model, tokenizer, flags)
     if tokenizer.chat_template is None or flags.raw:

@@ -188,7 +188,7 @@ def read_options(command: Command, file: Path | None, settings: Sequence[str],
     table = merge_tables(table, {key: value for key, value in flags.items() if value is not None})
     options = _build(command, table)
     if stored:
-        then, now = _build(command, before).fixed(), options.fixed()
+        then, now = _flat(_build(command, before).fixed()), _flat(options.fixed())
         changed = [f"{key} is {brief(then.get(key))} there, {brief(now.get(key))} here"
                    for key in sorted(then.keys() | now) if then.get(key) != now.get(key)]
         if changed:
@@ -196,6 +196,14 @@ def read_options(command: Command, file: Path | None, settings: Sequence[str],
                               f"{'; '.join(changed)}; leave them as they are, or choose another "
                               f"--out")
     return options
+
+
+def _flat(table: Mapping[str, Any], where: str = "") -> Table:
+    """A nested table with the keys that --set takes."""
+    flat: Table = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{where}{key}.") if isinstance(value, Mapping) else {where + key: value}
+    return flat
 
 
 def _build(command: Command, table: Mapping[str, Any]) -> Options:

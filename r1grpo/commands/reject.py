@@ -14,7 +14,7 @@ from ..rejection import Row, rejection_sample
 from ..scoring import RewardFunction
 from ..toml import ConfigError
 from ..work import Work
-from .inputs import (check_columns, open_model, open_rewards, open_rows, open_tokenizer, require,
+from .inputs import (check_columns, open_rewards, open_rows, open_sampler, open_tokenizer, require,
                      sampling_plan, tokenizer_mark)
 from .options import MODEL, REJECT, RejectInputs
 from .stage import fits, in_chunks, options_of, showing, working, write_rows
@@ -33,7 +33,7 @@ def run(flags: argparse.Namespace) -> int:
     check_columns(inputs, rows)
     if not fits(flags, sampling_plan(inputs, args, rows)):
         return 0
-    model = open_model(inputs, tokenizer)
+    model = open_sampler(inputs, tokenizer)
     with working(options, flags.out, flags.resume) as work, \
             showing(work, {"samples": len(rows)}):
         kept, counts = draw_rows(work, model, rows, args, tokenizer, correct, inputs)
