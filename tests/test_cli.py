@@ -160,7 +160,7 @@ def test_bad_requests_are_one_line(stage, recipe_file, tmp_path, capsys):
                                          str(tmp_path / "none"))
     assert "two recipes" in refused(capsys, "pipeline", "--quick", "--recipe", str(recipe_file))
     assert "seed must be at least 0" in refused(capsys, "pipeline", "--seed", "-1")
-    assert "cannot read the recipe" in refused(capsys, "pipeline", "--recipe", "none.toml")
+    assert "cannot read none.toml" in refused(capsys, "pipeline", "--recipe", "none.toml")
     (tmp_path / "mine").write_text("x")
     assert "not of a run" in refused(capsys, "pipeline", "--out", str(tmp_path))
     assert "an unfinished run; to go on" in refused(

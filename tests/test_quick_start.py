@@ -130,7 +130,7 @@ def test_functions_are_not_their_modules() -> None:
 def test_what_only_their_tokenizers_do_is_refused(tmp_path: Path) -> None:
     tokenizer = Tokenizer.train(["1 + 2"], 280, chat_template="{{ messages[0]['content'] }}")
     assert tokenizer.apply_chat_template(CHAT[0]["prompt"], return_tensors=None)
-    with pytest.raises(TypeError, match="has no return_tensors: it returns one list of ids"):
+    with pytest.raises(TypeError, match="has no return_tensors: it gives one list of ids"):
         tokenizer.apply_chat_template(CHAT[0]["prompt"], return_tensors="pt")
     with pytest.raises(FileNotFoundError, match="nowhere is no folder here"):
         Tokenizer.from_pretrained(tmp_path / "nowhere")
