@@ -19,14 +19,16 @@
  * bit for bit where they would be without it. bf16 keys and values are widened to float32 as they
  * are read; nothing else changes.
  *
- * Rows are worked on in groups of consecutive positions of one sequence, so that a key is loaded
- * once for all; no row's bits depend on its group. Knows nothing about which rows are prompt.
+ * Rows are worked on in groups: consecutive positions of one sequence, so that a key is loaded once
+ * for all, or, where a sequence has one row as in decoding, heads of one position, so that the many
+ * short sums of one softmax need not wait for each other. No row's bits depend on its group. Knows
+ * nothing about which rows are prompt.
  */
 #include "attention_row.h"
 #include "split.h"
 #include "transpose.h"
 
-enum { CHUNK = 512, TASK_ROWS = 32, WRITE_ROWS = 4 };
+enum { CHUNK = 512, TASK_ROWS = 32, MIN_TASK_ROWS = 4, WRITE_ROWS = 4 };
 
 typedef struct {
     const r1_tensor *o, *lse, *q;
@@ -35,6 +37,7 @@ typedef struct {
     size_t H;
     ptrdiff_t window; /* keys that a query sees */
     float scale;
+    size_t rows, heads; /* of a task, at most */
 } fwd_job;
 
 static void *
@@ -49,7 +52,7 @@ block_v(const r1_kv *kv, size_t block, size_t g)
     return (char *)kv->v + (block * kv->Hkv + g) * r1_kv_v_bytes(kv);
 }
 
-/* ---- one group of rows, one head ---- */
+/* ---- one group of rows ---- */
 
 /* What a chunk has summed so far; lane r of the vectors is row r. */
 typedef struct {
@@ -65,11 +68,12 @@ softmax_base(vf m)
     return vf_select(m == vf_set1(-__builtin_inff()), vf_set1(0.0f), m);
 }
 
-/* Scores to probabilities: scales and masks s (row r sees keys from + r .. until + r - 1), updates
- * m and l and leaves p in s. Returns the factor by which each row's acc must shrink. */
+/* Scores to probabilities: scales and masks s (row r sees keys from + r later .. until + r later - 1;
+ * later is 1, or 0 where all rows are at one position), updates m and l and leaves p in s. Returns the
+ * factor by which each row's acc must shrink. */
 TILE_INLINE vf
-block_softmax(chunk_state *st, float (*s)[KEYS], size_t rows, float scale, ptrdiff_t from,
-              ptrdiff_t until, size_t lanes)
+block_softmax(chunk_state *st, float (*s)[KEYS], size_t rows, ptrdiff_t later, float scale,
+              ptrdiff_t from, ptrdiff_t until, size_t lanes)
 {
     const vf none = vf_set1(-__builtin_inff());
     float largest[W] = {0};
@@ -77,8 +81,8 @@ block_softmax(chunk_state *st, float (*s)[KEYS], size_t rows, float scale, ptrdi
         vf m = none;
         for (size_t j = 0; j < lanes; j += W) {
             vf x = vf_load(s[r] + j) * vf_set1(scale);
-            ptrdiff_t left = until + (ptrdiff_t)r - (ptrdiff_t)j;
-            ptrdiff_t before = from + (ptrdiff_t)r - (ptrdiff_t)j;
+            ptrdiff_t left = until + (ptrdiff_t)r * later - (ptrdiff_t)j;
+            ptrdiff_t before = from + (ptrdiff_t)r * later - (ptrdiff_t)j;
             if (left < W) {
                 x = vf_select(vi_first((size_t)clamp_to(left, W)), x, none);
             }
@@ -162,16 +166,17 @@ chunk_merge(vf *M, vf *L, float (*total)[R1_MAX_HEAD_DIM], const chunk_state *st
     }
 }
 
-/* Rows n .. n + count - 1 of head h: consecutive positions of one sequence, inside one key block.
- * Rows beyond count hold the last row's q; what they give is thrown away. */
+/* tall: rows n .. n + count - 1 of head h, consecutive positions of one sequence inside one key block;
+ * those beyond count hold the last row's q, and what they give is thrown away. Else: row n, heads
+ * h .. h + count - 1. */
 TILE_INLINE void
-group_fwd(const fwd_job *job, size_t rows, size_t count, size_t n, size_t h, int bf16)
+group_fwd(const fwd_job *job, int tall, size_t count, size_t n, size_t h, int bf16)
 {
     const r1_kv *kv = job->kv;
     const r1_seqs *seqs = job->seqs;
     const int32_t *blocks = seqs->blocks + (size_t)seqs->seq[n] * seqs->max_blocks;
-    size_t D = kv->D, Dv = kv->Dv, g = h / (job->H / kv->Hkv);
-    size_t keys = (size_t)seqs->pos[n] + count;
+    size_t D = kv->D, Dv = kv->Dv, share = job->H / kv->Hkv;
+    size_t rows = tall ? TILE_ROWS : count, keys = (size_t)seqs->pos[n] + (tall ? count : 1);
     size_t seen = (size_t)clamp_to(seqs->pos[n] + 1 - job->window, INT32_MAX); /* by row 0, on */
     size_t block0 = seen / KEYS * KEYS;
     _Alignas(64) float q[TILE_ROWS][R1_MAX_HEAD_DIM];
@@ -181,8 +186,8 @@ group_fwd(const fwd_job *job, size_t rows, size_t count, size_t n, size_t h, int
     vf M = vf_set1(-__builtin_inff()), L = {0};
 
     for (size_t r = 0; r < rows; r++) {
-        size_t row = n + (r < count ? r : count - 1);
-        memcpy(q[r], row_f32(job->q, row) + h * D, D * sizeof(float));
+        size_t last = r < count ? r : count - 1, row = tall ? n + last : n, at = tall ? h : h + r;
+        memcpy(q[r], row_f32(job->q, row) + at * D, D * sizeof(float));
         memset(total[r], 0, (Dv + W - 1) / W * W * sizeof(float));
     }
     for (size_t first = seen / CHUNK * CHUNK; first < keys; first += CHUNK) {
@@ -198,18 +203,21 @@ group_fwd(const fwd_job *job, size_t rows, size_t count, size_t n, size_t h, int
             ptrdiff_t from = until - job->window;
             size_t lanes = keys - base < KEYS ? keys - base : KEYS;
             lanes = (lanes + 2 * W - 1) / (2 * W) * (2 * W);
-            const void *k = block_k(kv, block, g), *v = block_v(kv, block, g);
-            if (rows == 1) {
-                row_scores(s[0], q[0], k, bf16, D, lanes);
-            } else if (bf16) {
+            const void *k = block_k(kv, block, h / share), *v = block_v(kv, block, h / share);
+            for (size_t r = 0; !tall && r < rows; r++) {
+                row_scores(s[r], q[r], block_k(kv, block, (h + r) / share), bf16, D, lanes);
+            }
+            if (tall && bf16) {
                 tile_scores_bf16(s, rows, q[0], R1_MAX_HEAD_DIM, k, D, lanes);
-            } else {
+            } else if (tall) {
                 tile_scores(s, rows, q[0], R1_MAX_HEAD_DIM, k, D, lanes);
             }
-            vf shrink = block_softmax(&st, s, rows, job->scale, from, until, lanes);
-            if (rows == 1) {
-                row_values(st.acc[0], s[0], shrink[0], v, bf16, Dv, from, until);
-            } else {
+            vf shrink = block_softmax(&st, s, rows, tall, job->scale, from, until, lanes);
+            for (size_t r = 0; !tall && r < rows; r++) {
+                row_values(st.acc[r], s[r], shrink[r], block_v(kv, block, (h + r) / share), bf16, Dv,
+                           from, until);
+            }
+            if (tall) {
                 block_values(&st, s, rows, shrink, v, bf16, Dv, from, until);
             }
         }
@@ -221,55 +229,63 @@ group_fwd(const fwd_job *job, size_t rows, size_t count, size_t n, size_t h, int
     }
     vf lse = M + vf_log(L);
     for (size_t r = 0; r < count; r++) {
-        float *o = row_f32(job->o, n + r) + h * Dv;
+        size_t row = tall ? n + r : n, at = tall ? h : h + r;
+        float *o = row_f32(job->o, row) + at * Dv;
         for (size_t c = 0; c < Dv; c += W) {
             vf_store_left(o + c, vf_load(total[r] + c) / vf_set1(L[r]), Dv - c);
         }
-        row_f32(job->lse, n + r)[h] = lse[r];
+        row_f32(job->lse, row)[at] = lse[r];
     }
 }
 
 /* The constants of each form */
 static void
-group_any(const fwd_job *job, size_t count, size_t n, size_t h)
+group_any(const fwd_job *job, int tall, size_t count, size_t n, size_t h)
 {
     if (job->kv->dtype == R1_BF16) {
-        if (count == 1) {
-            group_fwd(job, 1, 1, n, h, 1);
+        if (tall) {
+            group_fwd(job, 1, count, n, h, 1);
         } else {
-            group_fwd(job, TILE_ROWS, count, n, h, 1);
+            group_fwd(job, 0, count, n, h, 1);
         }
-    } else if (count == 1) {
-        group_fwd(job, 1, 1, n, h, 0);
+    } else if (tall) {
+        group_fwd(job, 1, count, n, h, 0);
     } else {
-        group_fwd(job, TILE_ROWS, count, n, h, 0);
+        group_fwd(job, 0, count, n, h, 0);
     }
 }
 
 /* ---- groups: positions [8 i, 8 i + 8) of a sequence, as far as its rows reach ---- */
 
-/* A task owns the groups that begin in its rows, so that no group is cut by a task's border. */
+/* A task owns the groups that begin in its rows, so that no group is cut by a task's border. Head after
+ * head, whose keys stay in the cache; groups of a single row with the first, all heads at once. */
 static void
 attention_fwd_task(void *ctx, size_t task, size_t worker)
 {
     (void)worker;
     const fwd_job *job = ctx;
     const r1_seqs *seqs = job->seqs;
-    size_t h = task % job->H, begin = task / job->H * TASK_ROWS;
-    size_t end = split_end(seqs->N, begin, TASK_ROWS);
-    for (size_t n = begin; n < end;) {
-        size_t b = (size_t)seqs->seq[n], t = (size_t)seqs->pos[n];
-        size_t left = (size_t)seqs->q_start[b + 1] - n, count = TILE_ROWS - t % TILE_ROWS;
-        count = count < left ? count : left;
-        if (t % TILE_ROWS != 0 && n != (size_t)seqs->q_start[b]) {
-            /* inside a group that began before this task */
-        } else {
-            group_any(job, count, n, h);
+    size_t parts = split_count(job->H, job->heads), h0 = task % parts * job->heads;
+    size_t h1 = split_end(job->H, h0, job->heads), begin = task / parts * job->rows;
+    size_t end = split_end(seqs->N, begin, job->rows);
+    for (size_t h = h0; h < h1; h++) {
+        for (size_t n = begin, count; n < end; n += count) {
+            size_t b = (size_t)seqs->seq[n], t = (size_t)seqs->pos[n];
+            size_t left = (size_t)seqs->q_start[b + 1] - n;
+            count = TILE_ROWS - t % TILE_ROWS;
+            count = count < left ? count : left;
+            if (t % TILE_ROWS != 0 && n != (size_t)seqs->q_start[b]) {
+                /* inside a group that began before this task */
+            } else if (count > 1) {
+                group_any(job, 1, count, n, h);
+            } else if (h == h0) {
+                group_any(job, 0, h1 - h0, n, h);
+            }
         }
-        n += count;
     }
 }
 
+/* Large tasks reuse keys most; they shrink until every thread has a few. */
 r1_code
 TIER(attention_fwd)(r1_dev *dev, const r1_tensor *o, const r1_tensor *lse, const r1_tensor *q,
                     const r1_kv *kv, const r1_seqs *seqs, size_t H, size_t window, float scale,
@@ -277,8 +293,18 @@ TIER(attention_fwd)(r1_dev *dev, const r1_tensor *o, const r1_tensor *lse, const
 {
     (void)st;
     assert(kv->D <= R1_MAX_HEAD_DIM && kv->Dv <= R1_MAX_HEAD_DIM && H % kv->Hkv == 0);
-    fwd_job job = {o, lse, q, kv, seqs, H, window_keys(window), scale};
-    r1_pool_run(dev->pool, split_count(seqs->N, TASK_ROWS) * H, attention_fwd_task, &job);
+    size_t threads = r1_pool_threads(dev->pool), tasks;
+    fwd_job job = {o, lse, q, kv, seqs, H, window_keys(window), scale, TASK_ROWS, TILE_ROWS};
+    while ((tasks = split_count(seqs->N, job.rows) * split_count(H, job.heads)) < 4 * threads) {
+        if (job.rows > MIN_TASK_ROWS) {
+            job.rows /= 2;
+        } else if (tasks < threads && job.heads > 1) {
+            job.heads /= 2;
+        } else {
+            break;
+        }
+    }
+    r1_pool_run(dev->pool, tasks, attention_fwd_task, &job);
     return R1_OK;
 }
 
