@@ -21,7 +21,7 @@ from typing import Any
 
 from .added_tokens import MarkedText
 from .hf_tokenizer import Tokenizer
-from .tokenizer import END_THINK, THINK, split_thinking
+from .tokenizer import END_THINK, THINK, end_of_text, split_thinking
 
 Message = Mapping[str, Any]
 
@@ -79,7 +79,7 @@ def _as_rendered(prompt: MarkedText, whole: MarkedText, message: Message, tokeni
     stops = [k for k, one in enumerate(ids) if one in tokenizer.stop_ids]
     ends = [k for k, one in enumerate(said) if one] or stops or [len(ids) - 1]
     ids = ids[:ends[-1] + 1 + (ends[-1] + 1 in stops and ends[-1] not in stops)]
-    return ids if ids and ids[-1] in tokenizer.stop_ids else [*ids, *_end(tokenizer)]
+    return ids if ids and ids[-1] in tokenizer.stop_ids else [*ids, end_of_text(tokenizer)]
 
 
 def _as_said(prompt: MarkedText, whole: MarkedText, message: Message, tokenizer: Tokenizer,
@@ -94,13 +94,7 @@ def _as_said(prompt: MarkedText, whole: MarkedText, message: Message, tokenizer:
     if not opened and thought:
         said = f"{THINK}\n{said}"
     stops = [one for one in tokenizer.encode_marked(whole)[0] if one in tokenizer.stop_ids]
-    return [*tokenizer.encode_completion(said), *(stops[-1:] or _end(tokenizer))]
-
-
-def _end(tokenizer: Tokenizer) -> list[int]:
-    if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer has no eos_token, and the chat template ends no turn")
-    return [tokenizer.eos_token_id]
+    return [*tokenizer.encode_completion(said), *(stops[-1:] or [end_of_text(tokenizer)])]
 
 
 def _without(text: str, marks: tuple[str, str]) -> str:

@@ -21,7 +21,6 @@ Methods are called as in `transformers` and give the same, in plain lists, but f
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -30,7 +29,7 @@ from typing import Any
 
 from .added_tokens import MarkedText
 from .brief import brief
-from .chat_template import ChatTemplate, ChatTemplateError, Message, named_templates, unused_characters
+from .chat_template import ChatTemplate, Message, named_templates, unused_characters
 from .hub import find_folder, read_carried
 from .safe_files import write_atomic, write_folder
 from .text_stream import TextStream
@@ -249,18 +248,6 @@ class Tokenizer(Vocabulary):
             return ids
         masks = {"assistant_masks": [int(one) for one in said]} if return_assistant_tokens_mask else {}
         return Encoding(input_ids=ids, attention_mask=[1] * len(ids), **masks)
-
-    @functools.cached_property
-    def prefills_thinking(self) -> bool:
-        """Whether the generation prompt opens the thought (`<think>` last), as DeepSeek-R1's and
-        QwQ's do: completions then begin inside it."""
-        if self.chat_template is None:
-            return False
-        try:
-            text = self.render_chat([{"role": "user", "content": "1 + 1"}])
-        except ChatTemplateError:
-            return False
-        return text.rstrip().endswith(THINK)
 
     def opens_thought(self, prompt_ids: Sequence[int]) -> bool:
         """Whether a prompt ends in `<think>`: its completion begins inside the thought."""

@@ -31,7 +31,7 @@ from typing import Any, TextIO
 import numpy as np
 from tqdm import tqdm
 
-from r1grpo.charts import Series, line_chart
+from .charts import Series, line_chart
 
 Values = Sequence[float | None]
 Tokens = Sequence[np.ndarray]  # one float array (T_i) a completion

@@ -22,6 +22,7 @@ folder among the reward functions as in TRL, a TextReward: its plain score of th
 from __future__ import annotations
 
 import math
+import numbers
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,7 +38,7 @@ from .folder import model_and_tokenizer
 from .rewards.text import said
 from .rollout import fit_vocabulary
 from .scoring import RewardFunction, is_chat
-from .tokenizer import split_thinking
+from .tokenizer import end_of_text, split_thinking
 from .trainer import (Callback, Trainer, check_length, data_order, fingerprint, prompt_ids_of,
                       require_options)
 
@@ -49,7 +50,7 @@ def scored_ids(prompt_ids: Sequence[int], response: str, part: str, processing_c
     """What the model sees: the prompt, the response or its summary alone (the text after </think>;
     empty while the thinking is not closed), the end-of-text token where the response ended."""
     text = split_thinking(response)[1] if part == "summary" else response
-    end = [processing_class.eos_token_id] if finish_reason == "stop" else []
+    end = [end_of_text(processing_class)] if finish_reason == "stop" else []
     return [*prompt_ids, *processing_class.encode(text), *end]
 
 
@@ -92,16 +93,18 @@ class RewardTrainer(Trainer):
             for column in columns if pairwise else (*columns, "label"):
                 if column not in row:
                     raise ValueError(f"{where} has no {column!r}, a {self.args.kind} row needs it")
-            label = 1.0 if pairwise else float(row["label"])
-            if label not in (0.0, 1.0):
-                raise ValueError(f"{where}: label is {brief(row['label'])}, expected 0 or 1")
+                if column != "label" and not isinstance(row[column], str):
+                    raise ValueError(f"{where}: {column} is {brief(row[column])}, expected text")
+            label = 1.0 if pairwise else row["label"]
+            if not isinstance(label, numbers.Real) or label not in (0, 1):
+                raise ValueError(f"{where}: label is {brief(label)}, expected 0 or 1")
             prompt = prompt_ids_of(row, self.processing_class, where)
             reasons = [row.get(f"{column}_finish_reason" if pairwise else "finish_reason", "stop")
                        for column in columns]
             ids = [scored_ids(prompt, row[column], str(self.args.part), self.processing_class, end)
                    for column, end in zip(columns, reasons)]
             check_length(max(map(len, ids)), self.args.max_length, "max_length", self.model, where)
-            examples.append((ids, label))
+            examples.append((ids, float(label)))
         return examples
 
     @property

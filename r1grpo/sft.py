@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .brief import brief_names
 from .chat_targets import chat_examples
 from .config import ConfigError, SFTConfig
 from .flops import gradient_flops, whole_sequences
@@ -92,7 +93,7 @@ def encode_row(row: dict[str, Any], processing_class: Any, where: str = "row",
             completion = text_ids("completion", prompt)
         else:
             raise ValueError(f"{where} has neither 'completion' nor 'completion_ids'; it has "
-                             f"{', '.join(map(repr, row))}. What is to be learned may be named: "
+                             f"{brief_names(row)}. What is to be learned may be named: "
                              f"load_rows(..., columns={{'completion': ...}}), or --set "
                              f"columns.completion=...")
     if not completion:
@@ -273,6 +274,8 @@ class SFTTrainer(Trainer):
                 weights = np.ones(len(logp)) if one.weights is None else one.weights
                 losses += (-weights * np.asarray(logp, np.float64)).tolist()
                 total += weights.tolist()
+        if not any(total):
+            raise ValueError("eval_dataset has no token whose weight is not 0")
         return {"eval_loss": math.fsum(losses) / math.fsum(total),
                 "eval_num_tokens": math.fsum(total)}
 

@@ -24,6 +24,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from .brief import brief
 
@@ -115,6 +116,14 @@ def is_wellformed(text: str, template: str, boxed: bool = True, prefilled: bool 
     return match is not None and bool(match[1].strip())
 
 
+def end_of_text(tokenizer: Any) -> int:
+    """The id behind what is learned; ValueError where the tokenizer has none."""
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no eos_token, which is to end what is learned; give it one: "
+                         "tokenizer.eos_token = ...")
+    return int(tokenizer.eos_token_id)
+
+
 # --- the tokenizer ---------------------------------------------------------------------------
 
 class WordTokenizer:
@@ -170,9 +179,6 @@ class WordTokenizer:
     def batch_decode(self, batch: Iterable[Iterable[int]],
                      skip_special_tokens: bool = True) -> list[str]:
         return [self.decode(ids, skip_special_tokens) for ids in batch]
-
-    def encode_prompt(self, question: str, template: str) -> list[int]:
-        return self.encode(format_prompt(question, template))
 
     def stop_token_ids(self, template: str) -> tuple[int, ...]:
         """<eos> and the template's stop strings, each of which is one token here."""

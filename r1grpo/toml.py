@@ -173,12 +173,3 @@ def _scalar(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_scalar(one) for one in value) + "]"
     raise ConfigError(f"TOML cannot write {type(value).__name__} {brief(value)}")
-
-
-def read_toml(cls: type[T], path: str | Path) -> T:
-    """Dataclass `cls` from a TOML file; errors name the file."""
-    table = read_table(path)
-    try:
-        return from_dict(cls, table)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error

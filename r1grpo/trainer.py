@@ -32,12 +32,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import checkpoint
-from .brief import brief
+from .brief import brief, brief_names
 from .config import ConfigError, TrainingConfig
 from .console import report
 from .device import peak_flops
 from .monitor import Progress
 from .plan import check_fits, plan_training, resident_memory
+from .tokenizer import end_of_text
 from .trackers import open_trackers
 
 # options that a resumed run may give differently: they cannot change the bits of a step that both
@@ -110,7 +111,7 @@ def prompt_ids_of(row: Any, processing_class: Any, where: str) -> list[int]:
         ids = [int(one) for one in row["prompt_ids"]]
     elif "prompt" not in row:
         raise ValueError(f"{where} has neither 'prompt' nor 'prompt_ids'; it has "
-                         f"{', '.join(map(repr, row)) or 'no column'}")
+                         f"{brief_names(row)}")
     elif processing_class is None:
         raise ValueError(f"{where} has a text prompt: give processing_class or 'prompt_ids'")
     elif isinstance(row["prompt"], str):
@@ -133,7 +134,7 @@ def completion_ids_of(text: str, processing_class: Any) -> list[int]:
     """Token ids of what the model is to say, and the end: its thinking tags are tokens where the
     tokenizer has them, in prompts they are text."""
     encode = getattr(processing_class, "encode_completion", processing_class.encode)
-    return [*encode(text), processing_class.eos_token_id]
+    return [*encode(text), end_of_text(processing_class)]
 
 
 def check_length(length: int, limit: int | None, option: str, model: Any, where: str) -> None:

@@ -11,7 +11,7 @@ from r1grpo.brief import brief, brief_names
 from r1grpo.commands.options import GRPO, read_options
 from r1grpo.config import ConfigError
 from r1grpo.recipe import read_recipe
-from r1grpo.toml import read_toml
+from r1grpo.toml import from_dict, read_table
 
 LONG, MANY = "x" * 1_000_000, list(range(100_000))
 
@@ -52,7 +52,7 @@ def test_files_of_options(case, tmp_path):
     text, words = FILES[case]
     file = tmp_path / "my.toml"
     file.write_bytes(text.encode("utf-8", "surrogateescape"))
-    for read in (lambda: read_options(GRPO, file, [], {}), lambda: read_toml(GRPOConfig, file),
+    for read in (lambda: read_options(GRPO, file, [], {}), lambda: from_dict(GRPOConfig, read_table(file)),
                  lambda: read_recipe(file)):
         with pytest.raises(ConfigError) as caught:
             read()

@@ -18,7 +18,7 @@ from r1grpo.model import Model
 from r1grpo.recipe import Recipe, read_recipe
 from r1grpo.report import STAGES as REPORTED
 from r1grpo.run import Run
-from r1grpo.tokenizer import WordTokenizer
+from r1grpo.tokenizer import WordTokenizer, format_prompt
 from r1grpo.work import Stopped, StopRequest
 
 
@@ -143,7 +143,7 @@ def test_generate_streams_a_function_of_its_arguments(stage, capsys):
     assert cli.main(arguments) == 0
     assert capsys.readouterr().out == first.out
     tokenizer = WordTokenizer.load(stage)
-    ids = tokenizer.encode_prompt("use 3 7 12 to make 33", "r1")
+    ids = tokenizer.encode(format_prompt("use 3 7 12 to make 33", "r1"))
     drawn = Model.from_pretrained(stage).generate([ids], max_new_tokens=5, temperature=0.7, seed=4)
     assert first.out.split() == tokenizer.decode(drawn.completion_ids[0]).split()
 

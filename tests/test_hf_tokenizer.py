@@ -152,7 +152,7 @@ def test_each_turn_follows_its_own_prompt(name, chat, tokenizers):
         assert completion[-1] == ours.eos_token_id and completion.count(ours.eos_token_id) == 1
         said = ours.decode(completion[:-1], skip_special_tokens=False)
         opened = ours.decode(prompt, skip_special_tokens=False).endswith("<think>\n")
-        assert opened == (name == "deepseek_r1") == ours.prefills_thinking
+        assert opened == (name == "deepseek_r1") == ours.opens_thought(prompt)
         thought, answer = split_thinking(said, opened)
         want = split_thinking(messages[i]["content"])
         assert (thought, answer) == (want[0].strip(), want[1].strip())
@@ -195,6 +195,18 @@ def test_tool_calls_are_learned_as_the_template_writes_them(tokenizers):
 def test_chats_with_nothing_to_learn(messages, words, tokenizers):
     with pytest.raises(ValueError, match=f"row 3.*{words}"):
         chat_examples(messages, tokenizers["qwen3"], where="row 3")
+
+
+@pytest.mark.parametrize("row", [{"prompt": "a", "completion": "b"}, {"text": "a b"},
+                                 {"messages": CHATS["one question"] + [{"role": "assistant", "content": "5"}]}])
+def test_a_tokenizer_without_an_end_is_refused_when_rows_need_one(row, tokenizers):
+    named = {name: token for name, token in TOKENS["masked"][2].items() if name != "eos_token"}
+    ours = Tokenizer.train(TEXTS, 420, *TOKENS["masked"][:2], FORMATS["masked"].replace("<|im_end|>", "."),
+                           **named)
+    with pytest.raises(ValueError, match=r"no eos_token.*tokenizer.eos_token = "):
+        encode_rows(row, ours)
+    ours.eos_token = "<|im_end|>"
+    assert encode_rows(row, ours)[0].completion_ids[-1] == ours.eos_token_id
 
 
 def test_rows_of_every_kind(tokenizers):

@@ -27,7 +27,7 @@ from r1grpo.sources import (HELPFUL, SAFETY, label_responses, pair_responses, pr
                             stage3_rows)
 from r1grpo.stages import STAGES, make_distilled
 from r1grpo.tasks import make_tokenizer, sample_general, sample_problems
-from r1grpo.tokenizer import WordTokenizer
+from r1grpo.tokenizer import WordTokenizer, format_prompt
 from r1grpo.toml import to_toml
 
 pytestmark = pytest.mark.filterwarnings("ignore::r1grpo.monitor.MonitorWarning")
@@ -214,7 +214,7 @@ def test_a_stage_is_a_folder_that_loads(finished):
         model, tokenizer = Model.from_pretrained(finished / stage), WordTokenizer.load(
             finished / stage)
         assert model.config.vocab_size == tokenizer.vocab_size
-        ids = tokenizer.encode_prompt("use 3 7 12 to make 33", "r1")
+        ids = tokenizer.encode(format_prompt("use 3 7 12 to make 33", "r1"))
         assert len(model.generate([ids], max_new_tokens=4).completion_ids[0]) <= 4
     assert Model.from_pretrained(finished / "helpful").config.score_head
 

@@ -86,6 +86,8 @@ def test_pairwise_looks_at_the_summary_only():
     ([{"prompt": "a", "chosen": "b"}], {}, "row 0 has no 'rejected'"),
     ([{"prompt": "a", "completion": "b"}], {"kind": "pointwise"}, "no 'label'"),
     ([{"prompt": "a", "completion": "b", "label": 2}], {"kind": "pointwise"}, "label is 2"),
+    ([{"prompt": "a", "completion": "b", "label": "good"}], {"kind": "pointwise"}, "row 0: label is 'good'"),
+    ([{"prompt": "a", "chosen": None, "rejected": "b"}], {}, "row 0: chosen is None, expected text"),
     (PAIRS, {"max_length": 2}, "max_length is 2"), ([], {}, "empty")])
 def test_bad_rows_are_named(rows, options, words):
     with pytest.raises(ValueError, match=words):
@@ -95,6 +97,11 @@ def test_bad_rows_are_named(rows, options, words):
 def test_needs_a_tokenizer():
     with pytest.raises(ConfigError, match="processing_class"):
         RewardTrainer(FakeModel(20), RewardConfig(), PAIRS)
+
+
+def test_a_dataset_in_the_place_of_options_is_named():
+    with pytest.raises(TypeError, match="RewardTrainer: args is a builtins.list.*train_dataset="):
+        RewardTrainer(FakeModel(20), PAIRS, processing_class=TOKENIZER)
 
 
 def test_reward_function_applies_to_its_rows():

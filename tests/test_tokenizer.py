@@ -74,7 +74,7 @@ def test_the_tokenizers_library_reads_our_file(tokenizer, tmp_path):
 def test_prompts_and_stops(tokenizer):
     assert format_prompt("q", "r1") == "User: q Assistant:"
     assert format_prompt("q", "zero").endswith("User: q Assistant:")
-    assert len(tokenizer.encode_prompt("7", "zero")) - 1 <= 10
+    assert len(tokenizer.encode(format_prompt("7", "zero"))) - 1 <= 10
     assert stop_strings("zero") == ("</answer>",) and stop_strings("r1") == ()
     assert tokenizer.stop_token_ids("zero") == (2, tokenizer.token_id("</answer>"))
     assert tokenizer.stop_token_ids("r1") == (2,)
