@@ -243,6 +243,10 @@ def test_evaluate_is_the_weighted_mean():
     flat = np.concatenate(logp).astype(np.float64)
     assert result["eval_loss"] == pytest.approx(-flat.mean())
     assert result["eval_num_tokens"] == len(flat) == 13
+    trainer.eval_examples = [encode_row({**ROWS[0], "weights": [0.0] * len(
+        trainer.eval_examples[0].completion_ids)}, TOKENIZER)]
+    with pytest.raises(ValueError, match="no token whose weight is not 0"):
+        trainer.evaluate()
 
 
 def test_callbacks_see_each_step():
