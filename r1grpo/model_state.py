@@ -6,6 +6,7 @@ weights are used for.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -131,6 +132,28 @@ class ModelState:
             raise TypeError(f"a state dict maps names to arrays, not {type(state).__name__}")
         self._write_values(enumerate(from_hf(state, self._params, self.config)))
 
+    # what training changes: the adapters of a model that has them, else everything
+
+    def trained_state(self) -> dict[str, np.ndarray]:
+        """The part of `state_dict` that training changes: the adapters where there are any."""
+        return to_hf((p[0], self._read(i, "value")) for i, p in self._moving())
+
+    def load_trained_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """The reverse, checked as in `load_state_dict`."""
+        moving = self._moving()
+        arrays = from_hf(state, [p for _, p in moving], self.config)
+        self._write_values(zip((i for i, _ in moving), arrays, strict=True))
+
+    def base_digest(self) -> str:
+        """Hash of the weights that training leaves alone: what the state of adapters belongs to."""
+        total = hashlib.blake2b(digest_size=16)
+        for i in range(len(self._base_params) if self.lora else 0):
+            total.update(self._read(i, "value"))
+        return total.hexdigest()
+
+    def _moving(self) -> list[tuple[int, tuple]]:
+        return [(i, p) for i, p in enumerate(self._params) if self.lora is None or is_adapter(p[0])]
+
     def copy_weights_from(self, other: ModelState, alpha: float = 1.0) -> None:
         """Takes the weights of a model of the same shape; with alpha below 1, in float32,
         alpha * theirs + (1 - alpha) * its own."""
@@ -168,9 +191,9 @@ class ModelState:
 
     def check_state(self, weights: Mapping[str, np.ndarray],
                     optimizer: Mapping[str, np.ndarray] | None = None) -> None:
-        """ValueError where `load_state_dict` or `load_optimizer_state` would refuse; nothing is
+        """ValueError where `load_trained_state` or `load_optimizer_state` would refuse; nothing is
         written."""
-        from_hf(weights, self._params, self.config)
+        from_hf(weights, [p for _, p in self._moving()], self.config)
         if optimizer is not None:
             self._check_optimizer_state(optimizer)
 

@@ -130,7 +130,8 @@ def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
     rows = MICRO_TOKENS if micro_batch_tokens is None else \
         as_count(micro_batch_tokens, "micro_batch_tokens", 1)
     items, sizes = core.weights("parameters"), core.model()
-    state = 0 if not checkpoint else sizes["master"] + sizes["vectors"] + sizes["moments"]
+    weights = sizes["moments"] // 2 if lora else sizes["master"] + sizes["vectors"]
+    state = weights + sizes["moments"] if checkpoint else 0  # of adapters alone, where there are any
     if training:
         found = core.one_pass(length, sequences, rows, "stream" if recompute else "all")
         how = ", recomputed" if recompute else ""

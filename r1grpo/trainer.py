@@ -24,7 +24,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -265,16 +265,16 @@ class Trainer:
     # ---- state ----
 
     def state_dict(self) -> dict[str, Any]:
-        """{'arrays': name -> array, 'meta': JSON values}: with the same dataset, all of an exact
-        resume."""
+        """{'arrays': name -> array, 'meta': JSON values}: with the same dataset, and the same base
+        where adapters are trained, all of an exact resume."""
         arrays, meta = self._state()
         arrays = {**arrays,
-                  **{f"model/{k}": v for k, v in self.model.state_dict().items()},
+                  **{f"model/{k}": v for k, v in self.model.trained_state().items()},
                   **{f"optimizer/{k}": v for k, v in self.model.optimizer_state().items()}}
         return {"arrays": arrays,
                 "meta": {**meta, "trainer": type(self).__name__, "step": self.step,
                          "num_tokens": self.num_tokens, "processed_tokens": self.processed_tokens,
-                         "args": _fixed_options(self.args), "model": _model_options(self.model)}}
+                         "args": _fixed_options(self.args), "model": self._model_options()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The reverse. A state of another run raises ConfigError or ValueError, and this trainer stays
@@ -285,7 +285,7 @@ class Trainer:
                               f"{type(self).__name__}")
         now, then = _fixed_options(self.args), meta["args"]
         if "model" in meta:  # older states say nothing of it
-            now, then = {**now, **_model_options(self.model)}, {**then, **meta["model"]}
+            now, then = {**now, **self._model_options()}, {**then, **meta["model"]}
         changed = [f"{k}: {brief(then.get(k))} -> {brief(now.get(k))}" for k in sorted(now.keys() | then)
                    if now.get(k) != then.get(k)]
         if changed:
@@ -293,10 +293,24 @@ class Trainer:
         weights, moments = _under(arrays, "model/"), _under(arrays, "optimizer/")
         self.model.check_state(weights, moments)
         self._load_state(arrays, meta)
-        self.model.load_state_dict(weights)
+        self.model.load_trained_state(weights)
         self.model.load_optimizer_state(moments)
         self.step, self.num_tokens = int(meta["step"]), int(meta["num_tokens"])
         self.processed_tokens = int(meta["processed_tokens"])
+
+    def _model_options(self) -> dict[str, Any]:
+        """What else of the model its bits depend on, as JSON would give it back. The tests' stand-ins
+        have nothing of it."""
+        model, lora = self.model, getattr(self.model, "lora", None)
+        adapters = {"lora": dataclasses.asdict(lora), "base": self._base} if lora else {"lora": None}
+        return json.loads(json.dumps({
+            "dtype": getattr(model, "dtype", None), "live_vocab": getattr(model, "live_vocab", None),
+            **adapters}))
+
+    @cached_property
+    def _base(self) -> str:
+        """Which weights stay as they are; read once, since all of them are."""
+        return self.model.base_digest()
 
     def save_checkpoint(self) -> Path:
         """Write state_dict() to output_dir, whole or not at all; returns its folder."""
@@ -331,15 +345,6 @@ def _fixed_options(args: TrainingConfig) -> dict[str, Any]:
     free = FREE_OPTIONS | (LENGTH_OPTIONS if args.lr_scheduler_type == "constant" else set())
     return json.loads(json.dumps({k: v for k, v in dataclasses.asdict(args).items()
                                   if k not in free}))
-
-
-def _model_options(model: Any) -> dict[str, Any]:
-    """What else of a model its bits depend on, as JSON would give it back. The tests' stand-ins have
-    nothing of it."""
-    lora = getattr(model, "lora", None)
-    return json.loads(json.dumps({
-        "dtype": getattr(model, "dtype", None), "live_vocab": getattr(model, "live_vocab", None),
-        "lora": lora and dataclasses.asdict(lora)}))
 
 
 def _under(arrays: dict[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:

@@ -79,6 +79,8 @@ class FakeModel:
     def load_state_dict(self, state):
         self.table, self.head = state["table"].copy(), state["head"].copy()
 
+    trained_state, load_trained_state = state_dict, load_state_dict
+
     def check_state(self, state, optimizer=None):
         for given, own in ((state, self.state_dict()), (optimizer, self.optimizer_state())):
             if given is not None and given.keys() != own.keys():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from models import make
 
-from r1grpo import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from r1grpo import GRPOConfig, GRPOTrainer, LoraConfig, SFTConfig, SFTTrainer
 
 ROWS = [{"prompt_ids": [3, 4, 5]}, {"prompt_ids": [7, 8]}]
 
@@ -24,6 +24,12 @@ def sft(rows=()):
         {"prompt_ids": [3], "completion_ids": [4, 5]}])
 
 
+def adapted(rows=(), base=0):
+    args = SFTConfig(max_steps=6, learning_rate=1e-2)
+    return SFTTrainer(make("moe", seed=base), args, rows or [
+        {"prompt_ids": [3], "completion_ids": [4, 5]}], peft_config=LoraConfig(r=2))
+
+
 def whole(trainer):
     """All that a trainer is, as bytes."""
     state = trainer.state_dict()
@@ -40,7 +46,7 @@ def fault(kind, arrays):
 
 
 @pytest.mark.parametrize("make_one, kind", [
-    (sft, "model/ gone"), (sft, "optimizer/v gone"), (sft, "optimizer/m other"),
+    (sft, "model/ gone"), (adapted, "model/ gone"), (sft, "optimizer/v gone"), (sft, "optimizer/m other"),
     (grpo, "optimizer/step gone"), (grpo, "model/ other"), (grpo, "reference/ gone"),
     (grpo, "reference/ other"), (grpo, "rollout/advantages gone")])
 def test_a_state_with_a_fault_changes_nothing(make_one, kind):
@@ -67,3 +73,18 @@ def test_other_data_change_nothing(make_one, rows):
     with pytest.raises(ValueError, match="another train_dataset"):
         two.load_state_dict(one.state_dict())
     assert whole(two) == before
+
+
+def test_the_state_of_adapters_holds_them_alone_and_knows_its_base():
+    one, two = adapted(), adapted()
+    next(one)
+    state = one.state_dict()
+    names = [name for name in state["arrays"] if name.startswith("model/")]
+    assert names and all(".lora_" in name for name in names)
+    two.load_state_dict(state)
+    list(one), list(two)
+    assert whole(one) == whole(two)
+    for name, array in one.model.state_dict().items():
+        assert array.tobytes() == two.model.state_dict()[name].tobytes(), name
+    with pytest.raises(ValueError, match="other options: base"):
+        adapted(base=1).load_state_dict(state)
