@@ -40,8 +40,9 @@ class Bench:
                dtype: str = "float32") -> Case:
         x, dy, w = self.normal(n, I), self.normal(n, O), self.normal(O, I)
         weight = _core.Weight(self.device, w, 1, dtype)
+        units = (np.arange(n, dtype=np.int32) // 32, None)
         arguments = {"nt": (dy, x, weight, None, None, False), "nn": (x, dy, weight, None, False),
-                     "tn": (w, dy, x, 1, None, dtype)}[kind]
+                     "tn": (w, dy, x, 1, None, dtype, *units)}[kind]
         return self.op(f"matmul_{kind}", *arguments), 2.0 * n * O * I, f"N {n}, O {O}, I {I}"
 
     def experts(self, kind: str, n: int, O: int = 256, I: int = 256,  # noqa: E741
@@ -50,9 +51,10 @@ class Bench:
         E, x, dy = 16, self.normal(n, I), self.normal(n, O)
         offsets, w = np.linspace(0, n, E + 1).astype(np.int32), self.normal(E * O, I)
         weight = _core.Weight(self.device, w, E, dtype)
+        units = (np.arange(n, dtype=np.int32) // 32, None)
         arguments = {"nt": (dy, x, weight, None, offsets, False),
                      "nn": (x, dy, weight, offsets, False),
-                     "tn": (w, dy, x, E, offsets, dtype)}[kind]
+                     "tn": (w, dy, x, E, offsets, dtype, *units)}[kind]
         return (self.op(f"matmul_{kind}", *arguments), 2.0 * n * O * I,
                 f"N {n}, {E} experts, O {O}, I {I}")
 

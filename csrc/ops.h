@@ -43,6 +43,14 @@ typedef struct {
     const int32_t *seq;     /* (N) sequence of each row */
 } r1_seqs;
 
+/* Which rows of a sum may be added up in one go: neighbours of one unit, which is row n's id[row[n]], or
+ * id[n] where row is NULL. A unit has at most R1_UNIT rows and never lies in two micro-batches, so an
+ * op that adds up many rows at once, in an order of its own, gives the same bits however a batch is cut. */
+enum { R1_UNIT = 32 };
+typedef struct {
+    const int32_t *id, *row;
+} r1_units;
+
 /* One layer's KV cache. Block b, KV head h: K is (D, 64) at k + (b Hkv + h) D 64, keys side by side
  * so that one query meets 64 keys at a time; V is (64, Dv) at v + (b Hkv + h) 64 Dv. In bf16 K is
  * (ceil(D / 2), 64) of pairs: rows 2i in the upper, 2i + 1 in the lower half of 32 bits. */
@@ -167,9 +175,11 @@ typedef struct {
     /* dx (N, I) [+]= dy (N, O) W */
     r1_code (*matmul_nn)(r1_dev *dev, const r1_tensor *dx, const r1_tensor *dy, const r1_weight *w,
                          const int32_t *offsets, int accumulate, r1_status *st);
-    /* dW (E O, I) += dy^T (O, N) x (N, I), the sum over rows in ascending order; dtype: the weight's */
+    /* dW (E O, I) += dy^T (O, N) x (N, I), the sum over rows in ascending order; dtype: the weight's;
+     * units may be NULL */
     r1_code (*matmul_tn)(r1_dev *dev, const r1_tensor *dw, const r1_tensor *dy, const r1_tensor *x,
-                         size_t E, const int32_t *offsets, r1_dtype dtype, r1_status *st);
+                         size_t E, const int32_t *offsets, r1_dtype dtype, const r1_units *units,
+                         r1_status *st);
     /* dbias (1, O) += sum_n dy[n] */
     r1_code (*bias_bwd)(r1_dev *dev, const r1_tensor *dbias, const r1_tensor *dy, r1_status *st);
 

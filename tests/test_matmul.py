@@ -3,6 +3,8 @@ sums. What only bf16 has: test_bf16.py."""
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -63,7 +65,7 @@ def test_products(device, rng, dtype, N, I, O):
     check(dx, old_dx + dy64 @ w64, "sum")
 
     dw = old_dw.copy()
-    _core.matmul_tn(device, dw, dy, x, 1, None, dtype)
+    _core.matmul_tn(device, dw, dy, x, 1, None, dtype, None, None)
     check(dw, old_dw + dy64.T @ x64, "sum")
     dbias = bias.copy()
     _core.bias_bwd(device, dbias, dy)
@@ -89,7 +91,7 @@ def test_experts(device, rng, dtype, rows, accumulate):
     before_y, before_dx = y[N - spare:].copy(), dx[N - spare:].copy()
     _core.matmul_nt(device, y, x, weight, None, offsets, accumulate)
     _core.matmul_nn(device, dx, dy, weight, offsets, accumulate)
-    _core.matmul_tn(device, dw, dy, x, E, offsets, dtype)
+    _core.matmul_tn(device, dw, dy, x, E, offsets, dtype, None, None)
     check(y, want_y, "sum")
     check(dx, want_dx, "sum")
     check(dw, want_dw, "sum")
@@ -112,7 +114,7 @@ def test_an_element_is_one_ascending_chain_from_memory(device, rng, dtype, N, I,
     assert_same_bits([dx], [order(np.zeros((N, I)), dy, w)])
     dw = coarse(rng, O, I)
     want = chain(dw, dy.T, x)
-    _core.matmul_tn(device, dw, dy, x, 1, None, dtype)
+    _core.matmul_tn(device, dw, dy, x, 1, None, dtype, None, None)
     assert_same_bits([dw], [want])
     dbias = bias.copy()
     _core.bias_bwd(device, dbias, dy)
@@ -130,7 +132,7 @@ def test_bits_do_not_depend_on_threads(devices, rng, dtype):
         y, dx, dw, dbias = nan(N, O), nan(N, I), dw0.copy(), dw0[0, :O].copy()
         _core.matmul_nt(device, y, x, weight, None, offsets, False)
         _core.matmul_nn(device, dx, dy, weight, offsets, False)
-        _core.matmul_tn(device, dw, dy, x, 2, offsets, dtype)
+        _core.matmul_tn(device, dw, dy, x, 2, offsets, dtype, None, None)
         _core.bias_bwd(device, dbias, dy)
         return y, dx, dw, dbias
     check_threads(devices, run)
@@ -150,16 +152,44 @@ def test_a_row_alone_is_the_row_among_many(device, rng, dtype):
         assert_same_bits((y1, dx1), (y[n:n + 1], dx[n:n + 1]))
 
 
+@pytest.mark.parametrize("with_units", [False, True])
 @pytest.mark.parametrize("cut", [1, 40, 128])
-def test_two_calls_sum_to_one(device, rng, dtype, cut):
+def test_two_calls_sum_to_one(device, rng, dtype, cut, with_units):
     N, I, O = 129, 70, 33
+    units = np.repeat([0, 1, 2, 3], [1, 39, 88, 1]).astype(np.int32) if with_units else None
     x, dy, dw0 = normal(rng, N, I), normal(rng, N, O), normal(rng, O, I)
     one, two = [dw0.copy(), dw0[:, 0].copy()], [dw0.copy(), dw0[:, 0].copy()]
     for grads, parts in ((one, [slice(0, N)]), (two, [slice(0, cut), slice(cut, N)])):
         for part in parts:
-            _core.matmul_tn(device, grads[0], dy[part], x[part], 1, None, dtype)
+            _core.matmul_tn(device, grads[0], dy[part], x[part], 1, None, dtype,
+                            None if units is None else units[part], None)
             _core.bias_bwd(device, grads[1], dy[part])
     assert_same_bits(one, two)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("offsets", [None, (0, 61, 61, 130)])
+def test_units_are_added_up_one_after_another(device, rng, dtype, mapped, offsets):
+    """A unit is one block of the sum where a tier adds up blocks; elsewhere it is nothing. Rows of a
+    unit beyond 32 begin another."""
+    N, I, O = 133, 70, 33  # 3 rows belong to no expert
+    E = len(offsets) - 1 if offsets else 1
+    x, dy, dw = coarse(rng, N, I), coarse(rng, N, O), coarse(rng, E * O, I)
+    units = np.repeat([5, 6, 2, 9, 1], [32, 1, 28, 40, 32]).astype(np.int32)
+    cuts = [0, 32, 33, 61, 93, 101, 133]
+    rows = None
+    if mapped:
+        order = rng.permutation(N)
+        rows, units = np.argsort(order).astype(np.int32), units[order]
+    sum_up = matrix_unit(chain, np.add) if (device.tier, dtype) == ("amx", "bfloat16") else chain
+    want = dw.reshape(E, O, I).copy()
+    for e in range(E):
+        begin, end = offsets[e:e + 2] if offsets else (0, N)
+        for part in (range(max(a, begin), min(b, end)) for a, b in pairwise(cuts)):
+            want[e] = sum_up(want[e], dy[part].T, x[part])
+    _core.matmul_tn(device, dw, dy, x, E, None if offsets is None else ints(*offsets), dtype, units,
+                    rows)
+    assert_same_bits([dw], [want.reshape(E * O, I)])
 
 
 def test_slices_of_columns(device, rng, dtype):
@@ -170,11 +200,11 @@ def test_slices_of_columns(device, rng, dtype):
     plain = nan(N, O), nan(N, I), np.zeros((O, I), np.float32)
     _core.matmul_nt(device, plain[0], x.copy(), weight, None, None, False)
     _core.matmul_nn(device, plain[1], dy.copy(), weight, None, False)
-    _core.matmul_tn(device, plain[2], dy.copy(), x.copy(), 1, None, dtype)
+    _core.matmul_tn(device, plain[2], dy.copy(), x.copy(), 1, None, dtype, None, None)
     dw = np.zeros((O, I), np.float32)
     _core.matmul_nt(device, y, x, weight, None, None, False)
     _core.matmul_nn(device, dx, dy, weight, None, False)
-    _core.matmul_tn(device, dw, dy, x, 1, None, dtype)
+    _core.matmul_tn(device, dw, dy, x, 1, None, dtype, None, None)
     assert_same_bits((y, dx, dw), plain)
     for a, before in zip((y, dx), around):  # nothing outside the slice was written
         before[:, 9:9 + a.shape[1]] = a

@@ -58,8 +58,17 @@ matmul_tn(r1_call *c)
     arg_bind(a, "E*O", E * arg_dim(a, "O"));
     const int32_t *offsets = arg_offsets(c);
     r1_dtype dtype = arg_dtype(a, "dtype");
+    r1_units units = {arg_i32(a, "units", "U", "1", ARG_NULL),
+                      arg_i32(a, "unit_rows", "N", "1", ARG_NULL)};
+    if (units.id != NULL && units.row == NULL) {
+        arg_require(a, arg_dim(a, "U") == arg_dim(a, "N"), "'units': one for each row");
+    } else if (units.row != NULL) {
+        arg_require(a, units.id != NULL, "'unit_rows': without units");
+        arg_range(a, "unit_rows", units.row, arg_dim(a, "N"), 0, (int64_t)arg_dim(a, "U"));
+    }
     if (call_begin(c)) {
-        c->ops->matmul_tn(c->dev, dw, dy, x, E, offsets, dtype, &c->st);
+        c->ops->matmul_tn(c->dev, dw, dy, x, E, offsets, dtype, units.id != NULL ? &units : NULL,
+                          &c->st);
     }
 }
 
@@ -325,7 +334,7 @@ static r1_op ops[] = {
     R1_OP(fill_zero, "x"),
     R1_OP(matmul_nt, "y, x, w, bias, offsets, accumulate"),
     R1_OP(matmul_nn, "dx, dy, w, offsets, accumulate"),
-    R1_OP(matmul_tn, "dw, dy, x, E, offsets, dtype"),
+    R1_OP(matmul_tn, "dw, dy, x, E, offsets, dtype, units, unit_rows"),
     R1_OP(bias_bwd, "dbias, dy"),
     R1_OP(add, "y, a, b"),
     R1_OP(scale, "y, x, factor"),

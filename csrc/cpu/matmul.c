@@ -122,19 +122,26 @@ run_block(const product *p, size_t e, size_t r0, size_t r1, size_t p0, size_t p1
     const float *b = p->b + n0 * p->b_n + e * p->b_e;
     float *c = p->c + n0 * p->c_n + e * p->c_e + r0 * p->ldc;
     const size_t block = sum_block(p, rows), b_step = p->bf16 ? 2 : 1; /* steps of a row of b */
-    uint32_t start[TASK_ROWS / TILE_ROWS + 2];
+    uint32_t start[TASK_ROWS / TILE_ROWS + 2], unit[MAX_UNITS + 1];
     cut_tiles(start, p, tiles, rows);
     size_t k = 0, configured = 0;
     do { /* once even if the sum is empty: c = start */
-        size_t steps = split_end(K, k, block) - k, b_rows = split_count(steps, b_step);
+        size_t steps = split_end(K, k, block) - k, b_rows = split_count(steps, b_step), units = 0;
         if (uses_amx(p)) {
-            b_rows = split_count(steps, AMX_SUM) * AMX_PAIRS;
+            if (over_rows) {
+                units = cut_units(unit, p, n0 + k, n0 + K);
+                steps = unit[units];
+            }
+            b_rows = (over_rows ? units : split_count(steps, AMX_SUM)) * AMX_PAIRS;
         }
         tile_args t = {.ldb = R1_PANEL, .ldc = p->ldc, .b_panel = p->b_panel, .K = b_rows,
                        .bf16 = p->bf16};
         const float *a = p->a + n0 * p->a_n + r0 * p->a_row + k * p->a_k;
         size_t a_row = p->a_row; /* from row to row, where tiles begin */
-        if (over_rows) {
+        if (over_rows && uses_amx(p)) {
+            a_row = pair_columns(a_copy, p, a, rows, unit, units);
+            a = a_copy;
+        } else if (over_rows) {
             a_row = copy_columns(a_copy, p, a, start, tiles, steps);
             a = a_copy;
         } else if (p->bf16) {
@@ -157,7 +164,13 @@ run_block(const product *p, size_t e, size_t r0, size_t r1, size_t p0, size_t p1
                 } else if (in_copy == 0) {
                     size_t end = split_end(p1, panel, B_PANELS) * R1_PANEL;
                     end = end < p->columns ? end : p->columns;
-                    pair_panels(b_copy, from, p->ldb, steps, end - j, b_rows);
+                    if (units == 0) {
+                        pair_panels(b_copy, from, p->ldb, steps, end - j, b_rows, b_rows);
+                    }
+                    for (size_t u = 0; u < units; u++) {
+                        pair_panels(b_copy + u * AMX_PAIRS * R1_PANEL, from + unit[u] * p->ldb, p->ldb,
+                                    unit[u + 1] - unit[u], end - j, AMX_PAIRS, b_rows);
+                    }
                 }
             }
             for (size_t i = 0; i < tiles; i++) {
@@ -166,7 +179,7 @@ run_block(const product *p, size_t e, size_t r0, size_t r1, size_t p0, size_t p1
                     amx_configure(configured = n);
                 }
                 t.a = a + r * a_row;
-                t.a_row = over_rows ? 1 : a_row;
+                t.a_row = over_rows && !uses_amx(p) ? 1 : a_row;
                 t.a_k = over_rows ? n : 1;
                 t.c = c + r * p->ldc + j;
                 t.init = t.c;
@@ -297,7 +310,8 @@ TIER(matmul_nn)(r1_dev *dev, const r1_tensor *dx, const r1_tensor *dy, const r1_
 
 r1_code
 TIER(matmul_tn)(r1_dev *dev, const r1_tensor *dw, const r1_tensor *dy, const r1_tensor *x,
-                size_t E, const int32_t *offsets, r1_dtype dtype, r1_status *st)
+                size_t E, const int32_t *offsets, r1_dtype dtype, const r1_units *units,
+                r1_status *st)
 {
     (void)st;
     assert(dw->rows == E * dy->cols && dw->cols == x->cols && dy->rows == x->rows);
@@ -308,6 +322,7 @@ TIER(matmul_tn)(r1_dev *dev, const r1_tensor *dw, const r1_tensor *dy, const r1_
         .c = dw->data, .ldc = dw->ld, .c_e = dy->cols * dw->ld,
         .a = dy->data, .a_row = 1, .a_k = dy->ld, .a_n = dy->ld,
         .b = x->data, .ldb = x->ld, .b_panel = R1_PANEL, .b_n = x->ld, .bf16 = dtype == R1_BF16,
+        .units = units,
     };
     run_product(dev, &p);
     return R1_OK;

@@ -8,10 +8,12 @@
 
 #include "matmul_amx.h"
 #include "split.h"
+#include "transpose.h"
 
 enum {
     TASK_ROWS = 192,                       /* of c a task takes at most */
     B_ROWS = 256,                          /* of a panel of b between two passes over c */
+    MAX_UNITS = B_ROWS / AMX_PAIRS,        /* of the sum of tn between two passes over c */
     B_PANELS = 8, /* of b that are copied at a time in bf16, which reads a row in longer pieces */
     A_ROOM = (BF16_AMX ? 512 : 256) * 192, /* floats, or pairs, of the copy of a */
 };
@@ -34,16 +36,17 @@ typedef struct {
     size_t ldb, b_panel, b_n, b_e; /* b_panel: from panel to panel */
     int packed;                    /* b lies in padded panels */
     int bf16;
+    const r1_units *units;         /* tn; NULL: its sum is one chain */
     size_t task_rows, task_panels; /* at most, of c, for one task */
 } product;
 
 #define EXPERT_ROWS SIZE_MAX
 
-/* Does the matrix unit take it? Its sum over rows (tn) would depend on where micro-batches end. */
+/* Does the matrix unit take it? In tn its blocks of the sum must not depend on where micro-batches end. */
 static int
 uses_amx(const product *p)
 {
-    return BF16_AMX && p->bf16 && p->K != EXPERT_ROWS;
+    return BF16_AMX && p->bf16 && (p->K != EXPERT_ROWS || p->units != NULL);
 }
 
 static size_t
@@ -79,12 +82,13 @@ copy_panel(float *to, const float *from, size_t ld, size_t K, size_t columns)
     }
 }
 
-/* The same in bf16: panels of `b_rows` rows of pairs, 0 beyond the columns and rows. Several panels at
- * a time, since their rows of 32 floats are two cache lines of a page each. */
+/* The same in bf16: `pairs` rows of pairs of panels that have b_rows of them, 0 beyond the columns and K.
+ * Several panels at a time, since their rows of 32 floats are two cache lines of a page each. */
 static void
-pair_panels(float *to, const float *from, size_t ld, size_t K, size_t columns, size_t b_rows)
+pair_panels(float *to, const float *from, size_t ld, size_t K, size_t columns, size_t pairs,
+            size_t b_rows)
 {
-    for (size_t k = 0; k < b_rows; k++, to += R1_PANEL, from += 2 * ld) {
+    for (size_t k = 0; k < pairs; k++, to += R1_PANEL, from += 2 * ld) {
         for (size_t j = 0; j < columns; j += R1_PANEL) {
             size_t n = 2 * k < K ? split_end(columns, j, R1_PANEL) - j : 0;
             float *row = to + j * b_rows;
@@ -148,6 +152,59 @@ copy_columns(float *to, const product *p, const float *from, const uint32_t *sta
         }
     }
     return lines;
+}
+
+/* Cuts rows n .. end of tn's sum into blocks, at most MAX_UNITS: block u begins unit[u] rows after n, and
+ * the last ends at unit[] of the number of blocks, which is returned. */
+static size_t
+cut_units(uint32_t *unit, const product *p, size_t n, size_t end)
+{
+    const int32_t *id = p->units->id, *row = p->units->row;
+    size_t units = 0, first = n;
+    for (int32_t last = 0; n < end; n++) {
+        int32_t now = row != NULL ? id[row[n]] : id[n];
+        if (units == 0 || now != last || n - first - unit[units - 1] == R1_UNIT) {
+            if (units == MAX_UNITS) {
+                break;
+            }
+            unit[units++] = (uint32_t)(n - first);
+            last = now;
+        }
+    }
+    unit[units] = (uint32_t)(n - first);
+    return units;
+}
+
+/* The blocks of a in tn for the matrix unit: rows of pairs, 0 up to whole blocks. Returns the stride
+ * between rows. */
+static size_t
+pair_columns(float *to, const product *p, const float *from, size_t rows, const uint32_t *unit,
+             size_t units)
+{
+    size_t ld = units * AMX_PAIRS;
+#if BF16_AMX
+    for (size_t u = 0; u < units; u++) {
+        size_t K = unit[u + 1] - unit[u];
+        const float *block = from + unit[u] * p->a_k;
+        for (size_t r = 0; r < rows; r += W) {
+            vf pairs[W];
+#pragma GCC unroll 16
+            for (size_t k = 0; k < W; k++) {
+                const float *upper = block + 2 * k * p->a_k + r;
+                vf x = 2 * k < K ? vf_load_left(upper, rows - r) : vf_set1(0.0f);
+                vf y = 2 * k + 1 < K ? vf_load_left(upper + p->a_k, rows - r) : vf_set1(0.0f);
+                pairs[k] = (vf)vf_bf16_pair(x, y);
+            }
+            transpose_block(pairs);
+            for (size_t i = 0; i < W && r + i < rows; i++) {
+                vf_store(to + (r + i) * ld + u * AMX_PAIRS, pairs[i]);
+            }
+        }
+    }
+#else
+    (void)to, (void)p, (void)from, (void)rows, (void)unit;
+#endif
+    return ld;
 }
 
 #endif

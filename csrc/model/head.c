@@ -47,7 +47,7 @@ chunk_bwd(r1_model *m, r1_workspace *ws, const r1_head_job *job, const r1_tensor
     R1_TRY(ops->matmul_nn(m->dev, &dh, logits, job->head.weight->weight, NULL, 0, st));
     if (!job->freeze && job->head.weight->trained) {
         R1_TRY(ops->matmul_tn(m->dev, &job->head.weight->grad[job->head.use], logits, h, 1, NULL,
-                              job->head.weight->dtype, st));
+                              job->head.weight->dtype, NULL, st));
     }
     return R1_OK;
 }

@@ -49,10 +49,10 @@ adapter_bwd(r1_model *m, const r1_tensor *dx, const r1_tensor *dy, const r1_tens
     size_t E = l->weight->E;
     r1_tensor t = r1_rows(&m->temps->low, 0, x->rows), dt = r1_rows(&m->temps->dlow, 0, x->rows);
     R1_TRY(adapter_down(m, &t, x, l, offsets, st));
-    R1_TRY(ops->matmul_tn(m->dev, &l->up->grad[0], dy, &t, E, offsets, l->up->dtype, st));
+    R1_TRY(ops->matmul_tn(m->dev, &l->up->grad[0], dy, &t, E, offsets, l->up->dtype, NULL, st));
     R1_TRY(ops->matmul_nn(m->dev, &dt, dy, l->up->weight, offsets, 0, st));
     R1_TRY(ops->scale(m->dev, &dt, &dt, m->adapter_scale, st));
-    R1_TRY(ops->matmul_tn(m->dev, &l->down->grad[0], &dt, x, E, offsets, l->down->dtype, st));
+    R1_TRY(ops->matmul_tn(m->dev, &l->down->grad[0], &dt, x, E, offsets, l->down->dtype, NULL, st));
     return dx != NULL ? ops->matmul_nn(m->dev, dx, &dt, l->down->weight, offsets, 1, st) : R1_OK;
 }
 
@@ -63,7 +63,7 @@ linear_bwd(r1_model *m, const r1_tensor *dx, const r1_tensor *dy, const r1_tenso
     const r1_ops *ops = m->ops;
     r1_param *w = l->weight;
     if (w->trained) {
-        R1_TRY(ops->matmul_tn(m->dev, &w->grad[l->use], dy, x, w->E, offsets, w->dtype, st));
+        R1_TRY(ops->matmul_tn(m->dev, &w->grad[l->use], dy, x, w->E, offsets, w->dtype, NULL, st));
     }
     if (l->bias != NULL && l->bias->trained) {
         R1_TRY(ops->bias_bwd(m->dev, &l->bias->grad[0], dy, st));
