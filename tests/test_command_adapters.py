@@ -38,6 +38,8 @@ def test_adapters_are_trained_and_every_command_takes_their_folder(here, tmp_pat
     assert cli.main(command("reject", tmp_path / "rows", "--reward", "rewards.py:even", model=name,
                             settings=("k=2", "max_completion_length=4"))) == 0
     assert cli.main(["generate", "--model", name, "what is 1 ?", "--max_tokens", "4"]) == 0
+    (final / "tokenizer.json").unlink()  # then the base's is meant
+    assert cli.main(["generate", "--model", name, "what is 1 ?", "--max-tokens", "4"]) == 0
     capsys.readouterr()
     further = tmp_path / "further"  # the adapters go on, the base stays
     assert cli.main(sft(further, settings=("max_steps=1",))[:2] + [name] + sft(

@@ -169,3 +169,12 @@ def test_a_batch_larger_than_the_data_is_warned_of(here, tmp_path, capsys):
     assert "warning: a rollout of prompts takes 16 and there are 8" in capsys.readouterr().err
     assert cli.main(grpo(tmp_path / "fits", settings=("max_steps=1",))) == 0
     assert " takes " not in capsys.readouterr().err
+
+
+def test_a_command_says_what_its_options_ask_for(here, tmp_path, capsys):
+    assert cli.main(grpo(tmp_path / "run", settings=(
+        "logging_steps=4", "log_completions=true", "num_completions_to_print=2",
+        "disable_tqdm=true"))) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "warning" not in line]
+    assert lines[0].startswith("step 4: loss ") and len(lines) == 4
+    assert lines[1].startswith("prompt: what is ") and "[accuracy_reward " in lines[2]
