@@ -223,7 +223,7 @@ def _eval(options: argparse.Namespace) -> int:
     if not (path.parent / CONFIG).is_file():
         raise FileNotFoundError(f"{path.parent} has no {CONFIG}: eval needs the directory of a run")
     recipe = read_recipe(path.parent / CONFIG)
-    model = Model.from_pretrained(path)
+    model = Model.from_pretrained(path, frozen=True)
     if model.config.score_head:
         raise ValueError(f"{path} is a reward model; eval measures policies")
     if not options.check:
@@ -269,7 +269,7 @@ def _generate(options: argparse.Namespace) -> int:
     if not problem.split():
         raise ValueError("the problem is empty")
     prompt = tokenizer.encode(format_prompt(problem, template))
-    model = Model.from_pretrained(checkpoint)
+    model = Model.from_pretrained(checkpoint, frozen=True)
     session = model.session([prompt], 1, options.max_tokens or 256, top_p=options.top_p,
                             temperature=options.temperature, seed=options.seed,
                             speculative=options.speculative,

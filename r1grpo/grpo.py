@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,12 +126,13 @@ class GRPOTrainer(Trainer):
         for i, row in enumerate(eval_dataset or ()):
             self._prompt(row, f"eval_dataset row {i}")
         adapted = getattr(model, "lora", None) is not None
-        if self.args.sync_ref_model and adapted:
-            raise ConfigError("GRPOConfig: sync_ref_model: the reference of a model with adapters is "
-                              "the model without them, which does not move")
+        for name in ("sync_ref_model", "ref_model_offload"):
+            if adapted and getattr(self.args, name):
+                raise ConfigError(f"GRPOConfig: {name}: the reference of a model with adapters is the "
+                                  "model without them, which does not move and takes no memory")
         self._require_memory(longest, longest)
         # a model with adapters is its own reference, without them
-        self.reference = model.clone() if self.args.beta > 0 and not adapted else None
+        self.reference = self._make_reference() if self.args.beta > 0 and not adapted else None
         self.verdicts = VerdictLog(self.args.output_dir and
                                    Path(self.args.output_dir) / "verdicts.jsonl")
         self.batch: Batch | None = None
@@ -146,6 +148,14 @@ class GRPOTrainer(Trainer):
             return self.args.max_steps
         rollouts = self.args.num_train_epochs * len(self._rows(0)) / self.args.prompts_per_rollout
         return math.ceil(rollouts) * self.args.updates_per_rollout
+
+    def _make_reference(self) -> Any:
+        """A copy of the policy as it is now, with what log-probs need and no more."""
+        kind = self.args.reference_kind(self.model.dtype)
+        if kind == "master":
+            return self.model.clone()
+        folder = self.args.output_dir or tempfile.gettempdir()
+        return self.model.freeze(offload=folder if kind == "offloaded" else None)
 
     # ---- problems -> rollout -> rewards -> advantages ----
 

@@ -19,12 +19,13 @@ from .checkpoint import naming_errors
 
 
 class MappedArray:
-    """`array`: float32 numbers, `size` bytes of them, zero, in a file in `folder` (made where it is
-    missing). OSError where the disk has no room for all of them."""
+    """`array`: float32 numbers, `size` bytes of them, zero, in a file in `folder` or, where it is
+    missing, the nearest folder above. OSError where the disk has no room for all of them."""
 
     def __init__(self, folder: str | os.PathLike[str], size: int) -> None:
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
+        path = Path(folder).absolute()
+        while not path.is_dir():
+            path = path.parent
         with naming_errors(path / "off-loaded weights", size), \
                 tempfile.TemporaryFile(dir=path) as file:
             if hasattr(os, "posix_fallocate"):  # now, because a full disk would be a signal later

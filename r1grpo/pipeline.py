@@ -72,7 +72,7 @@ def _measure(run: Run, stage: Stage) -> None:
     phase = f"{stage.name}/evaluation"
     done = read_figures(run.path, stage.name) is not None
     if not done:
-        model = run.load(stage.name)
+        model = run.load(stage.name, frozen=stage.is_policy)  # a trainer measures the others
         if run.resumed:  # rows of an evaluation that was cut off
             run.rundir.completions.truncate_to(_LAST_STEP, stage.name)
         with run.ledger.timing(phase) as entry:

@@ -14,6 +14,7 @@ Knows nothing about trainers but their options, nothing about time.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,24 +93,26 @@ class _Engine:
         return max(4 * E * max(O, 1) * I  # noqa: E741 - the core's letters
                    for _, E, O, I, _ in _core.Model.layout(self.sizes))  # noqa: E741
 
-    def one_pass(self, length: int, sequences: int, rows: int, keep: Any) -> dict[str, int]:
-        """Log-probs or a gradient of sequences of equal length, in micro-batches of `rows`."""
-        some = min(sequences, rows // length + 1)  # one micro-batch is like the next
+    def one_pass(self, length: int, sequences: int, rows: int, keep: Any, unit: int = 1
+                 ) -> dict[str, int]:
+        """Log-probs or a gradient of sequences of equal length, in micro-batches of `rows`; `unit` of
+        them stay together."""
+        some = unit * min(sequences // unit, rows // (unit * length) + 1)  # one is like the next
         start = np.arange(some + 1, dtype=np.int64) * length
         if start[-1] >= 2**31:
             raise ValueError(f"{some} sequences of {length} tokens are too many for one call")
         return _core.plan_pass(self.device, self.sizes, self.dtype, start.astype(np.int32), rows,
-                               1, keep)
+                               unit, keep)
 
 
 def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
                 length: int | None = None, sequences: int = 1 << 20, training: bool = True,
                 micro_batch_tokens: int | None = None, recompute: bool = False,
-                scoring: bool = False, reference: bool = False, prompts: int = 0,
+                scoring: bool = False, reference: str | None = None, prompts: int = 0,
                 num_generations: int = 1, prompt_length: int = 1,
                 max_new_tokens: int | None = None, slots: int = SLOTS, speculative: bool = False,
                 checkpoint: bool = False, lora: LoraConfig | None = None, frozen: bool = False,
-                device: str = "cpu") -> MemoryPlan:
+                pairs: bool = False, device: str = "cpu") -> MemoryPlan:
     """The plan of one model and all calls on it.
 
     length: tokens of the longest sequence in training and scoring (None: the context); sequences: of
@@ -117,23 +120,24 @@ def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
     and recompute as in `Model.sft_gradient`; scoring: `Model.logprobs`. prompts > 0: sampling
     num_generations completions of max_new_tokens (None: all the context leaves) to that many prompts
     of prompt_length, the KV at its worst, which is when no two live sequences share a prompt.
-    speculative: with guesses of the MTP module. reference: a second model that scores. checkpoint: the
-    trainer saves its state. lora: adapters are trained and nothing else. frozen: the model is (see
-    `Model`), so that training means nothing.
+    speculative: with guesses of the MTP module. reference: a second model that scores, "frozen",
+    "offloaded" (its file counts nothing) or with a float32 "master". checkpoint: the trainer saves its
+    state. lora: adapters are trained and nothing else. frozen: the model is (see `Model`), so that
+    training means nothing. pairs: sequences are pairs, which a micro-batch does not part.
     """
     config = config if isinstance(config, ModelConfig) else ModelConfig.from_dict(config)
     context = config.max_position_embeddings
     fields = {**config.core()[0], **(lora.sizes() if lora else {})}
     core, training = _Engine(get_device(device), fields, dtype, frozen), training and not frozen
     length = min(context, as_count(context if length is None else length, "length", 1))
-    sequences = as_count(sequences, "sequences", 1)
+    sequences = as_count(sequences, "sequences", 1 + pairs)
     rows = MICRO_TOKENS if micro_batch_tokens is None else \
         as_count(micro_batch_tokens, "micro_batch_tokens", 1)
     items, sizes = core.weights("parameters"), core.model()
     weights = sizes["moments"] // 2 if lora else sizes["master"] + sizes["vectors"]
     state = weights + sizes["moments"] if checkpoint else 0  # of adapters alone, where there are any
     if training:
-        found = core.one_pass(length, sequences, rows, "stream" if recompute else "all")
+        found = core.one_pass(length, sequences, rows, "stream" if recompute else "all", 1 + pairs)
         how = ", recomputed" if recompute else ""
         items += [Item("gradients", sizes["grads"]), Item("Adam's moments", sizes["moments"]),
                   Item(f"training: activations{how}", found["acts"]),
@@ -158,7 +162,8 @@ def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
                           max(0, core.largest() - later), True))
     if reference:
         found = core.one_pass(length, 1 << 20, MICRO_TOKENS, "none")  # a whole rollout
-        items += [*core.weights("reference"),
+        held = dataclasses.replace(core, frozen=reference != "master").weights("reference")
+        items += [*held[:1 if reference == "offloaded" else 2],
                   Item("reference: activations, head, KV", sum(found.values()))]
         state += state and sizes["master"] + sizes["vectors"]
     if state:  # the arrays; the file is streamed
@@ -187,13 +192,15 @@ def plan_training(config: ModelConfig | dict[str, Any], args: TrainingConfig,
         completion = limit if isinstance(limit, int) else max(length for _, length in limit)
         longest = prompt_length or args.max_prompt_length or max(context - completion, 1)
         return plan_memory(
-            config, length=longest + completion, reference=args.beta > 0 and lora is None,
+            config, length=longest + completion,
+            reference=args.reference_kind(dtype) if args.beta > 0 and lora is None else None,
             scoring=args.importance_sampling_level == "sequence" or args.beta > 0 and bool(lora),
             prompts=args.prompts_per_rollout, num_generations=args.num_generations,
             prompt_length=min(longest, context - 1), max_new_tokens=completion,
             speculative=args.speculative, **common)
     if isinstance(args, RewardConfig) and args.kind == "pairwise":
         common["sequences"] *= 2
+        common["pairs"] = True
     if isinstance(args, SFTConfig) and args.packing and sequences is None:
         common["sequences"] = 1 << 20
     limit = args.max_length if isinstance(args, SFTConfig | RewardConfig) else None
@@ -260,4 +267,4 @@ def check_fits(plan: MemoryPlan, available: int | None = None, allocated: int = 
         raise MemoryError(
             f"this run needs {plan.total / GIB:.2f} GiB and {(have + allocated) / GIB:.2f} GiB can be "
             f"had:\n{plan}\nmicro_batch_tokens and gradient_checkpointing lower the activations, "
-            f"fewer or shorter completions the KV, beta 0 the reference")
+            f"fewer or shorter completions the KV, ref_model_offload or beta 0 the reference")

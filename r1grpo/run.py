@@ -58,13 +58,13 @@ class Run(Work):
     def new_model(self, config: ModelConfig, purpose: str) -> Model:
         return Model(config, seed=self.seed(purpose))
 
-    def load(self, stage: str) -> Model:
+    def load(self, stage: str, frozen: bool = False) -> Model:
         """The model of a finished stage."""
         checkpoint = self.rundir.load_stage(stage)
         if checkpoint is None:
             raise ValueError(f"stage {stage!r} has no checkpoint yet")
         config = json.loads((checkpoint.path / "config.json").read_bytes())
-        model = Model(ModelConfig.from_dict(config), seed=None)
+        model = Model(ModelConfig.from_dict(config), seed=None, frozen=frozen)
         model.load_state_dict(checkpoint.arrays)
         return model
 

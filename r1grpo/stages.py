@@ -130,7 +130,7 @@ def make_r1_zero(run: Run, parent: Model | None) -> Trained:
 def make_cold_start(run: Run, parent: Model | None) -> Trained:
     phase = "cold_start/samples"
     rows = run.data(phase, "cold_start", lambda entry: cold_start_rows(
-        run.recipe, run.load("r1_zero"), run.tokenizer, entry, _drawn(run, phase)))
+        run.recipe, run.load("r1_zero", frozen=True), run.tokenizer, entry, _drawn(run, phase)))
     _require_rows("cold_start", "r1_zero", rows)
     return _fine_tune(run, "cold_start", _need(parent), run.recipe.cold_start.sft, rows)
 
@@ -145,14 +145,14 @@ def make_reasoning_rl(run: Run, parent: Model | None) -> Trained:
 def make_rejection_sft(run: Run, parent: Model | None) -> Trained:
     phase = "rejection_sft/samples"
     rows = run.data(phase, "stage3", lambda entry: stage3_rows(
-        run.recipe, run.load("reasoning_rl"), run.tokenizer, entry, _drawn(run, phase)))
+        run.recipe, run.load("reasoning_rl", frozen=True), run.tokenizer, entry, _drawn(run, phase)))
     _require_rows("rejection_sft", "reasoning_rl", rows)
     return _fine_tune(run, "rejection_sft", _need(parent), run.recipe.rejection_sft.sft, rows)
 
 
 def judged(run: Run, kind: str, split: str, phase: str, entry: dict[str, Any]) -> Rows:
     """Judged responses of the base model and of rejection_sft, which answers well more often."""
-    sources = {name: run.load(name) for name in ("base", "rejection_sft")}
+    sources = {name: run.load(name, frozen=True) for name in ("base", "rejection_sft")}
     return judged_rows(run.recipe, kind, split, sources, run.tokenizer, entry, _drawn(run, phase))
 
 
@@ -185,8 +185,8 @@ def make_r1(run: Run, parent: Model | None) -> Trained:
     mixed = [reasoning[i % len(reasoning)] for i in range(share)] + general
     first = spec.first_general_update
     rewards = (*RULE, language_reward,
-               ModelReward(run.load(HELPFUL).score, run.tokenizer, "summary", HELPFUL),
-               ModelReward(run.load(SAFETY).score, run.tokenizer, "whole", SAFETY))
+               ModelReward(run.load(HELPFUL, frozen=True).score, run.tokenizer, "summary", HELPFUL),
+               ModelReward(run.load(SAFETY, frozen=True).score, run.tokenizer, "whole", SAFETY))
 
     def dataset(step: int) -> Sequence[Row]:
         return mixed if step >= first else reasoning

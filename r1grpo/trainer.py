@@ -46,7 +46,7 @@ from .trackers import open_trackers
 FREE_OPTIONS = {"output_dir", "save_steps", "save_total_limit", "logging_steps",
                 "logging_first_step", "log_completions", "num_completions_to_print", "disable_tqdm",
                 "report_to", "run_name", "micro_batch_tokens", "gradient_checkpointing",
-                "speculative"}
+                "speculative", "ref_model_offload"}
 LENGTH_OPTIONS = {"max_steps", "num_train_epochs"}
 
 Callback = Callable[["Trainer", dict[str, Any]], None]
@@ -157,6 +157,9 @@ class Trainer:
 
     def __init__(self, model: Any, args: TrainingConfig,
                  callbacks: Sequence[Callback] | None = None) -> None:
+        if getattr(model, "frozen", False):
+            raise ConfigError(f"{type(self).__name__}: the model is frozen; one that is trained is loaded "
+                              "without frozen=True")
         if args.router_bias_rate and getattr(model, "lora", None) is not None:
             raise ConfigError(f"{type(args).__name__}: router_bias_rate: the routing bias is part of "
                               "the weights that adapters leave as they are")

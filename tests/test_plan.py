@@ -174,8 +174,8 @@ def test_trainers_are_planned() -> None:
     names = [item.name for item in plan_training(config, grpo).items]
     assert "sampling: KV of 16 sequences" in names and not any("reference" in n for n in names)
     with_reference = plan_training(config, GRPOConfig(beta=0.1, output_dir="x"))
-    assert with_reference.bytes_of("reference") > with_reference.bytes_of("parameters")
-    assert with_reference.bytes_of("checkpoint") > 3 * with_reference.bytes_of("reference, float32")
+    held, packed = (with_reference.bytes_of(f"{name}, packed") for name in ("reference", "parameters"))
+    assert held == packed and with_reference.bytes_of("checkpoint") > 3 * packed
     longer = plan_training(config, dataclasses.replace(
         grpo, max_completion_length=((0, 200), (5, 900))))
     assert longer.bytes_of("sampling: KV") > 2 * plan_training(config, grpo).bytes_of("sampling: KV")
@@ -190,7 +190,10 @@ def test_trainers_are_planned() -> None:
     assert plan_training(config, sft, length=64).total < plan_training(config, sft).total
     checkpointed = SFTConfig(max_length=512, gradient_checkpointing=True)
     assert any("recomputed" in item.name for item in plan_training(config, checkpointed).items)
-    assert plan_training(config, RewardConfig(max_length=512)).total > 0
+    judged = RewardConfig(max_length=512, per_device_train_batch_size=1, micro_batch_tokens=512)
+    single, pair = (plan_training(config, dataclasses.replace(judged, kind=kind)).bytes_of(
+        "training: activations") for kind in ("pointwise", "pairwise"))
+    assert 1.9 * single < pair < 2.1 * single, "a pair stays in one micro-batch"
 
 
 def test_what_does_not_fit_is_refused_with_the_table() -> None:

@@ -54,6 +54,7 @@ class GRPOConfig(TrainingConfig):
     sync_ref_model: bool = False
     ref_model_mixup_alpha: float = 1.0  # reference = alpha policy + (1 - alpha) reference
     ref_model_sync_steps: int = 400
+    ref_model_offload: bool = False  # its matrices in a file instead of memory; changes no bit
     filter_zero_std_samples: bool = False  # DAPO's dynamic sampling, eq. 11
     max_num_gen_batches: int = 4  # rollouts it may take to fill a batch; ours
     num_generations_eval: int | None = None
@@ -106,6 +107,9 @@ class GRPOConfig(TrainingConfig):
                 0 < self.ref_model_mixup_alpha <= 1,
             "ref_model_sync_steps must be at least 1": self.ref_model_sync_steps >= 1,
             "sync_ref_model needs beta above 0": self.beta > 0 or not self.sync_ref_model,
+            "ref_model_offload needs beta above 0": self.beta > 0 or not self.ref_model_offload,
+            "ref_model_offload needs ref_model_mixup_alpha 1 (hard copies) where sync_ref_model moves "
+            "the reference": not (self.ref_model_offload and self._mixed),
             "max_num_gen_batches must be at least 1": self.max_num_gen_batches >= 1,
             "num_generations_eval must be at least 1 or None":
                 self.num_generations_eval is None or self.num_generations_eval >= 1,
@@ -117,6 +121,18 @@ class GRPOConfig(TrainingConfig):
                 f"GRPOConfig: per_device_train_batch_size * steps_per_generation = "
                 f"{self.generation_batch_size} completions a rollout is not a multiple of "
                 f"num_generations = {self.num_generations}")
+
+    @property
+    def _mixed(self) -> bool:
+        return self.sync_ref_model and self.ref_model_mixup_alpha < 1.0
+
+    def reference_kind(self, dtype: str) -> Literal["frozen", "offloaded", "master"]:
+        """How the reference policy of a model in this dtype is held: its matrices once as products
+        read them, in memory or in a file; with a float32 master where it moves by less than bfloat16
+        could tell."""
+        if self._mixed and dtype != "float32":
+            return "master"
+        return "offloaded" if self.ref_model_offload else "frozen"
 
     @property
     def generation_batch_size(self) -> int:
