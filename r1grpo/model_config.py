@@ -44,6 +44,7 @@ _MAX_WIDTH = 4096  # of a head's rotary part: the core refuses less, before it l
 # Families whose attention may be windowed, and the first such layer where nothing says which.
 _WINDOWED, _MAX_WINDOW_LAYERS = ("mistral", "qwen2", "qwen3", "qwen3_moe"), 28
 _MAX_LAYERS = 4096  # the core refuses more
+_MAX_KEYS = 1000  # of a config, and ids that end a completion; published files have a hundred, and three
 
 _KINDS = {"int": numbers.Integral, "float": numbers.Real, "bool": bool, "str": str, "dict": dict,
           "list": (list, tuple)}
@@ -59,7 +60,7 @@ def _checked(name: str, annotation: str, value: Any) -> Any:
             if kind == "int" and not 0 <= value < 2**31:
                 raise ValueError(f"{name} is {brief(value)}, must be between 0 and 2^31 - 1")
             if kind == "float" and not abs(value) < 3e38:
-                raise ValueError(f"{name} is {value}, must be a finite float32")
+                raise ValueError(f"{name} is {brief(value)}, must be a finite float32")
             return int(value) if kind == "int" else float(value) if kind == "float" else value
     raise ValueError(f"{name} is {brief(value)}, must be {annotation}")
 
@@ -130,6 +131,8 @@ class ModelConfig:
         if not 1 <= self.num_hidden_layers <= _MAX_LAYERS:
             raise ValueError(f"num_hidden_layers is {self.num_hidden_layers}, must be between 1 and "
                              f"{_MAX_LAYERS}")
+        if len(self.stop_ids()) > _MAX_KEYS:
+            raise ValueError(f"eos_token_id holds {len(self.stop_ids())} ids, at most {_MAX_KEYS} are read")
         for token in self.stop_ids():
             if _checked("eos_token_id", "int", token) >= self.vocab_size:
                 raise ValueError(f"eos_token_id {token} is outside the vocab_size {self.vocab_size}")
@@ -183,6 +186,8 @@ class ModelConfig:
         """From the keys of a config.json. Unknown keys are kept; near misses raise ValueError."""
         if not isinstance(values, dict):
             raise TypeError(f"a config is a dict of its fields, not {type(values).__name__}")
+        if len(values) > _MAX_KEYS:
+            raise ValueError(f"the config has {len(values)} keys, at most {_MAX_KEYS} are read")
         family = family_of(values["model_type"]) if values.get("model_type") is not None else None
         known = {f.name: f.default for f in fields(cls) if f.name != "extra"}
         given: dict[str, Any] = {}
@@ -200,12 +205,12 @@ class ModelConfig:
         if str(extra.get("architectures")).endswith("ForSequenceClassification']"):
             given.setdefault("score_head", True)
         for key in extra.keys() - _HARMLESS - known.keys():
-            close = difflib.get_close_matches(str(key).lower(), {*known, *ALIASES}, n=1, cutoff=0.85)
+            close = difflib.get_close_matches(str(key)[:100].lower(), {*known, *ALIASES}, n=1, cutoff=0.85)
             if close:
-                raise ValueError(f"unknown config key '{key}': did you mean '{close[0]}'?")
+                raise ValueError(f"unknown config key {brief(key)}: did you mean '{close[0]}'?")
         for key, plain in _PLAIN.items():
             if extra.get(key, plain) != plain:
-                raise ValueError(f"{key} is {extra[key]!r}; only {plain!r} is supported")
+                raise ValueError(f"{key} is {brief(extra[key])}; only {plain!r} is supported")
         for key, value in (family.defaults if family else {}).items():
             (given if key in known else extra).setdefault(key, value)
         return cls(**given, extra=extra)

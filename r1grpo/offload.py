@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .checkpoint import naming_errors
+from .safe_files import naming_errors
 
 
 class MappedArray:

@@ -139,7 +139,7 @@ def _files(path: Path, split: str | None) -> list[Path]:
 
 def _in_split(name: str, split: str | None) -> bool:
     """train-00000-of-00002.parquet is in 'train', training.jsonl is not."""
-    return split is None or name.startswith(split) and not name[len(split)].isalnum()
+    return split is None or name.startswith(split) and not name[len(split):][:1].isalnum()
 
 
 def _rows_of_file(path: Path) -> Iterator[tuple[str, Row]]:

@@ -75,6 +75,10 @@ def test_settings_are_as_short():
     lambda: GRPOConfig(report_to=LONG), lambda: SFTConfig.distill(LONG),
     lambda: ModelConfig.from_dict({"vocab_size": MANY}), lambda: ModelConfig.from_dict({"vocab_size": 10**4000}),
     lambda: ModelConfig.from_dict({"model_type": LONG}),
+    lambda: ModelConfig.from_dict({"hidden_act": LONG}),
+    lambda: ModelConfig.from_dict({"rms_norm_eps": 10**4000}),
+    lambda: ModelConfig.from_dict({f"key {i}": i for i in MANY}),
+    lambda: ModelConfig.from_dict({"eos_token_id": MANY, "vocab_size": 200_000}),
     lambda: ModelConfig.from_dict({"vocab_size": 9, "rope_scaling": {"rope_type": LONG}})])
 def test_options_and_configurations(make):
     with pytest.raises(ValueError) as caught:

@@ -65,7 +65,8 @@ def test_parquet_and_folders(tmp_path):
     write(tmp_path, "test.jsonl", json.dumps({"prompt": "t"}))
     write(tmp_path, "readme.md", "")
     assert load_rows(tmp_path, split="train") == rows
-    assert load_rows(tmp_path, split="test") == [{"prompt": "t"}]
+    for split in ("test", "test.jsonl"):
+        assert load_rows(tmp_path, split=split) == [{"prompt": "t"}]
     with pytest.raises(ValueError, match=r"training.json line 1: .*cut off"):
         load_rows(tmp_path)
     with pytest.raises(ValueError, match="holds no file valid"):
