@@ -39,6 +39,7 @@ class MarkedText:
 
     @property
     def plain(self) -> str:
+        """The text without its marks."""
         return self.text.translate({ord(one): None for one in (self.mark, *self.span_marks) if one})
 
 

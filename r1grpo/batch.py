@@ -70,6 +70,7 @@ class PackedBatch:
 
     @property
     def targets(self) -> int:
+        """M, the tokens that have a log-prob."""
         return int(self.lengths.sum())
 
 

@@ -167,6 +167,7 @@ class Tokenizer(Vocabulary):
 
     def batch_decode(self, batch: Iterable[Iterable[int]],
                      skip_special_tokens: bool = True) -> list[str]:
+        """decode of each."""
         return [self.decode(ids, skip_special_tokens) for ids in batch]
 
     def stream(self, skip_special_tokens: bool = True) -> TextStream:
@@ -177,6 +178,7 @@ class Tokenizer(Vocabulary):
 
     @property
     def chat_template(self) -> ChatTemplate | None:
+        """The default one; None where the tokenizer has none."""
         return self._templates.get("default")
 
     def _template(self, name: str | None, tools: Any) -> ChatTemplate:

@@ -205,6 +205,7 @@ class _Text:
 # --- compressed files ------------------------------------------------------------------------
 
 def check_growth(name: str, size: int, grown: int) -> None:
+    """ValueError where unpacking has made too many bytes of a file of `size` bytes."""
     if grown > max(_HARMLESS, MAX_GROWTH * size):
         raise ValueError(f"{name} grows more than {MAX_GROWTH}-fold when it is unpacked ({size:,} "
                          f"bytes to {grown:,} or more): no rows look like this; unpack it yourself "

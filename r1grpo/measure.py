@@ -131,6 +131,7 @@ def general_figures(samples: Rows) -> dict[str, float]:
 
 
 def eval_path(run_path: Path, stage: str, kind: str = "json") -> Path:
+    """Where a stage's figures stand (json), or its samples (jsonl)."""
     return run_path / "evals" / f"{stage}.{kind}"
 
 

@@ -75,6 +75,7 @@ class ModelState:
 
     @property
     def device(self) -> _core.Device:
+        """The core's device of this process (device.py), with the threads it has now."""
         return get_device(self.device_name)
 
     def _read(self, i: int, what: str) -> np.ndarray:

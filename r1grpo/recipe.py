@@ -130,6 +130,7 @@ class GeneralRLStage(RLStage):
 
     @property
     def total(self) -> int:
+        """Updates of the stage."""
         return self.grpo.max_steps or 0
 
     @property

@@ -14,14 +14,17 @@ NOT_RUN = '<p class="none">not run</p>'
 
 
 def esc(value: Any) -> str:
+    """Text that a page shows and never obeys."""
     return html.escape(str(value))
 
 
 def number(value: Any) -> str:
+    """A figure in few characters; a dash for what is none."""
     return format_figure(float(value)) if isinstance(value, (int, float)) else "–"
 
 
 def rate(value: float | None) -> str:
+    """A share with three decimals; a dash for what is not there."""
     return "–" if value is None else f"{value:.3f}"
 
 
@@ -35,4 +38,5 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def stage_name(name: str) -> str:
+    """A stage's name behind its colour."""
     return f'<span class="dot c{STAGES.get(name, 4)}"></span>{esc(name)}'

@@ -53,9 +53,11 @@ class Run(Work):
     # ---- small things ----
 
     def seed(self, purpose: str) -> int:
+        """The seed of one random stream, by the name of what it is for."""
         return derive_seed(self.recipe.seed, purpose)
 
     def new_model(self, config: ModelConfig, purpose: str) -> Model:
+        """A random model, drawn from the seed of that purpose."""
         return Model(config, seed=self.seed(purpose))
 
     def load(self, stage: str, frozen: bool = False) -> Model:
@@ -88,6 +90,7 @@ class Run(Work):
     # ---- data ----
 
     def data_path(self, name: str) -> Path:
+        """DIR/data/NAME.jsonl."""
         return self.path / "data" / f"{name}.jsonl"
 
     def data(self, phase: str, name: str, make: Callable[[dict[str, Any]], Sequence[Row]]) -> Rows:

@@ -91,12 +91,14 @@ def read_bounded(path: Path, most: int) -> bytes:
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:
+    """os.write until all of it is written."""
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view):]
 
 
 def write_synced(path: Path, data: bytes | Stream) -> None:
+    """A new file of these bytes, on disk when this returns."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
         for piece in data.pieces() if isinstance(data, Stream) else (data,):
@@ -108,6 +110,7 @@ def write_synced(path: Path, data: bytes | Stream) -> None:
 
 
 def sync_directory(path: Path) -> None:
+    """The names in a folder, on disk when this returns."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -116,6 +119,7 @@ def sync_directory(path: Path) -> None:
 
 
 def temp_path(directory: Path, name: str) -> Path:
+    """A name beside the place of `name` that remove_stray_temps knows."""
     return directory / f".tmp-{os.getpid()}-{secrets.token_hex(4)}-{name}"
 
 
@@ -206,6 +210,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def remove_path(path: Path) -> None:
+    """A file, or a folder with all in it; a link itself."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

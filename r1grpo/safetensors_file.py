@@ -69,6 +69,7 @@ class SafetensorsFile:
             raise
 
     def close(self) -> None:
+        """Let go of the file."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = -1

@@ -46,6 +46,7 @@ HELPFUL, SAFETY = "helpful", "safety"
 
 
 def train_problems(recipe: Recipe, count: int, purpose: str) -> list[Problem]:
+    """The recipe's mix of verifiable problems, from the train split."""
     share = recipe.problems.countdown_share
     return sample_problems("train", count, derive_seed(recipe.seed, purpose),
                            {"countdown": share, "arithmetic": 1.0 - share},
@@ -80,6 +81,7 @@ def prompt_rows(problems: Sequence[Problem], template: str) -> Rows:
 
 
 def judge_of(problem: Problem) -> str:
+    """Who judges a problem's answers: a rule, or one of the reward models."""
     if problem.verifiable:
         return "rule"
     return SAFETY if problem.task == "harmful" else HELPFUL

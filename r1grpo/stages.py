@@ -117,10 +117,12 @@ def _need(model: Model | None) -> Model:
 
 
 def make_base(run: Run, parent: Model | None) -> Trained:
+    """Pre-training of the base model on the corpus."""
     return _pretrain(run, "base", run.recipe.model, run.recipe.base)
 
 
 def make_r1_zero(run: Run, parent: Model | None) -> Trained:
+    """RL on the base model with rule rewards alone, in the plain template."""
     spec, model = run.recipe.r1_zero, _need(parent)
     rows = _prompts(run, "r1_zero", spec.problems, "zero")
     step, _ = _reinforce(run, "r1_zero", model, spec, "zero", rows, RULE)
@@ -128,6 +130,7 @@ def make_r1_zero(run: Run, parent: Model | None) -> Trained:
 
 
 def make_cold_start(run: Run, parent: Model | None) -> Trained:
+    """SFT of the base model on R1-Zero's right samples, rewritten to be readable."""
     phase = "cold_start/samples"
     rows = run.data(phase, "cold_start", lambda entry: cold_start_rows(
         run.recipe, run.load("r1_zero", frozen=True), run.tokenizer, entry, _drawn(run, phase)))
@@ -136,6 +139,7 @@ def make_cold_start(run: Run, parent: Model | None) -> Trained:
 
 
 def make_reasoning_rl(run: Run, parent: Model | None) -> Trained:
+    """RL on the cold start with the chat template and the language reward."""
     spec, model = run.recipe.reasoning_rl, _need(parent)
     rows = _prompts(run, "reasoning_rl", spec.problems, "r1")
     step, _ = _reinforce(run, "reasoning_rl", model, spec, "r1", rows, (*RULE, language_reward))
@@ -143,6 +147,7 @@ def make_reasoning_rl(run: Run, parent: Model | None) -> Trained:
 
 
 def make_rejection_sft(run: Run, parent: Model | None) -> Trained:
+    """SFT of the base model on reasoning_rl's kept samples and general rows."""
     phase = "rejection_sft/samples"
     rows = run.data(phase, "stage3", lambda entry: stage3_rows(
         run.recipe, run.load("reasoning_rl", frozen=True), run.tokenizer, entry, _drawn(run, phase)))
@@ -177,6 +182,7 @@ def held_out_accuracy(run: Run, kind: str, model: Model, rows: Rows) -> dict[str
 
 
 def make_r1(run: Run, parent: Model | None) -> Trained:
+    """The last RL: reasoning prompts, and near its end general ones with the learned rewards."""
     spec, model = run.recipe.r1, _need(parent)
     reasoning = _prompts(run, "r1", spec.problems, "r1")
     general = run.data("r1/general_prompts", "r1_general_prompts", lambda entry: prompt_rows(
@@ -198,10 +204,12 @@ def make_r1(run: Run, parent: Model | None) -> Trained:
 
 
 def make_student_base(run: Run, parent: Model | None) -> Trained:
+    """Pre-training of the smaller model."""
     return _pretrain(run, "student_base", run.recipe.student, run.recipe.student_base)
 
 
 def make_distilled(run: Run, parent: Model | None) -> Trained:
+    """SFT of the student's base on the rows of rejection_sft."""
     path = run.data_path("stage3")  # rejection_sft's rows
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: rejection_sft wrote it and the student learns "

@@ -45,6 +45,7 @@ _TAGS = (THINK, END_THINK, ANSWER, END_ANSWER, USER, ASSISTANT)
 # --- templates: questions in, parts of completions out ---------------------------------------
 
 def check_template(template: str) -> None:
+    """ValueError for a name that is none of TEMPLATES."""
     if template not in TEMPLATES:
         raise ValueError(f"template {brief(template)} is none of {', '.join(TEMPLATES)}")
 
@@ -155,6 +156,7 @@ class WordTokenizer:
         return word in self._ids
 
     def token_id(self, word: str) -> int:
+        """The id of a word; ValueError for one that is not in the vocabulary."""
         if word not in self._ids:
             raise ValueError(f"{brief(word)} is not in the vocabulary of {len(self.words)} words")
         return self._ids[word]
@@ -178,6 +180,7 @@ class WordTokenizer:
 
     def batch_decode(self, batch: Iterable[Iterable[int]],
                      skip_special_tokens: bool = True) -> list[str]:
+        """decode of each."""
         return [self.decode(ids, skip_special_tokens) for ids in batch]
 
     def stop_token_ids(self, template: str) -> tuple[int, ...]:

@@ -187,6 +187,7 @@ class Trainer:
 
     @property
     def total_steps(self) -> int:
+        """Updates of the whole run."""
         raise NotImplementedError
 
     def _gradient(self) -> dict[str, Any]:

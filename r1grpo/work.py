@@ -209,10 +209,12 @@ class Work:
             raise Stopped(f"stopped; to go on: {self.command}")
 
     def advance(self, phase: str, sequences: int, **figures: float) -> None:
+        """Move the bar on within a phase."""
         if self.meter:
             self.meter.advance(phase, sequences, **figures)
 
     def finish(self, phase: str, skipped: bool = False) -> None:
+        """Move the bar to the end of a phase."""
         if self.meter:
             self.meter.finish(phase, skipped)
 

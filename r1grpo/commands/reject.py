@@ -76,6 +76,7 @@ def draw_rows(work: Work, model: Model, problems: Sequence[Row], args: EvalConfi
 
 
 def describe(counts: dict[str, Any]) -> str:
+    """A line for the user: what was kept, and why the rest was not."""
     reasons = ", ".join(f"{count:,} {why}" for why, count in sorted(counts["dropped"].items()))
     return (f"{counts['kept']:,} of {counts['sampled']:,} samples of {counts['problems']:,} "
             f"problems kept; dropped: {reasons or 'none'}")

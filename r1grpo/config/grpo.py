@@ -141,10 +141,12 @@ class GRPOConfig(TrainingConfig):
 
     @property
     def prompts_per_rollout(self) -> int:
+        """Groups a rollout."""
         return self.generation_batch_size // self.num_generations
 
     @property
     def updates_per_rollout(self) -> int:
+        """Updates that a rollout is used for."""
         return self.steps_per_generation * self.num_iterations
 
     def completion_length(self, step: int) -> int:
@@ -154,6 +156,7 @@ class GRPOConfig(TrainingConfig):
         return [length for first, length in self.max_completion_length if first <= step][-1]
 
     def sampling(self, step: int = 0) -> Sampling:
+        """What the sampler needs for a rollout at `step`."""
         return Sampling(self.completion_length(step), self.temperature, self.top_k, self.top_p,
                         self.min_p or 0.0, self.stop_token_ids, self.speculative)
 

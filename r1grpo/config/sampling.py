@@ -54,5 +54,6 @@ class EvalConfig:
         })
 
     def sampling(self) -> Sampling:
+        """What the sampler needs."""
         return Sampling(self.max_completion_length, self.temperature, self.top_k, self.top_p,
                         self.min_p, self.stop_token_ids, self.speculative)

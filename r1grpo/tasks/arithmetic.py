@@ -44,6 +44,7 @@ def draw_split_chain(rng: random.Random, split: str) -> str:
 
 
 def arithmetic_key(chain: str) -> str:
+    """The key of a problem, which fixes its split."""
     return f"arithmetic:{chain}"
 
 
@@ -62,6 +63,7 @@ def work_out(chain: str) -> str:
 
 
 def make_arithmetic(chain: str, language: str, wording: int = 0) -> Problem:
+    """The problem that a chain of numbers and operators is, worked from left to right."""
     parsed = parse_chain(chain)
     if parsed is None:
         raise ValueError(f"{chain!r} is not a chain of numbers and operators")

@@ -66,6 +66,7 @@ def solvable(max_operand: int = MAX_OPERAND,
 
 
 def countdown_key(numbers: tuple[int, ...], target: int) -> str:
+    """The key of a problem, which fixes its split: the order of the numbers is not part of it."""
     return f"countdown:{' '.join(map(str, sorted(numbers)))}={target}"
 
 
@@ -86,6 +87,7 @@ def draw_ood(rng: random.Random) -> tuple[tuple[int, ...], int]:
 
 def make_countdown(numbers: tuple[int, ...], target: int, language: str,
                    wording: int = 0) -> Problem:
+    """The problem of reaching a target from the given numbers."""
     questions = countdown_questions(numbers, target, language)
     return Problem(task="countdown", language=language, key=countdown_key(numbers, target),
                    question=questions[wording % len(questions)], numbers=numbers, target=target)

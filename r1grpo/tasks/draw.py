@@ -18,10 +18,12 @@ def between(rng: random.Random, low: int, high: int) -> int:
 
 
 def pick(rng: random.Random, items: Sequence[Item]) -> Item:
+    """One of the items, all alike likely."""
     return items[int(rng.random() * len(items))]
 
 
 def pick_distinct(rng: random.Random, items: Sequence[Item], count: int) -> list[Item]:
+    """`count` different items in the order drawn."""
     left = list(items)
     return [left.pop(int(rng.random() * len(left))) for _ in range(count)]
 
@@ -37,5 +39,6 @@ def pick_index(rng: random.Random, weights: Sequence[float]) -> int:
 
 
 def shuffled(rng: random.Random, items: Sequence[Item]) -> list[Item]:
+    """All items in a random order."""
     order = sorted((rng.random(), i) for i in range(len(items)))
     return [items[i] for _, i in order]

@@ -158,6 +158,7 @@ def respond(family: str, slots: dict, language: str) -> str:
 
 
 def ideal_response(problem: Problem) -> str:
+    """The answer to a problem that the rubric scores highest."""
     return respond(problem.task, problem.slots, problem.language)
 
 

@@ -67,6 +67,7 @@ def parse_chain(text: str) -> tuple[list[int], list[str]] | None:
 
 
 def apply_operator(left: int, operator: str, right: int) -> int:
+    """left (+, - or *) right."""
     if operator == "+":
         return left + right
     return left - right if operator == "-" else left * right
