@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from command_run import GRPO_SET, SFT_SET, command, grpo, refused, sft
+from command_run import SFT_SET, command, grpo, refused, sft
 
 from r1grpo import LoraConfig, Model, cli
 from r1grpo.commands.options import SFT, read_options
@@ -65,9 +65,9 @@ def test_a_resume_keeps_the_adapters(here, tmp_path, capsys):
     one, two = tmp_path / "one", tmp_path / "two"
     assert cli.main(sft(one, "--lora", "4")) == 0
     assert cli.main(sft(two, "--lora", "4", settings=("max_steps=3",))) == 0
-    assert "lora.r is 4 there, 2 here" in refused(capsys, ["sft", "--out", str(two), "--resume", "--lora", "2"],
-                                        two)
-    assert cli.main(["sft", "--out", str(two), "--resume", "--set", "max_steps=6"]) == 0
+    again = ["sft", "--out", str(two), "--resume"]
+    assert "lora.r is 4 there, 2 here" in refused(capsys, [*again, "--lora", "2"], two)
+    assert cli.main([*again, "--set", "max_steps=6"]) == 0
     first, second = state(one / "final"), state(two / "final")
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
