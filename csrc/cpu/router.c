@@ -58,70 +58,90 @@ row_sigmoid(float *s, const float *x, size_t E)
     }
 }
 
-/* The largest of x among those with open[i], lowest index first, closed on the way out. There is
- * always one, whatever x holds: a NaN compares as no larger. */
-static size_t
-take_largest(const float *x, uint8_t *open, size_t n)
+/* ---- the choice ----
+ * Arrays of choices reach to whole vectors. What is not open is NaN: larger than nothing, equal to
+ * nothing. */
+
+static void
+close_rest(float *x, size_t n)
 {
-    size_t best = 0;
-    while (!open[best]) {
-        best++;
-        assert(best < n);
+    for (size_t i = n; i % W != 0; i++) {
+        x[i] = __builtin_nanf("");
     }
-    float largest = x[best];
-    for (size_t i = best + 1; i < n; i++) {
-        int larger = open[i] & (x[i] > largest); /* no branch: it could not be predicted */
-        largest = larger ? x[i] : largest;
-        best = larger ? i : best;
-    }
-    open[best] = 0;
-    return best;
 }
 
-/* open (E) = experts of the best top_groups groups */
+/* The largest of x (n), lowest index first, closed on the way out; one is open. */
+static size_t
+take_largest(float *x, size_t n)
+{
+    vf m = vf_set1(-__builtin_inff());
+    for (size_t i = 0; i < n; i += W) {
+        m = vf_max(vf_load(x + i), m);
+    }
+    m = vf_set1(vf_hmax(m));
+    size_t i = 0, lane;
+    while ((lane = vi_lowest(vf_load(x + i) == m)) == W) {
+        i += W;
+        assert(i < n);
+    }
+    x[i + lane] = __builtin_nanf("");
+    return i + lane;
+}
+
+/* Closes all experts but those of the best top_groups groups. */
 static void
-open_groups(uint8_t *open, const float *choice, int biased, const r1_router_spec *spec)
+close_groups(float *choice, int biased, const r1_router_spec *spec)
 {
     size_t size = spec->E / spec->groups;
-    float score[R1_MAX_EXPERTS];
-    uint8_t waiting[R1_MAX_EXPERTS];
-    memset(open, 1, spec->E);
+    float score[R1_MAX_EXPERTS + W];
+    uint8_t best[R1_MAX_EXPERTS] = {0};
     for (size_t g = 0; g < spec->groups; g++) {
-        const float *x = choice + g * size;
-        score[g] = x[take_largest(x, open + g * size, size)];
-        if (biased && size > 1) {
-            score[g] += x[take_largest(x, open + g * size, size)];
+        float first = -__builtin_inff(), second = first;
+        for (size_t e = g * size; e < (g + 1) * size; e++) {
+            float lesser = choice[e] > first ? first : choice[e];
+            first = f_max(choice[e], first);
+            second = f_max(lesser, second);
         }
+        score[g] = biased && size > 1 ? first + second : first;
     }
-    memset(open, 0, spec->E);
-    memset(waiting, 1, spec->groups);
+    close_rest(score, spec->groups);
     for (size_t i = 0; i < spec->top_groups; i++) {
-        memset(open + take_largest(score, waiting, spec->groups) * size, 1, size);
+        best[take_largest(score, spec->groups)] = 1;
     }
+    for (size_t e = 0; e < spec->E; e++) {
+        choice[e] = best[e / size] ? choice[e] : __builtin_nanf("");
+    }
+}
+
+/* choice = scores + bias; a NaN counts as -infinity, since K experts are chosen whatever comes */
+static void
+row_choice(float *choice, const float *scores, const float *bias, size_t E)
+{
+    for (size_t e = 0; e < E; e += W) {
+        vf x = vf_load_left(scores + e, E - e);
+        x = bias != NULL ? x + vf_load_left(bias + e, E - e) : x;
+        vf_store(choice + e, vf_max(x, vf_set1(-__builtin_inff())));
+    }
+    close_rest(choice, E);
 }
 
 static void
 row_fwd(int32_t *idx, float *weight, float *scores, const float *logits, const float *bias,
         const r1_router_spec *spec)
 {
-    float choice[R1_MAX_EXPERTS];
-    uint8_t open[R1_MAX_EXPERTS];
+    float choice[R1_MAX_EXPERTS + W];
     if (spec->softmax) {
         row_softmax(scores, logits, spec->E);
     } else {
         row_sigmoid(scores, logits, spec->E);
     }
-    for (size_t e = 0; e < spec->E; e++) {
-        choice[e] = bias != NULL ? scores[e] + bias[e] : scores[e];
-    }
+    row_choice(choice, scores, bias, spec->E);
     if (spec->top_groups < spec->groups) {
-        open_groups(open, choice, bias != NULL, spec);
-    } else {
-        memset(open, 1, spec->E);
+        close_groups(choice, bias != NULL, spec);
     }
     float sum = 0.0f;
     for (size_t k = 0; k < spec->K; k++) {
-        size_t e = take_largest(choice, open, spec->E);
+        size_t e = take_largest(choice, spec->E);
         idx[k] = (int32_t)e;
         weight[k] = scores[e];
         sum += scores[e];

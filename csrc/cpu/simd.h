@@ -132,6 +132,23 @@ vi_first(size_t n)
     return vi_iota() < vi_set1((int32_t)n);
 }
 
+/* The lowest lane whose mask is -1; W: none is */
+static inline size_t
+vi_lowest(vi mask)
+{
+#if defined(__AVX512F__)
+    return (size_t)__builtin_ctz(_mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) | 1u << W);
+#elif defined(__AVX2__) && defined(__FMA__)
+    return (size_t)__builtin_ctz((unsigned)_mm256_movemask_ps((__m256)mask) | 1u << W);
+#else
+    size_t lane = 0;
+    while (lane < W && mask[lane] == 0) {
+        lane++;
+    }
+    return lane;
+#endif
+}
+
 /* The first n lanes (n <= W); the others are 0 and their memory is not touched. */
 static inline vf
 vf_load_n(const float *p, size_t n)
