@@ -142,10 +142,10 @@ typedef struct {
 
     /* ---- weights ----
      * E matrices of (O, I), row-major as in Hugging Face files. The master is a float32 tensor of
-     * (E O, I) in device memory; whoever changes it calls weight_pack before the next matmul. dtype:
+     * (E O, I) in device memory; only weight_write and weight_adamw change it. dtype:
      * what products and the embedding see, float32 or bf16 (rounded to the nearest, ties to even).
      * A frozen weight has the packed copy alone: matmul_nt and embed_fwd give the same bits, and
-     * matmul_nn, weight_master and weight_pack are not for it. */
+     * matmul_nn, weight_master and weight_adamw are not for it. */
     /* Bytes of E matrices (O, I): the float32 master and the packed copy; SIZE_MAX: too many. */
     void (*weight_bytes)(size_t *master, size_t *packed, size_t E, size_t O, size_t I,
                          r1_dtype dtype);
@@ -155,7 +155,6 @@ typedef struct {
                            void *packed, r1_status *st);
     void (*weight_close)(r1_dev *dev, r1_weight *w);
     r1_tensor (*weight_master)(const r1_weight *w);
-    r1_code (*weight_pack)(r1_dev *dev, r1_weight *w, r1_status *st);
     /* All matrices in (and packed) or out, (E O, I) in host memory. What comes out is the master; of a
      * frozen weight, what products see. */
     r1_code (*weight_write)(r1_dev *dev, r1_weight *w, const float *from, r1_status *st);
@@ -374,6 +373,12 @@ typedef struct {
     /* AdamW, Loshchilov & Hutter 2019 alg. 2: p, m, v updated in place from g */
     r1_code (*adamw)(r1_dev *dev, const r1_tensor *p, const r1_tensor *m, const r1_tensor *v,
                      const r1_tensor *g, const r1_adamw_spec *spec, r1_status *st);
+    /* The same on rows row0, row0 + 1, .. of a weight's master, as many as m, v and g have, and their
+     * packed copy with them: all rows, or of a single matrix a part between multiples of 32 (the
+     * last part ends where the matrix does). */
+    r1_code (*weight_adamw)(r1_dev *dev, r1_weight *w, size_t row0, const r1_tensor *m,
+                            const r1_tensor *v, const r1_tensor *g, const r1_adamw_spec *spec,
+                            r1_status *st);
 } r1_ops;
 
 /* The CPU's table for a tier ("auto", "amx", "avx512bf16", "avx512", "avx2", "baseline"); NULL when this processor or

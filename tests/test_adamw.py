@@ -98,3 +98,57 @@ def test_bad_arguments(device, rng):
         _core.sum_squares(device, np.zeros(1), a[:, :2])
     with pytest.raises(TypeError, match="'sum': dtype must be float64"):
         _core.sum_squares(device, np.zeros(1, np.float32), a)
+
+
+# ---- a weight: its rows and its packed copy ------------------------------------------------------
+
+
+def seen(device, w, experts, O, I):  # noqa: E741
+    """What matmul_nt (the packed copy) and matmul_nn (the master) make of unit vectors."""
+    nt = np.full((experts * I, O), np.nan, np.float32)
+    nn = np.full((experts * O, I), np.nan, np.float32)
+    by_input, by_output = (np.arange(experts + 1, dtype=np.int32) * n for n in (I, O))
+    _core.matmul_nt(device, nt, np.tile(np.eye(I, dtype=np.float32), (experts, 1)), w, None,
+                    by_input, False)
+    _core.matmul_nn(device, nn, np.tile(np.eye(O, dtype=np.float32), (experts, 1)), w, by_output,
+                    False)
+    return [nt, nn]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("experts", "O", "I"), [(1, 1, 1), (1, 33, 31), (1, 96, 40), (3, 33, 17),
+                                                 (2, 32, 64)])
+def test_a_weight_is_updated_and_packed(devices, rng, experts, O, I, dtype):  # noqa: E741
+    p, m, v, g = (normal(rng, experts * O, I) for _ in range(4))
+    v = np.abs(v)
+
+    def step(device):
+        w, m1, v1 = _core.Weight(device, p, experts, dtype), m.copy(), v.copy()
+        _core.weight_adamw(device, w, 0, m1, v1, g, spec(3))
+        return [m1, v1, *seen(device, w, experts, O, I)]
+
+    check_threads(devices, step)
+    want, m2, v2 = p.copy(), m.copy(), v.copy()
+    _core.adamw(devices[0], want, m2, v2, g, spec(3))
+    w = _core.Weight(devices[0], want, experts, dtype)
+    assert_same_bits(step(devices[0]), [m2, v2, *seen(devices[0], w, experts, O, I)])
+
+
+def test_a_weight_in_parts(device, rng):
+    p, m, v, g = (normal(rng, 75, 9) for _ in range(4))
+    v = np.abs(v)
+    whole, parts = _core.Weight(device, p, 1), _core.Weight(device, p, 1)
+    m1, v1, m2, v2 = m.copy(), v.copy(), m.copy(), v.copy()
+    _core.weight_adamw(device, whole, 0, m1, v1, g, spec(3))
+    for rows in (slice(64, 75), slice(0, 32), slice(32, 64)):
+        _core.weight_adamw(device, parts, rows.start, m2[rows], v2[rows], g[rows], spec(3))
+    assert_same_bits([m1, v1, *seen(device, whole, 1, 75, 9)],
+                     [m2, v2, *seen(device, parts, 1, 75, 9)])
+
+
+def test_refused_parts_of_a_weight(device, rng):
+    a = normal(rng, 66, 4)
+    for experts, row0, rows in ((1, 1, 65), (1, 0, 40), (1, 64, 3), (2, 32, 32), (2, 0, 32)):
+        with pytest.raises(ValueError, match="weight_adamw: "):
+            _core.weight_adamw(device, _core.Weight(device, a, experts), row0, a[:rows].copy(),
+                               a[:rows].copy(), a[:rows], spec(1))

@@ -306,14 +306,9 @@ sum_squares(r1_call *c)
     }
 }
 
-static void
-adamw(r1_call *c)
+static r1_adamw_spec
+adamw_spec(r1_args *a)
 {
-    r1_args *a = &c->args;
-    const r1_tensor *p = arg_tensor(a, "p", "rows", "cols", ARG_OUT | ARG_FLAT);
-    const r1_tensor *m = arg_tensor(a, "m", "rows", "cols", ARG_OUT | ARG_FLAT);
-    const r1_tensor *v = arg_tensor(a, "v", "rows", "cols", ARG_OUT | ARG_FLAT);
-    const r1_tensor *g = arg_tensor(a, "g", "rows", "cols", ARG_IN | ARG_FLAT);
     r1_adamw_spec spec;
     arg_enter(a, "spec", 7);
     spec.lr = arg_float(a, "lr");
@@ -325,8 +320,41 @@ adamw(r1_call *c)
     spec.step = arg_u64(a, "step");
     arg_leave(a);
     arg_require(a, spec.step > 0, "spec.step is 0, steps count from 1");
+    return spec;
+}
+
+static void
+adamw(r1_call *c)
+{
+    r1_args *a = &c->args;
+    const r1_tensor *p = arg_tensor(a, "p", "rows", "cols", ARG_OUT | ARG_FLAT);
+    const r1_tensor *m = arg_tensor(a, "m", "rows", "cols", ARG_OUT | ARG_FLAT);
+    const r1_tensor *v = arg_tensor(a, "v", "rows", "cols", ARG_OUT | ARG_FLAT);
+    const r1_tensor *g = arg_tensor(a, "g", "rows", "cols", ARG_IN | ARG_FLAT);
+    r1_adamw_spec spec = adamw_spec(a);
     if (call_begin(c)) {
         c->ops->adamw(c->dev, p, m, v, g, &spec, &c->st);
+    }
+}
+
+static void
+weight_adamw(r1_call *c)
+{
+    r1_args *a = &c->args;
+    r1_weight *w = arg_weight(c, "w", "E", "O", "I");
+    size_t row0 = arg_size(a, "row0");
+    const r1_tensor *m = arg_tensor(a, "m", "rows", "I", ARG_OUT | ARG_FLAT);
+    const r1_tensor *v = arg_tensor(a, "v", "rows", "I", ARG_OUT | ARG_FLAT);
+    const r1_tensor *g = arg_tensor(a, "g", "rows", "I", ARG_IN | ARG_FLAT);
+    r1_adamw_spec spec = adamw_spec(a);
+    size_t rows = arg_dim(a, "rows"), E = arg_dim(a, "E"), all = E * arg_dim(a, "O");
+    arg_require(a, row0 <= all && rows <= all - row0, "rows %zu to %zu of %zu", row0, row0 + rows,
+                all);
+    arg_require(a, rows == all || (E == 1 && row0 % 32 == 0 &&
+                                   (rows % 32 == 0 || row0 + rows == all)),
+                "a part of a weight is one of a single matrix, between multiples of 32 rows");
+    if (call_begin(c)) {
+        c->ops->weight_adamw(c->dev, w, row0, m, v, g, &spec, &c->st);
     }
 }
 
@@ -352,6 +380,7 @@ static r1_op ops[] = {
     R1_OP(swiglu_bwd, "dgate, dup, dy, gate, up"),
     R1_OP(sum_squares, "sum, g"),
     R1_OP(adamw, "p, m, v, g, spec"),
+    R1_OP(weight_adamw, "w, row0, m, v, g, spec"),
     {{0}, NULL},
 };
 

@@ -9,9 +9,13 @@
  * are computed once, in float64; root and quotients are correctly rounded. Our choice, and common
  * practice: lr multiplies the weight decay too, where the algorithm has its schedule factor only.
  *
+ * A weight is updated and packed a panel at a time, while its rows are in cache.
+ *
  * sum_squares is float64: blocks of 4,096 elements, 8 chains and a tree each, added in index order to
- * the value in memory, so threads and tensor size cannot change a bit. Both in parallel over blocks. */
+ * the value in memory, so threads and tensor size cannot change a bit. All in parallel over
+ * blocks, or panels. */
 #include "cpu.h"
+#include "panel.h"
 #include "simd.h"
 #include "split.h"
 
@@ -75,15 +79,15 @@ typedef struct {
     size_t n;
     const r1_adamw_spec *spec;
     float m_scale, v_scale; /* 1 / (1 - beta^step) */
+    const r1_weight *w;     /* weight_adamw: the weight, p its first row, and that row's panel */
+    size_t panel;
 } adamw_job;
 
+/* Elements [first, end) */
 static void
-adamw_block(void *ctx, size_t task, size_t worker)
+adamw_span(const adamw_job *job, size_t first, size_t end)
 {
-    (void)worker;
-    const adamw_job *job = ctx;
     const r1_adamw_spec *spec = job->spec;
-    size_t first = task * BLOCK, end = split_end(job->n, first, BLOCK);
     vf beta1 = vf_set1(spec->beta1), rest1 = vf_set1(1.0f - spec->beta1);
     vf beta2 = vf_set1(spec->beta2), rest2 = vf_set1(1.0f - spec->beta2);
     vf minus_lr = vf_set1(-spec->lr), decay = vf_set1(spec->weight_decay);
@@ -101,6 +105,26 @@ adamw_block(void *ctx, size_t task, size_t worker)
     }
 }
 
+static void
+adamw_block(void *ctx, size_t task, size_t worker)
+{
+    (void)worker;
+    const adamw_job *job = ctx;
+    adamw_span(job, task * BLOCK, split_end(job->n, task * BLOCK, BLOCK));
+}
+
+static void
+adamw_panel(void *ctx, size_t task, size_t worker)
+{
+    (void)worker;
+    const adamw_job *job = ctx;
+    size_t row0 = panel_find(job->w, job->panel).first;
+    panel_span rows = panel_find(job->w, job->panel + task);
+    size_t first = (rows.first - row0) * job->w->I;
+    adamw_span(job, first, first + rows.count * job->w->I);
+    panel_write(job->w, job->panel + task, job->p + first, rows.count);
+}
+
 /* 1 / (1 - beta^step), the power by squaring: no libm. */
 static float
 correction(float beta, uint64_t step)
@@ -115,18 +139,40 @@ correction(float beta, uint64_t step)
     return (float)(1.0 / (1.0 - power));
 }
 
+static adamw_job
+adamw_open(float *p, const r1_tensor *m, const r1_tensor *v, const r1_tensor *g,
+           const r1_adamw_spec *spec)
+{
+    size_t n = g->rows * g->cols;
+    assert(m->rows * m->cols == n && v->rows * v->cols == n && spec->step >= 1);
+    assert(g->rows <= 1 || (g->ld == g->cols && m->ld == m->cols && v->ld == v->cols));
+    return (adamw_job){.p = p, .m = m->data, .v = v->data, .g = g->data, .n = n, .spec = spec,
+                       .m_scale = correction(spec->beta1, spec->step),
+                       .v_scale = correction(spec->beta2, spec->step)};
+}
+
 r1_code
 TIER(adamw)(r1_dev *dev, const r1_tensor *p, const r1_tensor *m, const r1_tensor *v,
             const r1_tensor *g, const r1_adamw_spec *spec, r1_status *st)
 {
     (void)st;
-    size_t n = p->rows * p->cols;
-    assert(m->rows * m->cols == n && v->rows * v->cols == n && g->rows * g->cols == n);
-    assert(p->rows <= 1 || (p->ld == p->cols && g->ld == g->cols));
-    assert(p->rows <= 1 || (m->ld == m->cols && v->ld == v->cols));
-    assert(spec->step >= 1);
-    adamw_job job = {p->data, m->data, v->data, g->data, n, spec,
-                     correction(spec->beta1, spec->step), correction(spec->beta2, spec->step)};
-    r1_pool_run(dev->pool, split_count(n, BLOCK), adamw_block, &job);
+    assert(p->rows == g->rows && p->cols == g->cols && (p->rows <= 1 || p->ld == p->cols));
+    adamw_job job = adamw_open(p->data, m, v, g, spec);
+    r1_pool_run(dev->pool, split_count(job.n, BLOCK), adamw_block, &job);
+    return R1_OK;
+}
+
+r1_code
+TIER(weight_adamw)(r1_dev *dev, r1_weight *w, size_t row0, const r1_tensor *m, const r1_tensor *v,
+                   const r1_tensor *g, const r1_adamw_spec *spec, r1_status *st)
+{
+    (void)st;
+    assert(w->master != NULL && g->cols == w->I && row0 + g->rows <= w->E * w->O);
+    assert(g->rows == w->E * w->O || (w->E == 1 && row0 % R1_PANEL == 0));
+    adamw_job job = adamw_open(w->master + row0 * w->I, m, v, g, spec);
+    job.w = w;
+    job.panel = row0 / R1_PANEL;
+    size_t panels = w->E > 1 ? w->E * count_panels(w->O) : count_panels(g->rows);
+    r1_pool_run(dev->pool, panels, adamw_panel, &job);
     return R1_OK;
 }

@@ -10,13 +10,7 @@
 #include <string.h>
 
 #include "cpu.h"
-#include "transpose.h"
-
-static size_t
-count_panels(size_t O)
-{
-    return (O + R1_PANEL - 1) / R1_PANEL;
-}
+#include "panel.h"
 
 /* x count; SIZE_MAX where that is too many, and from there on */
 static size_t
@@ -84,38 +78,13 @@ typedef struct {
     const float *from; /* (E O, I) */
 } pack_job;
 
-/* Task t is panel t of all E x ceil(O / 32). */
 static void
 pack_panel(void *ctx, size_t task, size_t worker)
 {
     (void)worker;
     const pack_job *job = ctx;
-    const r1_weight *w = job->w;
-    size_t panels = count_panels(w->O), e = task / panels, o = task % panels * R1_PANEL;
-    size_t used = w->O - o < R1_PANEL ? w->O - o : R1_PANEL;
-    const float *from = job->from + (e * w->O + o) * w->I;
-    float *to = w->panels + task * panel_rows(w->dtype, w->I) * R1_PANEL;
-    if (w->dtype == R1_BF16) {
-        transpose_pairs((u32_u *)to, R1_PANEL, R1_PANEL, from, w->I, used, w->I);
-    } else {
-        transpose_floats(to, R1_PANEL, R1_PANEL, from, w->I, used, w->I);
-    }
-}
-
-static r1_code
-pack_from(r1_dev *dev, const r1_weight *w, const float *from)
-{
-    pack_job job = {w, from};
-    r1_pool_run(dev->pool, w->E * count_panels(w->O), pack_panel, &job);
-    return R1_OK;
-}
-
-r1_code
-TIER(weight_pack)(r1_dev *dev, r1_weight *w, r1_status *st)
-{
-    (void)st;
-    assert(w->master != NULL);
-    return pack_from(dev, w, w->master);
+    panel_span rows = panel_find(job->w, task);
+    panel_write(job->w, task, job->from + rows.first * job->w->I, rows.count);
 }
 
 r1_code
@@ -125,7 +94,9 @@ TIER(weight_write)(r1_dev *dev, r1_weight *w, const float *from, r1_status *st)
     if (w->master != NULL) {
         memcpy(w->master, from, w->E * w->O * w->I * sizeof *from);
     }
-    return pack_from(dev, w, from);
+    pack_job job = {w, from};
+    r1_pool_run(dev->pool, w->E * count_panels(w->O), pack_panel, &job);
+    return R1_OK;
 }
 
 void

@@ -89,13 +89,13 @@ step_all(r1_model *m, float *total, const r1_update_spec *spec, double norm, r1_
         a.weight_decay = p->weight != NULL ? spec->weight_decay : 0.0f;
         for (size_t r0 = 0, n; p->trained && r0 < p->value.rows; r0 += n) {
             n = p->value.rows - r0 < part_rows(p) ? p->value.rows - r0 : part_rows(p);
-            r1_tensor x = r1_rows(&p->value, r0, n), g;
-            r1_tensor m1 = r1_rows(&p->m, r0, n), m2 = r1_rows(&p->v, r0, n);
+            r1_tensor m1 = r1_rows(&p->m, r0, n), m2 = r1_rows(&p->v, r0, n), g;
             R1_TRY(grad_part(m, p, r0, n, total, &g, st));
-            R1_TRY(m->ops->adamw(m->dev, &x, &m1, &m2, &g, &a, st));
-        }
-        if (p->trained && p->weight != NULL) {
-            R1_TRY(m->ops->weight_pack(m->dev, p->weight, st));
+            if (p->weight != NULL) {
+                R1_TRY(m->ops->weight_adamw(m->dev, p->weight, r0, &m1, &m2, &g, &a, st));
+            } else {
+                R1_TRY(m->ops->adamw(m->dev, &p->value, &m1, &m2, &g, &a, st));
+            }
         }
     }
     m->step++;
