@@ -6,6 +6,7 @@ import ctypes
 import gc
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 
 import numpy as np
@@ -76,20 +77,21 @@ def create() -> Model:
     return make("moe").add_score_head()
 
 
-def test_out_of_memory_while_a_model_is_made() -> None:
+@pytest.mark.parametrize("frozen", [False, True])
+def test_out_of_memory_while_a_model_is_made(frozen: bool) -> None:
     config, n = make("moe").config, 0
     while True:
         n += 1
         _core.alloc_fail_at(n)
         try:
-            model = Model(config)
+            model = Model(config, frozen=frozen)
         except MemoryError as error:
             assert str(error)
             continue
         finally:
             _core.alloc_fail_at(0)
         break
-    assert n > 50, "a model has more tensors than that"
+    assert n > 30, "a model has more tensors than that"
     assert bits(model.state_dict().values()) == bits(Model(config).state_dict().values())
 
 
@@ -195,8 +197,14 @@ def abandoned(model: Model) -> list[bytes]:
     return []
 
 
+def freeze(model: Model) -> list[bytes]:
+    """Copies in memory and in a file, with the file."""
+    return [bits(one.logprobs(PROMPTS, COMPLETIONS))[0]
+            for one in (model.freeze(), model.freeze(offload=tempfile.gettempdir()))]
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
-@pytest.mark.parametrize("call", [*CALLS, wrong_calls, abandoned], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("call", [*CALLS, wrong_calls, abandoned, freeze], ids=lambda f: f.__name__)
 def test_fifty_times_costs_what_once_does(call: Callable[[Model], list[bytes]]) -> None:
     """The least growth of three rounds: a leak is in each of them, what the interpreter keeps for
     itself is not."""

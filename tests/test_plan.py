@@ -36,12 +36,15 @@ work, length, base = options["work"], options["length"], peak()
 rng = np.random.default_rng(0)
 rows = rng.integers(0, config.vocab_size, (options["sequences"], length)).tolist()
 model = Model(config, dtype=options["dtype"], frozen=options["frozen"])
+reference = model.freeze() if options["reference"] else None
 if work == "train":
     how = dict(recompute=options["recompute"], micro_batch_tokens=options["micro_batch_tokens"])
     if config.num_nextn_predict_layers:
         how |= dict(mtp_coef=0.3, balance_coef=0.01)
     model.sft_gradient([row[:1] for row in rows], [row[1:] for row in rows], **how)
     model.update(1e-3)
+if reference:  # a whole micro-batch
+    reference.logprobs([row[:1] for row in rows * 5], [row[1:] for row in rows * 5])
 if work == "score":
     model.logprobs([row[:1] for row in rows], [row[1:] for row in rows])
 if work == "sample":
@@ -61,6 +64,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
                "kv_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16,
                "v_head_dim": 32, "num_nextn_predict_layers": 1, "model_type": "deepseek_v3"},
      {"length": 512, "micro_batch_tokens": 512}),
+    ("train", {}, {"length": 1024, "dtype": "bfloat16", "reference": "frozen"}),
     ("score", {}, {"length": 2048, "sequences": 2}),
     ("sample", {}, {"length": 192, "sequences": 40}),
     ("load", {"vocab_size": 40000}, {"frozen": True, "dtype": "bfloat16", "length": 16}),
@@ -70,7 +74,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
 def test_a_process_takes_what_the_plan_says(work: str, changes: dict, options: dict) -> None:
     config = ModelConfig.from_dict({**WIDE, **changes})
     options = {"work": work, "sequences": 1, "recompute": False, "micro_batch_tokens": None,
-               "frozen": False, "dtype": "float32", **options}
+               "frozen": False, "dtype": "float32", "reference": None, **options}
     done = subprocess.run([sys.executable, "-c", WORK, json.dumps(config.to_dict()),
                            json.dumps(options)], capture_output=True, text=True, timeout=120,
                           cwd=Path(__file__).parents[1])
@@ -81,7 +85,8 @@ def test_a_process_takes_what_the_plan_says(work: str, changes: dict, options: d
                        micro_batch_tokens=options["micro_batch_tokens"], scoring=work == "score",
                        prompts=options["sequences"] * (work == "sample"),
                        prompt_length=options["length"] - 56, max_new_tokens=56,
-                       frozen=options["frozen"], dtype=options["dtype"])
+                       frozen=options["frozen"], dtype=options["dtype"],
+                       reference=options["reference"])
     assert want.total > 60 << 20, "too small to say anything"
     assert abs(peak - base - want.total) < 0.1 * want.total, \
         f"{(peak - base) / 2**20:.1f} MiB where the plan says\n{want}"
