@@ -35,7 +35,8 @@ config, options = ModelConfig.from_dict(json.loads(sys.argv[1])), json.loads(sys
 work, length, base = options["work"], options["length"], peak()
 rng = np.random.default_rng(0)
 rows = rng.integers(0, config.vocab_size, (options["sequences"], length)).tolist()
-model = Model(config, dtype=options["dtype"], frozen=options["frozen"])
+how = dict(dtype=options["dtype"], frozen=options["frozen"])
+model = Model.from_pretrained(options["folder"], **how) if work == "load" else Model(config, **how)
 reference = model.freeze() if options["reference"] else None
 if work == "train":
     how = dict(recompute=options["recompute"], micro_batch_tokens=options["micro_batch_tokens"])
@@ -71,10 +72,14 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
     ("score", {}, {"frozen": True, "dtype": "bfloat16", "length": 2048, "sequences": 2}),
     ("sample", {"vocab_size": 16000, "tie_word_embeddings": True, "max_position_embeddings": 131072},
      {"frozen": True, "length": 192, "sequences": 40})])
-def test_a_process_takes_what_the_plan_says(work: str, changes: dict, options: dict) -> None:
+def test_a_process_takes_what_the_plan_says(work: str, changes: dict, options: dict,
+                                            tmp_path: Path) -> None:
     config = ModelConfig.from_dict({**WIDE, **changes})
     options = {"work": work, "sequences": 1, "recompute": False, "micro_batch_tokens": None,
                "frozen": False, "dtype": "float32", "reference": None, **options}
+    if work == "load":
+        options["folder"] = str(tmp_path / "model")
+        Model(config, frozen=True).save_pretrained(options["folder"])
     done = subprocess.run([sys.executable, "-c", WORK, json.dumps(config.to_dict()),
                            json.dumps(options)], capture_output=True, text=True, timeout=120,
                           cwd=Path(__file__).parents[1])
