@@ -10,7 +10,9 @@ followed by another such mark before rendering (`guard`); the mark keeps the pla
 for the template's own and is removed before encoding. Where no string spells a token nothing is
 marked, and ids are those of `transformers`.
 
-Time is linear in the text, whatever it spells and however many spans it has.
+Time is linear in the text, whatever it spells and however many spans it has. Where many texts share
+pieces (the turns of a chat), a dictionary keeps what was encoded: the library never looks across an
+added token, so a piece has the ids that it has behind the same token anywhere.
 """
 
 from __future__ import annotations
@@ -59,32 +61,46 @@ class AddedTokens:
         self._all = frozenset(self.ids.values())
         self._numbers = {one: chr(_FIRST + k) for k, one in enumerate(self.ids)}
         self._found = functools.lru_cache(maxsize=16)(self._find)
+        # a token that strips on its left takes blanks of the piece before it
+        self._parts = not any(token.lstrip for _, token in found)
 
     def guard(self, text: str, tokens: tuple[str, ...], mark: str) -> str:
         """The text with the mark behind every character of what spells one of the tokens."""
         return self._found(tokens).sub(
             lambda match: "".join(one + mark for one in match[0]), text)
 
-    def encode(self, marked: MarkedText, tokens: tuple[str, ...]) -> tuple[list[int], list[bool]]:
+    def encode(self, marked: MarkedText, tokens: tuple[str, ...],
+               known: dict[str, list[int]] | None = None) -> tuple[list[int], list[bool]]:
         """Ids, and which of them lie between span marks. Of what the text spells only `tokens`
-        become added tokens, and not where the mark follows; marks leave no trace."""
+        become added tokens, and not where the mark follows; marks leave no trace. known: pieces and
+        their ids, of this and earlier calls; changes no id."""
         text, mark = marked.text, marked.mark
         lead = unused_characters(1, text, mark, marked.span_marks)[0]
         core, ours = self._bare(lead)
         text = self._found(tokens, mark).sub(lambda match: lead + self._numbers[match[0]], text)
         text = text.replace(mark, "") if mark else text
         text, starts, ends = _cut_spans(text, marked.span_marks)
+        if known is not None and self._parts and not starts:
+            ids: list[int] = []
+            for piece in re.split(f"(?={lead})", text):
+                if piece not in known:
+                    known[piece] = self._ours(core.encode(piece, add_special_tokens=False).ids, ours)
+                ids += known[piece]
+            return ids, [False] * len(ids)
         encoding = core.encode(text, add_special_tokens=False)
-        ids = encoding.ids
+        mask = [False] * len(encoding.ids)
+        for k, (first, last) in enumerate(encoding.offsets if starts else ()):
+            span = bisect_right(ends, first)  # of those that reach beyond the token's start the first
+            mask[k] = span < len(starts) and starts[span] < last
+        return self._ours(encoding.ids, ours), mask
+
+    def _ours(self, ids: list[int], ours: dict[int, int]) -> list[int]:
+        """Ids of the copy as ours; ValueError where a word of the vocabulary is an added token."""
         if spelled := self._all.intersection(ids) - ours.keys():
             token = self._core.id_to_token(min(spelled))
             raise ValueError(f"the text spells {token!r}, which this tokenizer's vocabulary holds "
                              f"as a word: it cannot be told from the special token")
-        mask = [False] * len(ids)
-        for k, (first, last) in enumerate(encoding.offsets if starts else ()):
-            span = bisect_right(ends, first)  # of those that reach beyond the token's start the first
-            mask[k] = span < len(starts) and starts[span] < last
-        return [ours.get(i, i) for i in ids], mask
+        return [ours.get(i, i) for i in ids]
 
     @functools.cached_property
     def _bare(self) -> Callable[[str], tuple[Any, dict[int, int]]]:
@@ -93,6 +109,7 @@ class AddedTokens:
         content = json.loads(self._text)
         content |= {"added_tokens": [], "post_processor": None, "padding": None, "truncation": None}
         text = json.dumps(content, ensure_ascii=False)
+        unknown = content["model"].get("unk_token"), content["model"].get("unk_id")
 
         @functools.lru_cache(maxsize=2)
         def copy(lead: str) -> tuple[Any, dict[int, int]]:
@@ -102,6 +119,9 @@ class AddedTokens:
                 lstrip=token.lstrip, rstrip=token.rstrip) for one, token in self._tokens.items()])
             for one, i in self.ids.items():
                 ours[core.token_to_id(lead + self._numbers[one])] = i
+            for i in (core.token_to_id(unknown[0]) if unknown[0] else None, unknown[1]):
+                if i is not None:  # what no word is for, wherever it is an added token too
+                    ours[i] = i
             return core, ours
         return copy
 

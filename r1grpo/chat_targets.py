@@ -36,15 +36,16 @@ def chat_examples(messages: Sequence[Message], tokenizer: Tokenizer,
         raise ValueError(f"{where}: there is no turn of the assistant to learn")
     if turns[0] == 0:
         raise ValueError(f"{where}: the assistant speaks first; there is no prompt")
-    examples = []
+    examples, known = [], {}
     for i in turns:
         prompt = tokenizer.render_marked(messages[:i], add_generation_prompt=True, tools=tools,
                                          **variables)
         whole = tokenizer.render_marked(messages[:i + 1], tools=tools, spans=True, **variables)
-        completion = _as_rendered(prompt, whole, messages[i], tokenizer)
+        completion = _as_rendered(prompt, whole, messages[i], tokenizer, known)
         if completion is None:
-            completion = _as_said(prompt, whole, messages[i], tokenizer, f"{where}, message {i}")
-        examples.append((tokenizer.encode_marked(prompt)[0], completion))
+            completion = _as_said(prompt, whole, messages[i], tokenizer, known,
+                                  f"{where}, message {i}")
+        examples.append((tokenizer.encode_marked(prompt, known)[0], completion))
     return examples
 
 
@@ -59,8 +60,8 @@ def _parts(message: Message) -> tuple[str, str]:
     return split_thinking(content) if END_THINK in content else ("", content.strip())
 
 
-def _as_rendered(prompt: MarkedText, whole: MarkedText, message: Message, tokenizer: Tokenizer
-                 ) -> list[int] | None:
+def _as_rendered(prompt: MarkedText, whole: MarkedText, message: Message, tokenizer: Tokenizer,
+                 known: dict[str, list[int]]) -> list[int] | None:
     """Ids behind the prompt to the end of the turn; None where the text does not go on from the
     prompt, or leaves out what the message says."""
     marks, text = whole.span_marks, whole.text
@@ -75,7 +76,7 @@ def _as_rendered(prompt: MarkedText, whole: MarkedText, message: Message, tokeni
     shown = rest.plain
     if any(part not in shown for part in _parts(message)):
         return None
-    ids, said = tokenizer.encode_marked(rest)
+    ids, said = tokenizer.encode_marked(rest, known)
     stops = [k for k, one in enumerate(ids) if one in tokenizer.stop_ids]
     ends = [k for k, one in enumerate(said) if one] or stops or [len(ids) - 1]
     ids = ids[:ends[-1] + 1 + (ends[-1] + 1 in stops and ends[-1] not in stops)]
@@ -83,7 +84,7 @@ def _as_rendered(prompt: MarkedText, whole: MarkedText, message: Message, tokeni
 
 
 def _as_said(prompt: MarkedText, whole: MarkedText, message: Message, tokenizer: Tokenizer,
-             where: str) -> list[int]:
+             known: dict[str, list[int]], where: str) -> list[int]:
     """Ids of the message's own words, and the token with which the template ends the turn."""
     if not isinstance(message.get("content"), str) or message.get("tool_calls"):
         raise ValueError(f"{where}: the chat template does not show all that it says, and it is not "
@@ -93,7 +94,7 @@ def _as_said(prompt: MarkedText, whole: MarkedText, message: Message, tokenizer:
     said = f"{thought}\n{END_THINK}\n\n{answer}" if thought or opened else answer
     if not opened and thought:
         said = f"{THINK}\n{said}"
-    stops = [one for one in tokenizer.encode_marked(whole)[0] if one in tokenizer.stop_ids]
+    stops = [one for one in tokenizer.encode_marked(whole, known)[0] if one in tokenizer.stop_ids]
     return [*tokenizer.encode_completion(said), *(stops[-1:] or [end_of_text(tokenizer)])]
 
 

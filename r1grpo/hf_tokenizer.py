@@ -197,11 +197,11 @@ class Tokenizer(Vocabulary):
         mark, *ends = unused_characters(3, list(messages), tools, options)
         span_marks = (ends[0], ends[1])
 
+        control, tags = self._added.control, self._tags
+        own = tuple(one for one in control if one not in tags)  # the assistant's thinking tags are its own
+
         def protect(text: str, role: str) -> str:
-            tokens = self._added.control
-            if role == "assistant":
-                tokens = tuple(one for one in tokens if one not in self._tags)
-            return self._added.guard(text, tokens, mark)
+            return self._added.guard(text, own if role == "assistant" else control, mark)
         if not allow_special:
             options["protect"] = protect
         if spans:
@@ -210,9 +210,11 @@ class Tokenizer(Vocabulary):
                                                            **{**self._special, **options})
         return MarkedText(text, mark, span_marks)
 
-    def encode_marked(self, chat: MarkedText) -> tuple[list[int], list[bool]]:
-        """Ids, and which of them the assistant says (only with spans)."""
-        return self._added.encode(chat, tuple(self._added.ids))
+    def encode_marked(self, chat: MarkedText, known: dict[str, list[int]] | None = None
+                      ) -> tuple[list[int], list[bool]]:
+        """Ids, and which of them the assistant says (only with spans). known: a dictionary that calls
+        for texts of one chat share, so that no piece is encoded twice."""
+        return self._added.encode(chat, tuple(self._added.ids), known)
 
     def render_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True,
                     **options: Any) -> str:
