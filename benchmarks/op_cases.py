@@ -180,7 +180,7 @@ class Bench:
                 return self.moved(name, self.normal(n, E), weight, None, idx, scores, spec,
                                   shape=shape)
             case "router_load":
-                return self.moved(name, load, idx, spec, shape=shape)
+                return self.moved(name, load, idx, seqs, spec, shape=shape)
             case "balance_loss":
                 return self.moved(name, np.empty(B, np.float32), self.normal(n, E), scores, idx,
                                   seqs, spec, 1e-3, shape=shape)

@@ -32,8 +32,12 @@ typedef struct r1_dev r1_dev;       /* a backend's device: threads or streams, h
 typedef struct r1_weight r1_weight; /* E matrices (O, I): float32 master and packed copies */
 
 /* Sequences packed one after another: rows q_start[b] .. q_start[b + 1] of sequence b are its
- * positions pos0[b] .. ; keys of positions 0 .. pos0[b] - 1 were written before (0 in training).
- * Position t of sequence b lives in KV block blocks[b * max_blocks + t / 64], slot t % 64. */
+ * positions pos0[b] .. . Decode: keys of positions 0 .. pos0[b] - 1 were written before.
+ * Training: sequences that share their first S positions stand together, a group. The first has all
+ * of its rows (pos0 0); the others continue its rows of positions 0 .. S - 1 (pos0 S), which are
+ * theirs too. `prefix` says where those begin; a group of one sequence shares nothing.
+ * Position t of sequence b lives in KV block blocks[b * max_blocks + t / 64], slot t % 64. A group
+ * shares the S / 64 blocks that its prefix fills; the block it ends in each has for itself. */
 typedef struct {
     size_t B, N, max_blocks;
     const int32_t *q_start; /* (B + 1) */
@@ -41,6 +45,7 @@ typedef struct {
     const int32_t *blocks;  /* (B, max_blocks) */
     const int32_t *pos;     /* (N) position of each row */
     const int32_t *seq;     /* (N) sequence of each row */
+    const int32_t *prefix;  /* (B) row of position 0, q_start[b] where pos0[b] is 0; NULL in decode */
 } r1_seqs;
 
 /* Which rows of a sum may be added up in one go: neighbours of one unit, which is row n's id[row[n]], or
@@ -240,7 +245,8 @@ typedef struct {
     /* ---- attention, causal, grouped queries (H a multiple of Hkv; query head h reads KV head
      * h / (H / Hkv)). window 0: none; else a query at position t sees keys
      * max(0, t - window + 1) .. t, and the cost falls with the window ---- */
-    /* Writes k (N, Hkv D) and v (N, Hkv Dv) into their blocks, rounded to their dtype. */
+    /* Writes k (N, Hkv D) and v (N, Hkv Dv) into their blocks, rounded to their dtype. With prefix:
+     * keys before pos0[b] in the block of pos0[b] are written to the block that b has for itself. */
     r1_code (*kv_write)(r1_dev *dev, const r1_kv *kv, const r1_tensor *k, const r1_tensor *v,
                         const r1_seqs *seqs, r1_status *st);
     /* Block pairs[2i + 1] becomes a copy of block pairs[2i]; pairs (n, 2). */
@@ -255,8 +261,9 @@ typedef struct {
     r1_code (*attention_fwd)(r1_dev *dev, const r1_tensor *o, const r1_tensor *lse,
                              const r1_tensor *q, const r1_kv *kv, const r1_seqs *seqs, size_t H,
                              size_t window, float scale, r1_status *st);
-    /* Whole sequences only (pos0 = 0). q (N, H D), k (N, Hkv D), v (N, Hkv Dv) row-major.
-     * p = exp(scale q k^T - lse); delta = sum(do o); ds = p (do v - delta) scale; dq, dk, dv. */
+    /* Whole sequences: every key is a row of this batch. q (N, H D), k (N, Hkv D), v (N, Hkv Dv)
+     * row-major. p = exp(scale q k^T - lse); delta = sum(do o); ds = p (do v - delta) scale; dq, dk,
+     * dv; a prefix's dk and dv gather from its whole group, sequences ascending. */
     r1_code (*attention_bwd)(r1_dev *dev, const r1_tensor *dq, const r1_tensor *dk,
                              const r1_tensor *dv, const r1_tensor *dout, const r1_tensor *o,
                              const r1_tensor *lse, const r1_tensor *q, const r1_tensor *k,
@@ -283,12 +290,13 @@ typedef struct {
     r1_code (*router_bwd)(r1_dev *dev, const r1_tensor *dlogits, const r1_tensor *dweight,
                           const r1_tensor *dscores, const int32_t *idx, const r1_tensor *scores,
                           const r1_router_spec *spec, r1_status *st);
-    /* load (E, int64) += number of rows that chose each expert */
-    r1_code (*router_load)(r1_dev *dev, int64_t *load, const int32_t *idx, size_t N,
+    /* load (E, int64) += positions that chose each expert; a prefix counts for each that shares it */
+    r1_code (*router_load)(r1_dev *dev, int64_t *load, const int32_t *idx, const r1_seqs *seqs,
                            const r1_router_spec *spec, r1_status *st);
     /* Sequence-wise balance loss, DeepSeek-V3 eq. 17-20, for sequence b of T rows, P over normalised
      * scores: loss[b] (B, 1) = coef T sum_i f_i P_i, f_i = E / (K T) #{t: i chosen},
-     * P_i = mean_t s_ti / sum_j s_tj. dscores (N, E) = its gradient (f is constant). */
+     * P_i = mean_t s_ti / sum_j s_tj. dscores (N, E) = its gradient (f is constant), of a prefix the
+     * sum over its group. */
     r1_code (*balance_loss)(r1_dev *dev, const r1_tensor *loss, const r1_tensor *dscores,
                             const r1_tensor *scores, const int32_t *idx, const r1_seqs *seqs,
                             const r1_router_spec *spec, float coef, r1_status *st);

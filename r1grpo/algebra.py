@@ -26,12 +26,13 @@ def grpo_algebra(args: GRPOConfig, rows: int, steps: int, longest_prompt: int,
     prompts, completions = args.prompts_per_rollout, args.generation_batch_size
     rollouts = math.ceil(steps / args.updates_per_rollout)
     longest = max(args.completion_length(step) for step in range(steps))
+    group = args.num_generations if args.steps_per_generation == 1 else 1  # whole groups: one prompt
     return [
         ("data", f"{rows:,} prompts, the longest of {longest_prompt:,} tokens"),
         ("a rollout", f"{prompts:,} prompts x {args.num_generations} generations = "
                       f"{completions:,} completions of at most {longest:,} tokens"),
         ("an update", f"{batch:,} completions in at most "
-                      f"{_micro(batch * (longest_prompt + longest), micro_batch_tokens)}"),
+                      f"{_micro(batch * (longest_prompt / group + longest), micro_batch_tokens)}"),
         ("updates a rollout", f"{args.updates_per_rollout:,}" + (
             f" = {args.steps_per_generation:,} mini-batches x {args.num_iterations:,}"
             if args.num_iterations > 1 else "")),

@@ -61,11 +61,13 @@ def as_ids(values: Sequence[int] | np.ndarray, name: str, below: int,
 class PackedBatch:
     """B sequences prompt + completion, packed; tokens first[b].. of each are its M targets.
 
-    ids (N), start (B + 1), first (B) int32; lengths (B): completion lengths, sum M."""
+    ids (N), start (B + 1), first (B) int32; group (B) int32: neighbours of one group have the same
+    prompt, which is computed once (csrc/model/micro.c); lengths (B): completion lengths, sum M."""
 
     ids: np.ndarray
     start: np.ndarray
     first: np.ndarray
+    group: np.ndarray
     lengths: np.ndarray
 
     @property
@@ -75,9 +77,10 @@ class PackedBatch:
 
 
 def pack(prompt_ids: Sequence, completion_ids: Sequence, vocab_size: int, context: int,
-         live_vocab: int) -> PackedBatch:
+         live_vocab: int, groups: Sequence[int] | None = None) -> PackedBatch:
     """Packs completion i behind prompt i // ratio; raises on what cannot be. Completions consist of
-    ids that have a probability, those below live_vocab."""
+    ids that have a probability, those below live_vocab. groups: the group of each completion (None:
+    its prompt's number); neighbours of one group must have equal prompts."""
     prompts = pack_list(prompt_ids, "prompt_ids", vocab_size)
     completions = pack_list(completion_ids, "completion_ids", live_vocab)
     if not prompts and completions:
@@ -86,11 +89,19 @@ def pack(prompt_ids: Sequence, completion_ids: Sequence, vocab_size: int, contex
     if rest:
         raise ValueError(f"{len(completions)} completion_ids are not a multiple of "
                          f"{len(prompts)} prompt_ids")
+    group = np.arange(len(completions)) // max(ratio, 1) if groups is None else \
+        as_ids(groups, "groups", 2**31, "range")
+    if len(group) != len(completions):
+        raise ValueError(f"groups has {len(group)} entries for {len(completions)} completions")
     parts, start, first = [], [0], []
     for i, completion in enumerate(completions):
         prompt = prompts[i // ratio]
         if not len(prompt):
             raise ValueError(f"prompt_ids[{i // ratio}] is empty")
+        before = prompts[(i - 1) // ratio]
+        if i and group[i] == group[i - 1] and not np.array_equal(prompt, before):
+            raise ValueError(f"completions {i - 1} and {i} are of group {group[i]}, but their prompts "
+                             f"differ")
         total = len(prompt) + len(completion)
         if total > context:
             raise ValueError(f"prompt_ids[{i // ratio}] + completion_ids[{i}] are {total} tokens, "
@@ -103,7 +114,7 @@ def pack(prompt_ids: Sequence, completion_ids: Sequence, vocab_size: int, contex
                          f"which takes {MAX_TOKENS}; split them, or make the batch smaller")
     ids = np.concatenate(parts) if parts else np.zeros(0, np.int32)
     return PackedBatch(ids.astype(np.int32), np.array(start, np.int32), np.array(first, np.int32),
-                       np.array([len(c) for c in completions], np.int64))
+                       group.astype(np.int32), np.array([len(c) for c in completions], np.int64))
 
 
 def pack_list(sequences: Sequence, name: str, vocab_size: int) -> list[np.ndarray]:

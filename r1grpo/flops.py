@@ -55,11 +55,15 @@ def gradient_flops(config: ModelConfig, spans: Spans, head_rows: int, mtp: bool 
     return (2.0 if adapters_only else 3.0) * forward_flops(config, spans, head_rows, mtp)
 
 
-def whole_sequences(prompts: Sequence[Sized], completions: Sequence[Sized]
-                    ) -> tuple[list[tuple[int, int]], int]:
-    """The spans and head rows of training on completions, one prompt each."""
-    return ([(0, len(p) + len(o)) for p, o in zip(prompts, completions, strict=True)],
-            sum(map(len, completions)))
+def whole_sequences(prompts: Sequence[Sized], completions: Sequence[Sized],
+                    groups: Sequence[int] | None = None) -> tuple[list[tuple[int, int]], int]:
+    """The spans and head rows of training on completions, one prompt each; neighbours of one group
+    share theirs."""
+    spans = []
+    for i, (p, o) in enumerate(zip(prompts, completions, strict=True)):
+        shared = len(p) if groups is not None and i and groups[i] == groups[i - 1] else 0
+        spans.append((shared, len(p) - shared + len(o)))
+    return spans, sum(map(len, completions))
 
 
 def sampling_flops(config: ModelConfig, prompts: Sequence[int], completions: Sequence[int]) -> float:

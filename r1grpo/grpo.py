@@ -242,7 +242,8 @@ class GRPOTrainer(Trainer):
         batch, done = self.batch, self.batch.completions
         parts = batch.mini_batches(args.seed, args.steps_per_generation)
         chosen = parts[batch.position % args.steps_per_generation]
-        prompts = [done.prompt_ids[i // done.group_size] for i in chosen]
+        groups = [i // done.group_size for i in chosen.tolist()]
+        prompts = [done.prompt_ids[p] for p in groups]
         ids = [done.completion_ids[i] for i in chosen]
         old = [done.logprobs[i] for i in chosen]
         keep = np.array([not (args.mask_truncated_completions
@@ -261,9 +262,10 @@ class GRPOTrainer(Trainer):
             kl_estimator=args.kl_estimator, use_bias_correction_kl=args.use_bias_correction_kl,
             total_tokens=1.0, micro_batch_tokens=args.micro_batch_tokens,
             mtp_coef=args.mtp_coef, mtp_detach=args.mtp_detach, balance_coef=args.balance_coef,
-            entropy_coef=args.entropy_coef, recompute=args.gradient_checkpointing, **filters)
-        found = update_metrics(args, self.model, batch, prompts, ids, old, batch.advantages[chosen],
-                               keep, loss)
+            entropy_coef=args.entropy_coef, recompute=args.gradient_checkpointing, groups=groups,
+            **filters)
+        found = update_metrics(args, self.model, batch, prompts, ids, groups, old,
+                               batch.advantages[chosen], keep, loss)
         return {**found, "epoch": batch.cursor / len(self._rows(batch.step))}
 
     def _commit(self, metrics: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .advantage import sequence_old_logprobs
 from .config import GRPOConfig
-from .flops import forward_flops, gradient_flops, whole_sequences
+from .flops import Spans, forward_flops, gradient_flops, whole_sequences
 from .losses import Loss
 from .monitor import rollout_metrics, token_metrics
 from .rollout import Completions
@@ -38,14 +38,15 @@ def completion_metrics(rewards: Rewards, completions: Completions, parts: NDArra
 
 
 def update_metrics(args: GRPOConfig, model: Any, batch: Batch, prompts: Sequence[Any],
-                   ids: Sequence[Any], old: Sequence[Floats], advantages: Floats, keep: Floats,
-                   loss: Loss) -> dict[str, Any]:
-    """Of a mini-batch of m completions: their prompts (m), ids (m), the sampler's log-probs (m),
-    advantages (m), 1 or, masked, 0 (m), and what the gradient call computed."""
+                   ids: Sequence[Any], groups: Sequence[int], old: Sequence[Floats],
+                   advantages: Floats, keep: Floats, loss: Loss) -> dict[str, Any]:
+    """Of a mini-batch of m completions: their prompts (m), ids (m), groups (m), the sampler's
+    log-probs (m), advantages (m), 1 or, masked, 0 (m), and what the gradient call computed."""
     stats = loss.stats
     metrics = {"loss": float(loss), "num_tokens": sum(map(len, ids)),
                "processed_tokens": sum(map(len, prompts)) + sum(map(len, ids)),
-               "flops": _operations(args, model, batch, prompts, ids), **batch.metrics,
+               "flops": _operations(args, model, batch, *whole_sequences(prompts, ids, groups)),
+               **batch.metrics,
                **token_metrics(loss.logprobs, _ratio_old(args, loss.logprobs, old),
                                advantages.tolist(), *_clip_range(args),
                                mask=[np.full(len(one), k) for one, k in zip(ids, keep)]),
@@ -63,18 +64,17 @@ def update_metrics(args: GRPOConfig, model: Any, batch: Batch, prompts: Sequence
     return metrics
 
 
-def _operations(args: GRPOConfig, model: Any, batch: Batch, prompts: Sequence[Any],
-                ids: Sequence[Any]) -> float:
-    """Floating-point operations of an update: its gradient; at the first one of a rollout,
-    sampling and the reference too."""
+def _operations(args: GRPOConfig, model: Any, batch: Batch, spans: Spans, head_rows: int) -> float:
+    """Floating-point operations of an update: the gradient of its sequences; at the first one of a
+    rollout, sampling and the reference too."""
     config, done = model.config, batch.completions
-    found = gradient_flops(config, *whole_sequences(prompts, ids), args.mtp_coef > 0,
-                           model.lora is not None)
+    found = gradient_flops(config, spans, head_rows, args.mtp_coef > 0, model.lora is not None)
     if args.importance_sampling_level == "sequence":
-        found += forward_flops(config, *whole_sequences(prompts, ids))
+        found += forward_flops(config, spans, head_rows)
     if batch.position == 0 and args.beta > 0:
-        every = [one for one in done.prompt_ids for _ in range(done.group_size)]
-        found += forward_flops(config, *whole_sequences(every, done.completion_ids))
+        groups = [i // done.group_size for i in range(len(done))]
+        prompts = [done.prompt_ids[p] for p in groups]
+        found += forward_flops(config, *whole_sequences(prompts, done.completion_ids, groups))
     return found + (batch.flops if batch.position == 0 else 0.0)
 
 

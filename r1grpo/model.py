@@ -83,9 +83,10 @@ class Model(ModelFiles):
 
     # ---- log-probs and gradients ----------------------------------------------------------------
 
-    def _pack(self, prompt_ids: Sequence, completion_ids: Sequence) -> PackedBatch:
+    def _pack(self, prompt_ids: Sequence, completion_ids: Sequence,
+              groups: Sequence[int] | None = None) -> PackedBatch:
         return pack(prompt_ids, completion_ids, self.config.vocab_size,
-                    self.config.max_position_embeddings, self.live_vocab)
+                    self.config.max_position_embeddings, self.live_vocab, groups)
 
     def logprobs(self, prompt_ids: Sequence, completion_ids: Sequence, temperature: float = 1.0,
                  top_k: int | None = 0, top_p: float | None = 1.0,
@@ -106,8 +107,8 @@ class Model(ModelFiles):
         out = np.empty(batch.targets, np.float32)
         spec = (False, False, base, *LossSpec(), 0.0, False, 0.0, _MICRO_TOKENS)
         if batch.targets:
-            self._core.run(self.device, batch.ids, batch.start, batch.first, None, None, None, None,
-                           spec, how.tuple(), out, None, None, None, None, None, None, None)
+            self._core.run(self.device, batch.ids, batch.start, batch.first, batch.group, None, None,
+                           None, None, spec, how.tuple(), out, None, None, None, None, None, None, None)
         return split_rows(out, batch.lengths)
 
     def sft_gradient(self, prompt_ids: Sequence, completion_ids: Sequence, weights=None,
@@ -134,7 +135,8 @@ class Model(ModelFiles):
                         min_p: float | None = 0.0, total_tokens: float | None = None,
                         micro_batch_tokens: int | None = None, entropy_coef: float = 0.0,
                         mtp_coef: float = 0.0, mtp_detach: bool = True,
-                        balance_coef: float = 0.0, recompute: bool = False) -> Loss:
+                        balance_coef: float = 0.0, recompute: bool = False,
+                        groups: Sequence[int] | None = None) -> Loss:
         """Adds the gradient of sum w (policy term + beta KL) / total_tokens, rho = exp(log p - old).
 
         loss: "clip", -min(min(rho, delta) A, clip(rho, 1 - epsilon, 1 + epsilon_high) A) (DeepSeekMath
@@ -147,7 +149,11 @@ class Model(ModelFiles):
         advantages, weights: one number or one array a completion; old_logprobs, ref_logprobs: one
         array a completion (ref only with beta). total_tokens: None for the sum of weights; pass 1.0
         with weights that already contain the normalisation (r1grpo.advantage). The sampling options
-        must be those of the rollout. In RL the routing bias is left alone and balance_coef is 0."""
+        must be those of the rollout. In RL the routing bias is left alone and balance_coef is 0.
+
+        A prompt is computed once for its completions, which stand together. groups: the group of each
+        completion, where every completion comes with its own copy of the prompt (None: completion i
+        is of prompt i // ratio); no log-prob depends on it, a gradient does by rounding alone."""
         if beta and ref_logprobs is None:
             raise ValueError("beta is not 0: ref_logprobs are needed")
         if loss not in ("clip", "cispo"):
@@ -159,7 +165,7 @@ class Model(ModelFiles):
         if importance_sampling_level not in ("token", "sequence"):
             raise ValueError(f"importance_sampling_level {brief(importance_sampling_level)} is neither "
                              f"'token' nor 'sequence'")
-        batch = self._pack(prompt_ids, completion_ids)
+        batch = self._pack(prompt_ids, completion_ids, groups)
         n, how = batch.lengths, Filters(temperature, top_k, top_p, min_p)
         sampled = old = per_token(old_logprobs, n, "old_logprobs")
         if importance_sampling_level == "sequence":
@@ -197,8 +203,9 @@ class Model(ModelFiles):
         spec = (True, bool(recompute), False, *loss_spec._replace(scale=1.0 / total),
                 as_number(mtp_coef, "mtp_coef"), bool(mtp_detach),
                 as_number(balance_coef, "balance_coef") / total, _micro_rows(micro_batch_tokens))
-        self._core.run(self.device, batch.ids, batch.start, batch.first, w, advantages, old, ref,
-                       spec, how.tuple(), logp, entropy, loss, kl, clipped, mtp_loss, draft, balance)
+        self._core.run(self.device, batch.ids, batch.start, batch.first, batch.group, w, advantages,
+                       old, ref, spec, how.tuple(), logp, entropy, loss, kl, clipped, mtp_loss, draft,
+                       balance)
         value = math.fsum(loss) + math.fsum(balance)
         value += mtp_coef / total * math.fsum(w.astype(np.float64) * mtp_loss)
         stats = token_stats(w != 0, logp, entropy, kl, clipped, sampled, old)

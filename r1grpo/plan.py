@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from .model_config import ModelConfig
 __all__ = ["MemoryPlan", "available_memory", "check_fits", "plan_memory", "plan_training"]
 
 MICRO_TOKENS = 4096  # packed rows of a micro-batch when nobody says
+_PART_ROWS = 2048  # csrc/model/micro.c
 SLOTS = 128  # sequences decoded at a time, as far as they fit a GiB of KV
 GIB = 2.0**30
 
@@ -93,16 +95,22 @@ class _Engine:
         return max(4 * E * max(O, 1) * I  # noqa: E741 - the core's letters
                    for _, E, O, I, _ in _core.Model.layout(self.sizes))  # noqa: E741
 
-    def one_pass(self, length: int, sequences: int, rows: int, keep: Any, unit: int = 1
-                 ) -> dict[str, int]:
-        """Log-probs or a gradient of sequences of equal length, in micro-batches of `rows`; `unit` of
-        them stay together."""
-        some = unit * min(sequences // unit, rows // (unit * length) + 1)  # one is like the next
-        start = np.arange(some + 1, dtype=np.int64) * length
+    def one_pass(self, length: int, sequences: int, rows: int, keep: Any, prompt: int = 1,
+                 groups: Sequence[int] = (1,), pairs: bool = False) -> dict[str, int]:
+        """Log-probs or a gradient of sequences of equal length, in micro-batches of `rows`; so many
+        neighbours share a prompt (of several such numbers the largest of each kind of buffer), or two
+        stay together."""
+        # one micro-batch is like the next, and has at most so many
+        some = min(sequences, max(rows, _PART_ROWS) // (length - prompt + 1) + 1 + pairs)
+        some -= some % (1 + pairs)
+        start, first = np.arange(some + 1, dtype=np.int64) * length, np.full(some, prompt, np.int32)
         if start[-1] >= 2**31:
             raise ValueError(f"{some} sequences of {length} tokens are too many for one call")
-        return _core.plan_pass(self.device, self.sizes, self.dtype, start.astype(np.int32), rows,
-                               unit, keep)
+        found = [_core.plan_pass(self.device, self.sizes, self.dtype, start.astype(np.int32), first,
+                                 None if pairs else np.arange(some, dtype=np.int32) // group, rows,
+                                 pairs, keep)
+                 for group in groups]
+        return {part: max(one[part] for one in found) for part in found[0]}
 
 
 def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
@@ -112,7 +120,7 @@ def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
                 num_generations: int = 1, prompt_length: int = 1,
                 max_new_tokens: int | None = None, slots: int = SLOTS, speculative: bool = False,
                 checkpoint: bool = False, lora: LoraConfig | None = None, frozen: bool = False,
-                pairs: bool = False, device: str = "cpu") -> MemoryPlan:
+                pairs: bool = False, device: str = "cpu", shuffled: bool = False) -> MemoryPlan:
     """The plan of one model and all calls on it.
 
     length: tokens of the longest sequence in training and scoring (None: the context); sequences: of
@@ -120,10 +128,12 @@ def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
     and recompute as in `Model.sft_gradient`; scoring: `Model.logprobs`. prompts > 0: sampling
     num_generations completions of max_new_tokens (None: all the context leaves) to that many prompts
     of prompt_length, the KV at its worst, which is when no two live sequences share a prompt.
-    speculative: with guesses of the MTP module. reference: a second model that scores, "frozen",
-    "offloaded" (its file counts nothing) or with a float32 "master". checkpoint: the trainer saves its
-    state. lora: adapters are trained and nothing else. frozen: the model is (see `Model`), so that
-    training means nothing. pairs: sequences are pairs, which a micro-batch does not part.
+    speculative: with guesses of the MTP module. In training and scoring, too, num_generations
+    neighbours share a prompt of prompt_length; shuffled: or perhaps not, where a call has some of them
+    at random. reference: a second model that scores, "frozen", "offloaded" (its file counts nothing) or
+    with a float32 "master". checkpoint: the trainer saves its state. lora: adapters are trained and
+    nothing else. frozen: the model is (see `Model`), so that training means nothing. pairs: sequences
+    are pairs, which a micro-batch does not part.
     """
     config = config if isinstance(config, ModelConfig) else ModelConfig.from_dict(config)
     context = config.max_position_embeddings
@@ -133,11 +143,14 @@ def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
     sequences = as_count(sequences, "sequences", 1 + pairs)
     rows = MICRO_TOKENS if micro_batch_tokens is None else \
         as_count(micro_batch_tokens, "micro_batch_tokens", 1)
+    shared = {"prompt": min(as_count(prompt_length, "prompt_length", 1), length),
+              "groups": [as_count(num_generations, "num_generations", 1)] + [1] * shuffled}
     items, sizes = core.weights("parameters"), core.model()
     weights = sizes["moments"] // 2 if lora else sizes["master"] + sizes["vectors"]
     state = weights + sizes["moments"] if checkpoint else 0  # of adapters alone, where there are any
     if training:
-        found = core.one_pass(length, sequences, rows, "stream" if recompute else "all", 1 + pairs)
+        found = core.one_pass(length, sequences, rows, "stream" if recompute else "all", pairs=pairs,
+                              **shared)
         how = ", recomputed" if recompute else ""
         items += [Item("gradients", sizes["grads"]), Item("Adam's moments", sizes["moments"]),
                   Item(f"training: activations{how}", found["acts"]),
@@ -145,7 +158,7 @@ def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
                   Item("update: shared gradients added", sizes["update"], True)]
     forward = []
     if scoring:
-        forward.append(core.one_pass(length, sequences, MICRO_TOKENS, "none"))
+        forward.append(core.one_pass(length, sequences, MICRO_TOKENS, "none", **shared))
     if prompts:
         room = context - 1 if max_new_tokens is None else max_new_tokens
         session = _core.plan_decode(core.device, core.sizes, core.dtype, prompts, num_generations,
@@ -161,7 +174,7 @@ def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
         items.append(Item("loading: the largest tensor, beyond that",
                           max(0, core.largest() - later), True))
     if reference:
-        found = core.one_pass(length, 1 << 20, MICRO_TOKENS, "none")  # a whole rollout
+        found = core.one_pass(length, 1 << 20, MICRO_TOKENS, "none", **shared)  # a whole rollout
         held = dataclasses.replace(core, frozen=reference != "master").weights("reference")
         items += [*held[:1 if reference == "offloaded" else 2],
                   Item("reference: activations, head, KV", sum(found.values()))]
@@ -197,7 +210,7 @@ def plan_training(config: ModelConfig | dict[str, Any], args: TrainingConfig,
             scoring=args.importance_sampling_level == "sequence" or args.beta > 0 and bool(lora),
             prompts=args.prompts_per_rollout, num_generations=args.num_generations,
             prompt_length=min(longest, context - 1), max_new_tokens=completion,
-            speculative=args.speculative, **common)
+            speculative=args.speculative, shuffled=args.steps_per_generation > 1, **common)
     if isinstance(args, RewardConfig) and args.kind == "pairwise":
         common["sequences"] *= 2
         common["pairs"] = True

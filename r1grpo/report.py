@@ -62,7 +62,7 @@ DIRECTIONS = (  # claim, (their figure, from, to), (our stage and key, from), (.
     ("A distilled student beats the same student by RL alone", ("AIME 2024, 32B", 47.0, 72.6),
      ("student_rl_only", "pass@1"), ("distilled", "pass@1")))
 COST_LABELS = {"loss_tokens": "tokens in the loss",
-               "processed_tokens": "tokens through forward and backward, prompts included",
+               "processed_tokens": "tokens trained on, prompts included",
                "sampled_tokens": "tokens sampled, unused and validation ones included"}
 
 

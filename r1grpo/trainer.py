@@ -168,7 +168,7 @@ class Trainer:
         self.callbacks = list(callbacks or [])  # each is called as f(trainer, metrics)
         self.step = 0  # updates done
         self.num_tokens = 0  # tokens in the loss so far
-        self.processed_tokens = 0  # tokens through forward and backward so far, prompts included
+        self.processed_tokens = 0  # tokens trained on so far, prompts included
         self.log_history: list[dict[str, Any]] = []
         self._trackers = open_trackers(args.report_to, args.output_dir, args.run_name)
 

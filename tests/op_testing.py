@@ -98,6 +98,16 @@ def pack_starts(lengths: Sequence[int]) -> NDArray[np.int32]:
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int32)
 
 
+def group_seqs(shared: int, own: Sequence[int]) -> tuple[tuple[NDArray[np.int32], ...], NDArray[np.int64]]:
+    """Seqs (without blocks) of one group whose sequences share their first rows and have own[b] rows
+    each behind them, and the rows (sum of all positions) of the sequences one after another."""
+    starts = np.concatenate([[0], shared + np.cumsum(own)]).astype(np.int32)
+    pos0 = np.array([0] + [shared] * (len(own) - 1), np.int32)
+    begin = np.maximum(starts[:-1], shared)
+    rows = np.concatenate([np.r_[:shared, a:b] for a, b in zip(begin, starts[1:])])
+    return (starts, pos0), rows
+
+
 def whole_seqs(lengths: Sequence[int]) -> tuple[NDArray[np.int32], NDArray[np.int32], None]:
     """Seqs of whole sequences, as training packs them; no cache."""
     return pack_starts(lengths), np.zeros(len(lengths), np.int32), None

@@ -7,8 +7,8 @@ import pytest
 
 import reference_ops as ref
 from autodiff import Tensor, gradients
-from op_testing import (assert_same_bits, check, check_threads, ints, nan, normal, pack_starts, seen,
-                        whole_seqs)
+from op_testing import (assert_same_bits, check, check_threads, group_seqs, ints, nan, normal,
+                        pack_starts, seen, whole_seqs)
 from r1grpo import _core
 
 LENGTHS = (0, 1, 3, 31, 33, 64, 0, 65, 129)
@@ -196,6 +196,67 @@ def test_a_shared_block_and_its_copy(device, rng, dtype):
         assert_same_bits((o[b], lse[b]), (o1[70], lse1[70]))
 
 
+@pytest.mark.parametrize("window", [0, 9, 70])
+@pytest.mark.parametrize("shared, own", [(1, (1, 2, 3)), (5, (64, 0, 1, 70)), (64, (0, 1, 65)),
+                                         (70, (3, 130, 9)), (129, (2, 0, 64))])
+def test_a_group_has_one_copy_of_its_prefix(device, rng, dtype, shared, own, window):
+    """Forward and dq to the bits of sequences that have their own; dk and dv sum over the group."""
+    H, Hkv, D, Dv, B, scale = 4, 2, 9, 7, len(own), 0.3
+    starts, rows = group_seqs(shared, own)
+    lengths = tuple(shared + n for n in own)
+    q, k, v = (seen(a, dtype) for a in draw(rng, (shared + sum(own),), H, Hkv, D, Dv))
+    dout = normal(rng, len(q), H * Dv)
+    table, blocks = tables(rng, lengths)
+    o1, lse1 = forward(device, q[rows], k[rows], v[rows], lengths, H, Hkv, D, Dv, scale, table,
+                       blocks, window, dtype)
+    kv = _core.Kv(device, blocks, Hkv, D, Dv, dtype)
+    theirs = table.copy()
+    theirs[:, :shared // 64] = table[0, :shared // 64]  # whole blocks are the first sequence's
+    o, lse = nan(len(q), H * Dv), nan(len(q), H)
+    _core.kv_write(device, kv, k, v, (*starts, theirs), True)
+    _core.attention_fwd(device, o, lse, q, kv, (*starts, theirs), H, window, scale)
+    assert_same_bits((o[rows], lse[rows]), (o1, lse1))
+
+    dq, dk, dv = nan(*q.shape), nan(*k.shape), nan(*v.shape)
+    _core.attention_bwd(device, dq, dk, dv, dout, o, lse, q, k, v, (*starts, None), H, Hkv, window,
+                        scale)
+    copies = [nan(len(rows), a.shape[1]) for a in (q, k, v)]
+    once = np.zeros_like(dout[rows])  # the prefix's own queries are there once
+    unseen = np.concatenate([np.arange(n) < shared * (b > 0) for b, n in enumerate(lengths)])
+    once[~unseen] = dout[rows][~unseen]
+    _core.attention_bwd(device, *copies, once, o1, lse1, q[rows], k[rows], v[rows],
+                        whole_seqs(lengths), H, Hkv, window, scale)
+    assert_same_bits([dq[rows][~unseen]], [copies[0][~unseen]])
+    for got, each in ((dk, copies[1]), (dv, copies[2])):
+        want = np.zeros(got.shape)
+        np.add.at(want, rows, each.astype(np.float64))
+        check(got, want, "soft")
+
+    inputs = [Tensor(a.reshape(len(q), heads, -1)) for a, heads in ((q, H), (k, Hkv), (v, Hkv))]
+    out = ref.attention(*(x[rows] for x in inputs), ref.pack_spans(lengths), scale, window)
+    for got, want in zip((dq, dk, dv),
+                         gradients((out * once.reshape(len(rows), H, Dv)).sum(), inputs)):
+        check(got.reshape(want.shape), want, "soft")
+
+
+def test_a_groups_bits_do_not_depend_on_threads_or_company(devices, rng):
+    H, Hkv, D, starts = 4, 2, 20, ints(0, 100, 130, 137, 200, 230)
+    pos0, N = ints(0, 70, 70, 0, 63), 230
+    q, k, v = draw(rng, (N,), H, Hkv, D, D)
+    o, dout, lse = normal(rng, *q.shape), normal(rng, *q.shape), normal(rng, N, H) + 9
+
+    def run(device, rows=slice(0, N), seqs=(starts, pos0, None)):
+        grads = [nan(*a[rows].shape) for a in (q, k, v)]
+        _core.attention_bwd(device, *grads, dout[rows], o[rows], lse[rows], q[rows], k[rows], v[rows],
+                            seqs, H, Hkv, 0, 0.3)
+        return grads
+    check_threads(devices, run)
+    for first, last in ((0, 3), (3, 5)):
+        rows = slice(starts[first], starts[last])
+        alone = run(devices[0], rows, (starts[first:last + 1] - starts[first], pos0[first:last], None))
+        assert_same_bits(alone, [a[rows] for a in run(devices[1])])
+
+
 def test_cache_layout(device, rng):
     Hkv, D, Dv, blocks = 2, 3, 5, 3
     _, k, v = draw(rng, (66,), 1, Hkv, D, Dv)
@@ -282,6 +343,10 @@ def test_bad_arguments(device, rng):
         _core.Kv(device, 1, 1, 257, 8)
     with pytest.raises(ValueError, match="'pairs': 3 at index 1"):
         _core.kv_copy(device, kv, ints(0, 3)[None])
-    with pytest.raises(ValueError, match="'seqs.pos0': 1 at index 0, expected 0"):
+    with pytest.raises(ValueError, match="1 at index 0 is no prefix"):
         _core.attention_bwd(device, q.copy(), k.copy(), v.copy(), o, o, lse, q, k, v,
                             (ints(0, 65), ints(1), None), 2, 2, 0, 1.0)
+    for starts, pos0 in ((ints(0, 9, 65), ints(0, 10)), (ints(0, 9, 20, 65), ints(0, 9, 8))):
+        with pytest.raises(ValueError, match="is no prefix that its group shares"):
+            _core.attention_bwd(device, q.copy(), k.copy(), v.copy(), o, o, lse, q, k, v,
+                                (starts, pos0, None), 2, 2, 0, 1.0)

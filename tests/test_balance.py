@@ -7,7 +7,8 @@ import pytest
 
 import reference_ops as ref
 from autodiff import Tensor, gradients
-from op_testing import assert_same_bits, check, check_threads, nan, pack_starts, whole_seqs
+from op_testing import (assert_same_bits, check, check_threads, group_seqs, nan, pack_starts,
+                        whole_seqs)
 from r1grpo import _core
 
 LENGTHS = (3, 0, 1, 129, 33)
@@ -19,10 +20,10 @@ def draw(rng, N, E, K):
     return scores, np.ascontiguousarray(idx)
 
 
-def run(device, scores, idx, lengths, coef=0.1):
+def run(device, scores, idx, lengths, coef=0.1, seqs=None):
     spec = (scores.shape[1], idx.shape[1], 1, 1, False, True, 1.0)
     loss, dscores = nan(len(lengths)), nan(*scores.shape)
-    _core.balance_loss(device, loss, dscores, scores, idx, whole_seqs(lengths), spec, coef)
+    _core.balance_loss(device, loss, dscores, scores, idx, seqs or whole_seqs(lengths), spec, coef)
     return loss, dscores
 
 
@@ -60,3 +61,17 @@ def test_bits(devices, rng):
         rows = slice(starts[b], starts[b + 1])
         assert_same_bits(run(devices[0], scores[rows], idx[rows], (n,)),
                          (loss[b:b + 1], dscores[rows]))
+
+
+@pytest.mark.parametrize(("shared", "own"), [(1, (1, 2)), (40, (0, 3, 31, 0, 9)), (7, (5,))])
+def test_a_prefix_counts_for_each_that_shares_it(device, rng, shared, own):
+    """The losses have the bits of sequences with a copy each; the prefix's rows take all gradients."""
+    scores, idx = draw(rng, shared + sum(own), 12, 3)
+    starts, rows = group_seqs(shared, own)
+    lengths = tuple(shared + n for n in own)
+    loss, dscores = run(device, scores, idx, own, seqs=(*starts, None))
+    each_loss, each = run(device, scores[rows], idx[rows], lengths)
+    assert_same_bits([loss], [each_loss])
+    want = np.zeros(scores.shape)
+    np.add.at(want, rows, each.astype(np.float64))
+    check(dscores, want, "soft")

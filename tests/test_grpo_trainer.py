@@ -37,27 +37,40 @@ def test_a_step_is_one_update_and_a_rollout_is_used_once():
 
 
 def test_flops_of_a_step():
-    """Forward and backward of the update's sequences; before the first of a rollout, sampling with
-    every prompt once, and the reference's forward pass over all of it."""
+    """Forward and backward of the update's sequences; before the first of a rollout, sampling, and
+    the reference's forward pass over all of it. A prompt counts once for all its completions."""
     def parts(trainer, chosen):
         done = trainer.batch.completions
-        return ([len(done.prompt_ids[i // done.group_size]) for i in chosen],
-                [len(done.completion_ids[i]) for i in chosen])
+        return ([i // done.group_size for i in chosen], [len(done.completion_ids[i]) for i in chosen])
 
-    def passes(prompts, completions):
-        return forward_flops(trainer.model.config,
-                             [(0, p + n) for p, n in zip(prompts, completions)], sum(completions))
+    def passes(groups, completions):
+        spans, seen = [], set()
+        for p, n in zip(groups, completions):
+            prompt = len(trainer.batch.completions.prompt_ids[p])
+            spans.append((prompt, n) if p in seen else (0, prompt + n))
+            seen.add(p)
+        return forward_flops(trainer.model.config, spans, sum(completions))
     trainer = make(beta=0.1)
     for position, metrics in zip(range(2), trainer):
         done, config = trainer.batch.completions, trainer.model.config
         split = trainer.batch.mini_batches(trainer.args.seed, trainer.args.steps_per_generation)
         want = 3 * passes(*parts(trainer, split[position]))
         if position == 0:
-            prompts, lengths = parts(trainer, range(len(done)))
+            groups, lengths = parts(trainer, range(len(done)))
             spans = [(0, len(p)) for p in done.prompt_ids]
-            spans += [(p, n - 1) for p, n in zip(prompts, lengths)]
-            want += passes(prompts, lengths) + forward_flops(config, spans, sum(lengths))
+            spans += [(len(done.prompt_ids[p]), n - 1) for p, n in zip(groups, lengths)]
+            want += passes(groups, lengths) + forward_flops(config, spans, sum(lengths))
         assert metrics["flops"] == want
+
+
+def test_completions_of_a_prompt_share_it_in_every_mini_batch():
+    trainer = make(max_steps=2)
+    trainer.train()
+    size = trainer.batch.completions.group_size
+    split = trainer.batch.mini_batches(trainer.args.seed, trainer.args.steps_per_generation)
+    for call, chosen in zip(trainer.model.calls, split):
+        assert call["groups"] == [i // size for i in chosen]
+        assert len(set(call["groups"])) < len(chosen)
 
 
 def test_metrics_and_gap():

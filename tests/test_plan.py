@@ -42,7 +42,8 @@ if work == "train":
     how = dict(recompute=options["recompute"], micro_batch_tokens=options["micro_batch_tokens"])
     if config.num_nextn_predict_layers:
         how |= dict(mtp_coef=0.3, balance_coef=0.01)
-    model.sft_gradient([row[:1] for row in rows], [row[1:] for row in rows], **how)
+    prompt, group = options["prompt"], options["group"]
+    model.sft_gradient([row[:prompt] for row in rows[::group]], [row[prompt:] for row in rows], **how)
     model.update(1e-3)
 if reference:  # a whole micro-batch
     reference.logprobs([row[:1] for row in rows * 5], [row[1:] for row in rows * 5])
@@ -66,6 +67,9 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
                "v_head_dim": 32, "num_nextn_predict_layers": 1, "model_type": "deepseek_v3"},
      {"length": 512, "micro_batch_tokens": 512}),
     ("train", {}, {"length": 1024, "dtype": "bfloat16", "reference": "frozen"}),
+    ("train", {}, {"length": 500, "sequences": 32, "prompt": 440, "group": 16}),
+    ("train", {}, {"length": 150, "sequences": 64, "prompt": 50, "group": 64,
+                   "micro_batch_tokens": 100}),
     ("score", {}, {"length": 2048, "sequences": 2}),
     ("sample", {}, {"length": 192, "sequences": 40}),
     ("load", {"vocab_size": 40000}, {"frozen": True, "dtype": "bfloat16", "length": 16}),
@@ -76,7 +80,8 @@ def test_a_process_takes_what_the_plan_says(work: str, changes: dict, options: d
                                             tmp_path: Path) -> None:
     config = ModelConfig.from_dict({**WIDE, **changes})
     options = {"work": work, "sequences": 1, "recompute": False, "micro_batch_tokens": None,
-               "frozen": False, "dtype": "float32", "reference": None, **options}
+               "prompt": 1, "group": 1, "frozen": False, "dtype": "float32", "reference": None,
+               **options}
     if work == "load":
         options["folder"] = str(tmp_path / "model")
         Model(config, frozen=True).save_pretrained(options["folder"])
@@ -89,7 +94,8 @@ def test_a_process_takes_what_the_plan_says(work: str, changes: dict, options: d
                        training=work == "train", recompute=options["recompute"],
                        micro_batch_tokens=options["micro_batch_tokens"], scoring=work == "score",
                        prompts=options["sequences"] * (work == "sample"),
-                       prompt_length=options["length"] - 56, max_new_tokens=56,
+                       num_generations=options["group"], max_new_tokens=56,
+                       prompt_length=options["length"] - 56 if work == "sample" else options["prompt"],
                        frozen=options["frozen"], dtype=options["dtype"],
                        reference=options["reference"])
     assert want.total > 60 << 20, "too small to say anything"
@@ -143,6 +149,21 @@ def test_what_lowers_what() -> None:
 
 LONG = dict(vocab_size=151936, num_hidden_layers=1, num_attention_heads=2, hidden_size=32,
             intermediate_size=32, max_position_embeddings=32768, tie_word_embeddings=True)
+
+
+def test_a_prompt_is_planned_once_for_its_completions() -> None:
+    """16 completions of 20 tokens to a prompt of 100: 419 rows instead of 1,920, and no fewer where
+    mini-batches are drawn at random from the rollout."""
+    config = ModelConfig.from_dict(WIDE)
+
+    def acts(**changes) -> int:
+        args = GRPOConfig(max_prompt_length=100, max_completion_length=20, num_generations=16,
+                          per_device_train_batch_size=16, **changes)
+        return plan_training(config, args).bytes_of("training: activations")
+    alone = plan_memory(config, length=120, sequences=16).bytes_of("training: activations")
+    assert acts() / alone == pytest.approx((99 + 16 * 21) / (16 * 120), rel=0.02)
+    assert acts(steps_per_generation=4) == pytest.approx(alone, rel=0.001)
+    assert acts(steps_per_generation=4, micro_batch_tokens=120) == acts(micro_batch_tokens=120) == acts()
 
 
 def test_the_head_of_a_long_sample_adds_little() -> None:

@@ -7,7 +7,8 @@ import pytest
 
 import reference_ops as ref
 from autodiff import Tensor, gradients
-from op_testing import SIZES, assert_same_bits, check, check_threads, ints, nan, normal
+from op_testing import (SIZES, assert_same_bits, check, check_threads, group_seqs, ints, nan, normal,
+                        whole_seqs)
 from r1grpo import _core
 
 #        E  K groups top_groups
@@ -64,8 +65,15 @@ def test_sizes(device, rng, N):
     np.testing.assert_array_equal(idx, want.experts)
     check(weight, want.gates.data, "row")
     load = np.arange(16, dtype=np.int64)
-    _core.router_load(device, load, idx, spec)
+    _core.router_load(device, load, idx, whole_seqs((N,)), spec)
     np.testing.assert_array_equal(load, np.arange(16) + np.bincount(idx.ravel(), minlength=16))
+
+
+def test_a_prefix_is_counted_for_each_that_shares_it(device, rng):
+    idx, load = rng.integers(0, 8, (19, 2)).astype(np.int32), np.zeros(8, np.int64)
+    starts, rows = group_seqs(7, (3, 0, 9))
+    _core.router_load(device, load, idx, (*starts, None), (8, 2, 1, 1, False, True, 1.0))
+    np.testing.assert_array_equal(load, np.bincount(idx[rows].ravel(), minlength=8))
 
 
 def test_without_a_bias_a_group_counts_by_its_best_expert(device):
@@ -146,5 +154,5 @@ def test_bad_arguments(device, rng):
     fails("'spec.softmax': must be a bool", (8, 2, 1, 1, 0, True, 1.0), TypeError)
     fails("'spec': must be a tuple of 7", (8, 2, 1, 1), TypeError)
     with pytest.raises(ValueError, match="'idx': 8 at index 1 is outside"):
-        _core.router_load(device, np.zeros(8, np.int64), ints(0, 8)[None],
+        _core.router_load(device, np.zeros(8, np.int64), ints(0, 8)[None], whole_seqs((1,)),
                           (8, 2, 1, 1, False, True, 1.0))

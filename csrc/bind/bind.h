@@ -92,6 +92,8 @@ const r1_kv *arg_kv(r1_call *c, const char *name);
 /* The tuple (q_start, pos0, blocks) of packed sequences; binds B and N, derives pos and seq. kv:
  * its blocks must be good for it; NULL: blocks may be None. */
 const r1_seqs *arg_seqs(r1_call *c, r1_seqs *seqs, const r1_kv *kv);
+/* These sequences are groups, as in training: those with pos0 > 0 continue the last with pos0 0. */
+void arg_groups(r1_call *c, r1_seqs *seqs);
 /* Expert offsets (E + 1): from 0, ascending, at most N; None only if E is 1. */
 const int32_t *arg_offsets(r1_call *c);
 

@@ -253,7 +253,7 @@ static PyMethodDef model_methods[] = {
     METHOD("read", model_read, "device, index, what, array, /",
            "Copies a parameter's 'value', 'grad', 'm' or 'v' into a float32 array (n)."),
     METHOD("write", model_write, "device, index, what, array, /", "The reverse of read."),
-    METHOD("run", model_run, "device, ids, start, first, weight, advantage, old_logp, ref_logp, "
+    METHOD("run", model_run, "device, ids, start, first, group, weight, advantage, old_logp, ref_logp, "
            "pass, how, logp, entropy, loss, kl, clipped, mtp_loss, mtp_draft, balance, /",
            "Log-probs of a packed batch and, with pass.grad, its gradient: csrc/model/model.h."),
     METHOD("score", model_score, "device, ids, start, first, label, pass, score, loss, /",

@@ -5,7 +5,26 @@
 #define PY_SSIZE_T_CLEAN
 #include "model_bind.h"
 
+#include <string.h>
+
 /* ---- passes ---------------------------------------------------------------------------------- */
+
+/* The group of each sequence; neighbours of one group must have the same prompt. */
+static void
+arg_group(r1_args *a, r1_batch *batch)
+{
+    const int32_t *group = arg_i32(a, "group", "B", "1", ARG_IN | ARG_NULL);
+    const int32_t *start = batch->start, *first = batch->first;
+    for (size_t b = 1; group != NULL && !a->failed && b < batch->B; b++) {
+        if (group[b] == group[b - 1]) {
+            arg_require(a, first[b] == first[b - 1] &&
+                               memcmp(batch->ids + start[b], batch->ids + start[b - 1],
+                                      (size_t)first[b] * sizeof(int32_t)) == 0,
+                        "sequences %zu and %zu are of one group, but have different prompts", b - 1, b);
+        }
+    }
+    batch->group = group;
+}
 
 /* (ids, start, first): sequences packed one after another. Binds N, B, M. */
 static void
@@ -47,6 +66,7 @@ model_run(PyObject *object, PyObject *const *items, Py_ssize_t count)
     r1_args *a = &c.args;
     call_open(&c, "Model.run", items, count);
     arg_batch(self, a, &batch);
+    arg_group(a, &batch);
     batch.weight = arg_f32(a, "weight", "M", "1", ARG_IN | ARG_NULL);
     batch.adv = arg_f32(a, "advantage", "M", "1", ARG_IN | ARG_NULL);
     batch.old_logp = arg_f32(a, "old_logp", "M", "1", ARG_IN | ARG_NULL);

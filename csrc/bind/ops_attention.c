@@ -10,6 +10,9 @@ kv_write(r1_call *c)
     const r1_tensor *k = arg_tensor(a, "k", "N", "Hkv*D", ARG_IN);
     const r1_tensor *v = arg_tensor(a, "v", "N", "Hkv*Dv", ARG_IN);
     arg_seqs(c, &seqs, kv);
+    if (args_more(a) && arg_flag(a, "groups")) {
+        arg_groups(c, &seqs);
+    }
     arg_bind(a, "Hkv*D", arg_dim(a, "Hkv") * arg_dim(a, "D"));
     arg_bind(a, "Hkv*Dv", arg_dim(a, "Hkv") * arg_dim(a, "Dv"));
     if (call_begin(c)) {
@@ -87,6 +90,7 @@ attention_bwd(r1_call *c)
     const r1_tensor *k = arg_tensor(a, "k", "N", "Hkv*D", ARG_IN);
     const r1_tensor *v = arg_tensor(a, "v", "N", "Hkv*Dv", ARG_IN);
     arg_seqs(c, &seqs, NULL);
+    arg_groups(c, &seqs);
     size_t H = arg_size(a, "H"), Hkv = arg_size(a, "Hkv"), window = arg_size(a, "window");
     float scale = arg_float(a, "scale");
     size_t D = H ? arg_dim(a, "H*D") / H : 0, Dv = H ? arg_dim(a, "H*Dv") / H : 0;
@@ -98,10 +102,6 @@ attention_bwd(r1_call *c)
     arg_bind(a, "H*Dv", H * Dv);
     arg_bind(a, "Hkv*D", Hkv * D);
     arg_bind(a, "Hkv*Dv", Hkv * Dv);
-    for (size_t b = 0; !a->failed && b < seqs.B; b++) {
-        arg_require(a, seqs.pos0[b] == 0, "argument 'seqs.pos0': %d at index %zu, expected 0",
-                    seqs.pos0[b], b);
-    }
     if (call_begin(c)) {
         c->ops->attention_bwd(c->dev, dq, dk, dv, dout, o, lse, q, k, v, &seqs, H, Hkv, window,
                               scale, &c->st);
@@ -109,7 +109,7 @@ attention_bwd(r1_call *c)
 }
 
 static r1_op ops[] = {
-    R1_OP(kv_write, "kv, k, v, seqs"),
+    R1_OP(kv_write, "kv, k, v, seqs, groups"),
     R1_OP(kv_copy, "kv, pairs"),
     R1_OP(kv_read, "k, v, kv"),
     R1_OP(attention_fwd, "o, lse, q, kv, seqs, H, window, scale"),

@@ -76,10 +76,13 @@ router_load(r1_call *c)
     r1_router_spec spec;
     int64_t *load = arg_i64(a, "load", "E", "1", ARG_OUT);
     const int32_t *idx = arg_i32(a, "idx", "N", "K", ARG_IN);
+    r1_seqs seqs;
+    arg_seqs(c, &seqs, NULL);
+    arg_groups(c, &seqs);
     arg_router_spec(a, &spec);
     check_idx(a, idx, &spec);
     if (call_begin(c)) {
-        c->ops->router_load(c->dev, load, idx, arg_dim(a, "N"), &spec, &c->st);
+        c->ops->router_load(c->dev, load, idx, &seqs, &spec, &c->st);
     }
 }
 
@@ -94,6 +97,7 @@ balance_loss(r1_call *c)
     const r1_tensor *scores = arg_tensor(a, "scores", "N", "E", ARG_IN);
     const int32_t *idx = arg_i32(a, "idx", "N", "K", ARG_IN);
     arg_seqs(c, &seqs, NULL);
+    arg_groups(c, &seqs);
     arg_router_spec(a, &spec);
     float coef = arg_float(a, "coef");
     check_idx(a, idx, &spec);
@@ -188,7 +192,7 @@ dispatch_bwd(r1_call *c)
 static r1_op ops[] = {
     R1_OP(router_fwd, "idx, weight, scores, logits, bias, spec"),
     R1_OP(router_bwd, "dlogits, dweight, dscores, idx, scores, spec"),
-    R1_OP(router_load, "load, idx, spec"),
+    R1_OP(router_load, "load, idx, seqs, spec"),
     R1_OP(balance_loss, "loss, dscores, scores, idx, seqs, spec, coef"),
     R1_OP(router_bias_update, "bias, load, rate"),
     R1_OP(dispatch_plan, "offsets, source, place, idx, spec"),

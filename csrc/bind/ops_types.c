@@ -283,7 +283,7 @@ arg_seqs(r1_call *c, r1_seqs *seqs, const r1_kv *kv)
         arg_require(a, pos0[b] >= 0 && (int64_t)pos0[b] + (int64_t)N <= INT32_MAX,
                     "argument 'seqs.pos0': %d at index %zu is out of range", pos0[b], b);
     }
-    *seqs = (r1_seqs){B, N, arg_dim(a, "max_blocks"), q_start, pos0, blocks, NULL, NULL};
+    *seqs = (r1_seqs){B, N, arg_dim(a, "max_blocks"), q_start, pos0, blocks, NULL, NULL, NULL};
     if (kv && !a->failed) {
         check_blocks(a, seqs, kv);
     }
@@ -300,6 +300,27 @@ arg_seqs(r1_call *c, r1_seqs *seqs, const r1_kv *kv)
     seqs->pos = pos;
     seqs->seq = seq;
     return seqs;
+}
+
+void
+arg_groups(r1_call *c, r1_seqs *seqs)
+{
+    const int32_t *q_start = seqs->q_start, *pos0 = seqs->pos0;
+    int32_t *prefix = call_alloc(c, seqs->B, sizeof *prefix);
+    if (prefix == NULL) {
+        return;
+    }
+    size_t first = 0; /* of the group */
+    for (size_t b = 0; b < seqs->B && !c->args.failed; b++) {
+        first = pos0[b] == 0 ? b : first;
+        int32_t rows = q_start[first + 1] - q_start[first];
+        int right = b == first || (pos0[b] <= rows && (b == first + 1 || pos0[b] == pos0[b - 1]));
+        arg_require(&c->args, pos0[b] == 0 || (right && pos0[first] == 0),
+                    "argument 'seqs.pos0': %d at index %zu is no prefix that its group shares",
+                    pos0[b], b);
+        prefix[b] = q_start[first];
+    }
+    seqs->prefix = prefix;
 }
 
 const int32_t *

@@ -71,19 +71,27 @@ plan_pass(PyObject *Py_UNUSED(module), PyObject *const *items, Py_ssize_t count)
     arg_config(a, &config);
     r1_dtype dtype = arg_dtype(a, "dtype");
     const int32_t *start = arg_i32(a, "start", "B+1", "1", ARG_IN);
-    size_t B = arg_dim(a, "B+1"), micro_rows = arg_size(a, "micro_rows");
-    size_t unit = arg_size(a, "unit");
+    size_t ends = arg_dim(a, "B+1");
+    arg_require(a, ends > 0, "start is empty");
+    arg_bind(a, "B", ends - 1);
+    const int32_t *first = arg_i32(a, "first", "B", "1", ARG_IN);
+    const int32_t *group = arg_i32(a, "group", "B", "1", ARG_IN | ARG_NULL);
+    size_t micro_rows = arg_size(a, "micro_rows");
+    r1_batch batch = {.B = ends - 1, .start = start, .first = first, .group = group};
+    batch.pairs = arg_flag(a, "pairs");
     r1_keep keep = (r1_keep)arg_choice(a, "keep", keeps);
-    arg_require(a, B > 0, "start is empty");
-    for (size_t b = 0; !a->failed && b + 1 < B; b++) {
+    for (size_t b = 0; !a->failed && b < batch.B; b++) {
         arg_require(a, start[b] < start[b + 1] && start[b] >= 0, "start does not ascend at %zu",
                     b);
+        arg_require(a, a->failed || (first[b] >= 1 && first[b] <= start[b + 1] - start[b]),
+                    "first[%zu] is not in its sequence", b);
+        arg_require(a, a->failed || group == NULL || b == 0 || group[b] != group[b - 1] ||
+                           first[b] == first[b - 1],
+                    "first[%zu] is not that of its group", b);
     }
-    arg_require(a, a->failed || (unit >= 1 && (B - 1) % unit == 0),
-                "%zu sequences are not groups of unit %zu", B - 1, unit);
+    arg_require(a, !batch.pairs || (batch.B % 2 == 0 && group == NULL), "no pairs");
     if (call_begin(&c)) {
-        r1_plan_pass(&config, dtype, c.ops, c.dev, start, B - 1, micro_rows, unit, keep, &bytes,
-                     &c.st);
+        r1_plan_pass(&config, dtype, c.ops, c.dev, &batch, micro_rows, keep, &bytes, &c.st);
     }
     return plan_end(&c, pass_dict, &bytes);
 }
@@ -132,9 +140,9 @@ plan_decode(PyObject *Py_UNUSED(module), PyObject *const *items, Py_ssize_t coun
 
 static PyMethodDef functions[] = {
     FUNCTION(plan_model, "", "Bytes of a model: master, packed, vectors, grads, moments, update."),
-    FUNCTION(plan_pass, "start, micro_rows, unit, keep, ",
-             "Bytes of log-probs or a gradient of packed sequences, `unit` of which stay together: acts, "
-             "head, cache. keep: 'none' without gradient, 'stream' recomputed, 'all'."),
+    FUNCTION(plan_pass, "start, first, group, micro_rows, pairs, keep, ",
+             "Bytes of log-probs or a gradient of packed sequences, in groups or in pairs: acts, head, "
+             "cache. keep: 'none' without gradient, 'stream' recomputed, 'all'."),
     FUNCTION(plan_decode, "prompts, num_generations, prompt_length, max_new_tokens, slots, speculative, ",
              "Bytes of a sampling session: slots (a count), kv, rest, and its pass."),
     {NULL, NULL, 0, NULL},

@@ -338,14 +338,13 @@ write_keys(const r1_kv *kv, void *to, const float *k, size_t ld, size_t slot, si
     }
 }
 
-/* Rows n .. n + count - 1: consecutive positions of one sequence, inside one block */
+/* Rows n .. n + count - 1: positions t .. of sequence b, inside one block */
 static void
-write_rows(const kv_job *job, size_t n, size_t count)
+write_rows(const kv_job *job, size_t n, size_t count, size_t b, size_t t)
 {
     const r1_kv *kv = job->kv;
-    size_t t = (size_t)job->seqs->pos[n], slot = t % KEYS;
-    size_t at = (size_t)job->seqs->seq[n] * job->seqs->max_blocks + t / KEYS;
-    size_t block = (size_t)job->seqs->blocks[at];
+    size_t slot = t % KEYS;
+    size_t block = (size_t)job->seqs->blocks[b * job->seqs->max_blocks + t / KEYS];
     for (size_t g = 0; g < kv->Hkv; g++) {
         void *values = block_v(kv, block, g);
         write_keys(kv, block_k(kv, block, g), row_f32(job->k, n) + g * kv->D, job->k->ld, slot,
@@ -375,7 +374,19 @@ kv_write_task(void *ctx, size_t task, size_t worker)
                 break;
             }
         }
-        write_rows(job, n, count);
+        write_rows(job, n, count, (size_t)seqs->seq[n], (size_t)seqs->pos[n]);
+    }
+}
+
+/* The prefix's positions in the block of pos0[b], from the prefix's rows. */
+static void
+kv_prefix_task(void *ctx, size_t b, size_t worker)
+{
+    (void)worker;
+    const kv_job *job = ctx;
+    size_t end = (size_t)job->seqs->pos0[b], t = end / KEYS * KEYS;
+    if (t < end) {
+        write_rows(job, (size_t)job->seqs->prefix[b] + t, end - t, b, t);
     }
 }
 
@@ -388,6 +399,9 @@ TIER(kv_write)(r1_dev *dev, const r1_kv *kv, const r1_tensor *k, const r1_tensor
     size_t step = share < WRITE_ROWS ? WRITE_ROWS : share < W ? share : W;
     kv_job job = {.kv = kv, .k = k, .v = v, .seqs = seqs, .step = step};
     r1_pool_run(dev->pool, split_count(seqs->N, step), kv_write_task, &job);
+    if (seqs->prefix != NULL) {
+        r1_pool_run(dev->pool, seqs->B, kv_prefix_task, &job);
+    }
     return R1_OK;
 }
 

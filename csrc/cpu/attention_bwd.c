@@ -9,10 +9,11 @@
  * are overwritten. Dao et al. 2022, algorithm 4, with the sums in this order:
  *   - a dot product over D or Dv is one chain, keys are the lanes (as in forward); delta is
  *     W chains and a tree;
- *   - dq: one chain over keys ascending;  dk, dv: one chain over the KV head's query heads
- *     ascending and, in each, over queries ascending.
- * Only pairs that forward saw enter a sum; blocks without one are not visited. A sequence's gradient depends on that sequence alone: one task is
- * one (sequence, KV head), which owns its rows of dk and dv and its heads of dq.
+ *   - dq: one chain over keys ascending;  dk, dv: one chain over the sequences of the group
+ *     ascending, in each over the KV head's query heads ascending, and there over queries ascending.
+ * Only pairs that forward saw enter a sum; blocks without one are not visited. A group (ops.h: the
+ * sequences that share a prefix, mostly one) depends on itself alone: one task is one (group, KV
+ * head), which owns its rows of dk and dv and its heads of dq.
  */
 #include "attention_tile.h"
 #include "transpose.h"
@@ -30,8 +31,8 @@ typedef struct {
 /* One block of 64 keys (j0 ..) against QUERIES queries (i0 ..) of one head, with copies of what its
  * products read: in the tensors the rows of a head lie far apart, often in the same cache sets. */
 typedef struct {
-    size_t row0, T; /* the sequence: its first packed row, its length */
-    size_t h, g;    /* query head, KV head */
+    size_t krow0, qrow0; /* packed rows of position 0, of the keys and of the queries */
+    size_t h, g;         /* query head, KV head */
     size_t j0, nj, i0, ni;
     _Alignas(64) float kt[R1_MAX_HEAD_DIM * KEYS]; /* (D, 64) */
     _Alignas(64) float vt[R1_MAX_HEAD_DIM * KEYS]; /* (Dv, 64) */
@@ -61,12 +62,23 @@ copy_row(float *to, const float *from, size_t n)
     }
 }
 
-/* The block's keys; those that are missing are 0 in kt and vt. */
-static void
-load_keys(bwd_block *x, const bwd_job *job)
+/* Behind the last position of sequence b. */
+static size_t
+seq_end(const r1_seqs *seqs, size_t b)
 {
-    const float *k = row_f32(job->k, x->row0 + x->j0) + x->g * job->D;
-    const float *v = row_f32(job->v, x->row0 + x->j0) + x->g * job->Dv;
+    return (size_t)(seqs->pos0[b] + seqs->q_start[b + 1] - seqs->q_start[b]);
+}
+
+/* The block's keys: positions j0 .. of `left` that follow, in the sequence whose position 0 is row
+ * krow0. Those that are missing are 0 in kt and vt. */
+static void
+load_keys(bwd_block *x, const bwd_job *job, size_t krow0, size_t j0, size_t left)
+{
+    x->krow0 = krow0;
+    x->j0 = j0;
+    x->nj = left < KEYS ? left : KEYS;
+    const float *k = row_f32(job->k, krow0 + j0) + x->g * job->D;
+    const float *v = row_f32(job->v, krow0 + j0) + x->g * job->Dv;
     transpose_floats(x->kt, KEYS, KEYS, k, job->k->ld, x->nj, job->D);
     transpose_floats(x->vt, KEYS, KEYS, v, job->v->ld, x->nj, job->Dv);
     for (size_t j = 0; j < x->nj; j++) {
@@ -80,7 +92,7 @@ load_queries(bwd_block *x, const bwd_job *job)
 {
     size_t D = job->D, Dv = job->Dv, rows = (x->ni + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
     for (size_t i = 0; i < rows; i++) {
-        size_t n = x->row0 + x->i0 + (i < x->ni ? i : x->ni - 1);
+        size_t n = x->qrow0 + x->i0 + (i < x->ni ? i : x->ni - 1);
         copy_row(x->q + i * D, row_f32(job->q, n) + x->h * D, D);
         copy_row(x->dout + i * Dv, row_f32(job->dout, n) + x->h * Dv, Dv);
         x->lse[i] = row_f32(job->lse, n)[x->h];
@@ -89,7 +101,7 @@ load_queries(bwd_block *x, const bwd_job *job)
 }
 
 /* p and ds of queries i .. i + TILE_ROWS - 1 of the block (i counts from i0); rows beyond the
- * sequence are read by nobody. */
+ * last query are read by nobody. */
 static void
 rows_scores(bwd_block *x, const bwd_job *job, size_t i)
 {
@@ -159,7 +171,7 @@ product(float *c, size_t ldc, size_t count, const float *a, size_t lda, size_t k
 static void
 rows_dq(const bwd_block *x, const bwd_job *job, size_t i)
 {
-    size_t n = x->row0 + x->i0 + i, count = x->ni - i < TILE_ROWS ? x->ni - i : TILE_ROWS;
+    size_t n = x->qrow0 + x->i0 + i, count = x->ni - i < TILE_ROWS ? x->ni - i : TILE_ROWS;
     ptrdiff_t until = (ptrdiff_t)(x->i0 + i + 1) - (ptrdiff_t)x->j0; /* keys, from j0 */
     product(row_f32(job->dq, n) + x->h * job->D, job->dq->ld, count, x->ds[i], KEYS, 1, x->k,
             job->D, job->D, (ptrdiff_t)x->nj, until - job->window, until);
@@ -170,7 +182,7 @@ static void
 rows_dkv(const bwd_block *x, const bwd_job *job, const r1_tensor *dx, const float *y,
          const float (*pt)[KEYS], size_t j, size_t width)
 {
-    size_t n = x->row0 + x->j0 + j, count = x->nj - j < TILE_ROWS ? x->nj - j : TILE_ROWS;
+    size_t n = x->krow0 + x->j0 + j, count = x->nj - j < TILE_ROWS ? x->nj - j : TILE_ROWS;
     ptrdiff_t from = (ptrdiff_t)(x->j0 + j) - (ptrdiff_t)x->i0; /* queries, from i0 */
     product(row_f32(dx, n) + x->g * width, dx->ld, count, pt[0] + j, 1, KEYS, y, width, width,
             (ptrdiff_t)x->ni, from, from + job->window);
@@ -184,37 +196,63 @@ zero_columns(const r1_tensor *x, size_t row0, size_t rows, size_t c0, size_t col
     }
 }
 
+/* The rows of sequence b that see one of the block's first nj keys meet them. */
+static void
+queries_bwd(bwd_block *x, const bwd_job *job, size_t b, size_t nj)
+{
+    size_t per = job->H / job->Hkv, pos0 = (size_t)job->seqs->pos0[b];
+    size_t begin = x->j0 > pos0 ? x->j0 : pos0, end = seq_end(job->seqs, b);
+    size_t seen = x->j0 + nj - 1 + (size_t)job->window; /* behind the last query that sees one */
+    end = seen < end ? seen : end;
+    x->qrow0 = (size_t)job->seqs->q_start[b] - pos0;
+    x->nj = nj;
+    for (x->h = x->g * per; x->h < (x->g + 1) * per; x->h++) {
+        for (x->i0 = begin; x->i0 < end; x->i0 += QUERIES) {
+            x->ni = end - x->i0 < QUERIES ? end - x->i0 : QUERIES;
+            load_queries(x, job);
+            for (size_t i = 0; i < x->ni; i += TILE_ROWS) {
+                rows_scores(x, job, i);
+                rows_dq(x, job, i);
+            }
+            for (size_t j = 0; j < nj && x->j0 + j < x->i0 + x->ni; j += TILE_ROWS) {
+                rows_dkv(x, job, job->dv, x->dout, (const float(*)[KEYS])x->p, j, job->Dv);
+                rows_dkv(x, job, job->dk, x->q, (const float(*)[KEYS])x->ds, j, job->D);
+            }
+        }
+    }
+}
+
+/* The group that begins with sequence `first`: the keys of that one, which the prefix of the others
+ * is part of; then the keys that each of the others has alone. */
 static void
 attention_bwd_task(void *ctx, size_t task, size_t worker)
 {
     (void)worker;
     const bwd_job *job = ctx;
-    size_t b = task / job->Hkv, per = job->H / job->Hkv;
+    const r1_seqs *seqs = job->seqs;
+    size_t first = task / job->Hkv, per = job->H / job->Hkv, last = group_end(seqs, first);
+    size_t row0 = (size_t)seqs->q_start[first], rows = (size_t)seqs->q_start[last] - row0;
     bwd_block x;
     x.g = task % job->Hkv;
-    x.row0 = (size_t)job->seqs->q_start[b];
-    x.T = (size_t)job->seqs->q_start[b + 1] - x.row0;
-    zero_columns(job->dq, x.row0, x.T, x.g * per * job->D, per * job->D);
-    zero_columns(job->dk, x.row0, x.T, x.g * job->D, job->D);
-    zero_columns(job->dv, x.row0, x.T, x.g * job->Dv, job->Dv);
-    for (x.j0 = 0; x.j0 < x.T; x.j0 += KEYS) {
-        x.nj = x.T - x.j0 < KEYS ? x.T - x.j0 : KEYS;
-        size_t seen = x.j0 + x.nj - 1 + (size_t)job->window; /* behind the last query that sees one */
-        size_t end = seen < x.T ? seen : x.T;
-        load_keys(&x, job);
-        for (x.h = x.g * per; x.h < (x.g + 1) * per; x.h++) {
-            for (x.i0 = x.j0; x.i0 < end; x.i0 += QUERIES) {
-                x.ni = end - x.i0 < QUERIES ? end - x.i0 : QUERIES;
-                load_queries(&x, job);
-                for (size_t i = 0; i < x.ni; i += TILE_ROWS) {
-                    rows_scores(&x, job, i);
-                    rows_dq(&x, job, i);
-                }
-                for (size_t j = 0; j < x.nj && x.j0 + j < x.i0 + x.ni; j += TILE_ROWS) {
-                    rows_dkv(&x, job, job->dv, x.dout, (const float(*)[KEYS])x.p, j, job->Dv);
-                    rows_dkv(&x, job, job->dk, x.q, (const float(*)[KEYS])x.ds, j, job->D);
-                }
-            }
+    if (seqs->pos0[first] > 0) {
+        return; /* not the first of its group */
+    }
+    zero_columns(job->dq, row0, rows, x.g * per * job->D, per * job->D);
+    zero_columns(job->dk, row0, rows, x.g * job->D, job->D);
+    zero_columns(job->dv, row0, rows, x.g * job->Dv, job->Dv);
+    for (size_t j0 = 0, T = seq_end(seqs, first); j0 < T; j0 += KEYS) {
+        load_keys(&x, job, row0, j0, T - j0);
+        queries_bwd(&x, job, first, x.nj);
+        for (size_t b = first + 1; b < last && j0 < (size_t)seqs->pos0[b]; b++) {
+            size_t shared = (size_t)seqs->pos0[b] - j0;
+            queries_bwd(&x, job, b, shared < KEYS ? shared : KEYS);
+        }
+    }
+    for (size_t b = first + 1; b < last; b++) {
+        size_t S = (size_t)seqs->pos0[b], T = seq_end(seqs, b);
+        for (size_t j0 = S; j0 < T; j0 += KEYS) {
+            load_keys(&x, job, (size_t)seqs->q_start[b] - S, j0, T - j0);
+            queries_bwd(&x, job, b, x.nj);
         }
     }
 }

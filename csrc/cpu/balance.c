@@ -8,8 +8,11 @@
  * (our choice): a caller who passes coef / total tokens gets the mean over tokens, however they are
  * split into calls.
  *
- * The loss is summed in float64 over rows ascending, then experts ascending; one sequence is one
- * task, a sequence without rows has loss 0.
+ * A prefix belongs to every sequence of its group: it counts in the loss of each, and as a row's
+ * gradient is linear in f, its rows take the sum of the sequences' f, in ascending order.
+ *
+ * The loss is summed in float64 over rows ascending, then experts ascending; one group is one task, a
+ * sequence without rows has loss 0.
  */
 #include "cpu.h"
 #include "simd.h"
@@ -21,6 +24,8 @@ typedef struct {
     const r1_router_spec *spec;
     float coef;
 } balance_job;
+
+static const float TINY = 1e-20f; /* all gates may underflow; otherwise it adds nothing */
 
 static float
 row_sum(const float *x, size_t E)
@@ -46,37 +51,70 @@ row_gradient(float *ds, const float *s, const float *f, float S, float coef, siz
     }
 }
 
+/* What rows have summed so far. */
+typedef struct {
+    float count[R1_MAX_EXPERTS]; /* rows that chose each expert */
+    double P[R1_MAX_EXPERTS];    /* T times the mean share of each */
+} balance_sums;
+
+/* Rows [begin, end) join the sums. */
 static void
-balance_task(void *ctx, size_t b, size_t worker)
+add_rows(balance_sums *x, const balance_job *job, size_t begin, size_t end)
 {
-    (void)worker;
-    const balance_job *job = ctx;
     size_t E = job->spec->E, K = job->spec->K;
-    size_t begin = (size_t)job->seqs->q_start[b], end = (size_t)job->seqs->q_start[b + 1];
-    double P[R1_MAX_EXPERTS] = {0}, loss = 0.0; /* P: sum over rows, T times the mean */
-    float f[R1_MAX_EXPERTS] = {0};
-    if (begin == end) {
-        *row_f32(job->loss, b) = 0.0f;
-        return;
-    }
     for (size_t i = begin * K; i < end * K; i++) {
-        f[job->idx[i]] += 1.0f;
-    }
-    for (size_t e = 0; e < E; e++) {
-        f[e] = f[e] * (float)E / (float)(K * (end - begin));
+        x->count[job->idx[i]] += 1.0f;
     }
     for (size_t n = begin; n < end; n++) {
         const float *s = row_f32(job->scores, n);
-        float S = row_sum(s, E) + 1e-20f; /* all gates may underflow; otherwise it adds nothing */
+        float S = row_sum(s, E) + TINY;
         for (size_t e = 0; e < E; e++) {
-            P[e] += (double)s[e] / S;
+            x->P[e] += (double)s[e] / S;
         }
-        row_gradient(row_f32(job->dscores, n), s, f, S, job->coef, E);
     }
-    for (size_t e = 0; e < E; e++) {
-        loss += (double)f[e] * P[e];
+}
+
+/* The gradient of rows [begin, end). */
+static void
+rows_gradient(const balance_job *job, const float *f, size_t begin, size_t end)
+{
+    size_t E = job->spec->E;
+    for (size_t n = begin; n < end; n++) {
+        const float *s = row_f32(job->scores, n);
+        row_gradient(row_f32(job->dscores, n), s, f, row_sum(s, E) + TINY, job->coef, E);
     }
-    *row_f32(job->loss, b) = (float)(loss * job->coef);
+}
+
+static void
+balance_task(void *ctx, size_t first, size_t worker)
+{
+    (void)worker;
+    const balance_job *job = ctx;
+    const r1_seqs *seqs = job->seqs;
+    size_t E = job->spec->E, end = group_end(seqs, first), row0 = (size_t)seqs->q_start[first];
+    size_t shared = end > first + 1 ? (size_t)seqs->pos0[first + 1] : 0;
+    balance_sums prefix = {0};
+    float f_all[R1_MAX_EXPERTS] = {0};
+    if (seqs->pos0[first] > 0) {
+        return; /* not the first of its group */
+    }
+    add_rows(&prefix, job, row0, row0 + shared);
+    for (size_t b = first; b < end; b++) {
+        size_t own = (size_t)seqs->q_start[b] + (b == first ? shared : 0);
+        size_t own_end = (size_t)seqs->q_start[b + 1], T = shared + own_end - own;
+        balance_sums all = prefix;
+        float f[R1_MAX_EXPERTS];
+        double loss = 0.0;
+        add_rows(&all, job, own, own_end);
+        for (size_t e = 0; e < E && T > 0; e++) {
+            f[e] = all.count[e] * (float)E / (float)(job->spec->K * T);
+            f_all[e] += f[e];
+            loss += (double)f[e] * all.P[e];
+        }
+        *row_f32(job->loss, b) = (float)(loss * job->coef);
+        rows_gradient(job, f, own, own_end);
+    }
+    rows_gradient(job, f_all, row0, row0 + shared);
 }
 
 r1_code

@@ -68,4 +68,13 @@ row_f32(const r1_tensor *x, size_t n)
     return (float *)x->data + n * x->ld;
 }
 
+/* The end of the group whose first sequence is b: ops.h, r1_seqs. */
+static inline size_t
+group_end(const r1_seqs *seqs, size_t b)
+{
+    for (b++; b < seqs->B && seqs->pos0[b] > 0; b++) {
+    }
+    return b;
+}
+
 #endif

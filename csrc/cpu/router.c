@@ -243,14 +243,25 @@ TIER(router_bwd)(r1_dev *dev, const r1_tensor *dlogits, const r1_tensor *dweight
     return R1_OK;
 }
 
+static void
+add_load(int64_t *load, const int32_t *idx, int32_t row0, int32_t rows, size_t K)
+{
+    idx += (size_t)row0 * K;
+    for (size_t i = 0; i < (size_t)rows * K; i++) {
+        load[idx[i]] += 1;
+    }
+}
+
 r1_code
-TIER(router_load)(r1_dev *dev, int64_t *load, const int32_t *idx, size_t N,
+TIER(router_load)(r1_dev *dev, int64_t *load, const int32_t *idx, const r1_seqs *seqs,
                   const r1_router_spec *spec, r1_status *st)
 {
     (void)dev;
     (void)st;
-    for (size_t i = 0; i < N * spec->K; i++) {
-        load[idx[i]] += 1;
+    for (size_t b = 0; b < seqs->B; b++) {
+        const int32_t *start = seqs->q_start + b;
+        add_load(load, idx, seqs->prefix[b], seqs->pos0[b], spec->K);
+        add_load(load, idx, start[0], start[1] - start[0], spec->K);
     }
     return R1_OK;
 }

@@ -267,7 +267,7 @@ moe_bwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_temps *t, con
     }
     R1_TRY(ops->router_bwd(m->dev, &t->dlogits, &t->dweight, dscores, a->idx, &a->scores, &spec,
                            st));
-    R1_TRY(ops->router_load(m->dev, l->load, a->idx, a->h1.rows, &spec, st));
+    R1_TRY(ops->router_load(m->dev, l->load, a->idx, seqs, &spec, st));
     return linear_bwd(m, &t->dh, &t->dlogits, &a->h1, &l->router, NULL, 1, st);
 }
 

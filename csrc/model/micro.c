@@ -1,12 +1,24 @@
 /* micro.c - sequences of a batch -> the integers of one packed micro-batch, on the device.
  *
  * Rows are the sequences one after another; the row of token j - 1 predicts token j, and its MTP
- * module predicts token j + 1. Splitting a batch into micro-batches cannot change a bit: sequences
- * stay whole and in order, and every gradient is a chain over rows (ops.h).
+ * module predicts token j + 1.
+ *
+ * Neighbours of one group have the same prompt, and share the rows of its first S tokens: the first of
+ * them has these rows, the others continue them (ops.h, r1_seqs). S leaves out the rows that predict
+ * a completion's first token, the trunk's and the MTP module's one before it: they are each sequence's
+ * own, so every row predicts one token, and what the MTP module reads beside a row is one token.
+ *
+ * A micro-batch consists of parts: as many neighbours of a group as have PART_ROWS rows behind the
+ * shared ones, at least one. That is a function of the sizes of the group and of nothing else; were
+ * it one of micro_rows, the sums over a prompt would depend on it. So splitting a batch into micro-
+ * batches cannot change a bit: parts stay whole and in order, and every gradient is a chain over rows
+ * (ops.h). The price: a micro-batch may have as many rows as a prompt and PART_ROWS, if not more.
  */
 #include <string.h>
 
 #include "model.h"
+
+enum { PART_ROWS = 2048 };
 
 static size_t
 seq_len(const r1_batch *batch, size_t b)
@@ -14,64 +26,108 @@ seq_len(const r1_batch *batch, size_t b)
     return (size_t)(batch->start[b + 1] - batch->start[b]);
 }
 
-size_t
-micro_end(const r1_batch *batch, size_t b0, size_t micro_rows, size_t unit)
+/* S of the group of sequence b. */
+static size_t
+shared_rows(const r1_config *c, const r1_batch *batch, size_t b)
 {
-    size_t b1 = b0 + unit;
-    while (b1 < batch->B &&
-           (size_t)(batch->start[b1 + unit] - batch->start[b0]) <= micro_rows) {
-        b1 += unit;
+    size_t own = 1 + c->mtp;
+    return batch->group != NULL && (size_t)batch->first[b] > own ? (size_t)batch->first[b] - own : 0;
+}
+
+/* The end of the part that begins with sequence b0, and its rows. */
+static size_t
+part_end(const r1_config *c, const r1_batch *batch, size_t b0, size_t *rows)
+{
+    size_t b1 = b0 + 1, S = shared_rows(c, batch, b0);
+    *rows = seq_len(batch, b0);
+    if (batch->pairs) {
+        *rows += seq_len(batch, b1++);
+    }
+    for (; S > 0 && b1 < batch->B && batch->group[b1] == batch->group[b0]; b1++) {
+        size_t more = seq_len(batch, b1) - S;
+        if (*rows - S + more > PART_ROWS) {
+            break;
+        }
+        *rows += more;
+    }
+    return b1;
+}
+
+size_t
+micro_end(const r1_config *c, const r1_batch *batch, size_t b0, size_t micro_rows)
+{
+    size_t rows, more, b1 = part_end(c, batch, b0, &rows);
+    while (b1 < batch->B) {
+        size_t end = part_end(c, batch, b1, &more);
+        if (rows + more > micro_rows) {
+            break;
+        }
+        rows += more;
+        b1 = end;
     }
     return b1;
 }
 
 static size_t
-seq_blocks(const r1_batch *batch, size_t b)
+kv_blocks(size_t positions)
 {
-    return (seq_len(batch, b) + R1_KV_BLOCK - 1) / R1_KV_BLOCK;
+    return (positions + R1_KV_BLOCK - 1) / R1_KV_BLOCK;
 }
 
-/* KV blocks of sequences [b0, b1); *most: of the longest, the width of the block table. */
 static size_t
-blocks_needed(const r1_batch *batch, size_t b0, size_t b1, size_t *most)
+larger(size_t a, size_t b)
 {
-    size_t sum = 0;
-    *most = 1;
-    for (size_t b = b0; b < b1; b++) {
-        size_t n = seq_blocks(batch, b);
-        *most = n > *most ? n : *most;
-        sum += n;
+    return a > b ? a : b;
+}
+
+/* What the micro-batch of sequences [b0, b1) takes. */
+static r1_micro_size
+size_of(const r1_config *c, const r1_batch *batch, size_t b0, size_t b1)
+{
+    r1_micro_size s = {.seqs = b1 - b0};
+    for (size_t b = b0, rows; b < b1;) {
+        size_t end = part_end(c, batch, b, &rows);
+        size_t shared = shared_rows(c, batch, b) / R1_KV_BLOCK;
+        s.rows += rows;
+        s.blocks += shared;
+        for (; b < end; b++) {
+            s.blocks += kv_blocks(seq_len(batch, b)) - shared;
+            s.longest = larger(s.longest, seq_len(batch, b));
+        }
     }
-    return sum;
+    s.table = s.seqs * kv_blocks(s.longest);
+    return s;
 }
 
 r1_micro_size
-micro_size(const r1_batch *batch, size_t micro_rows, size_t unit)
+micro_size(const r1_config *c, const r1_batch *batch, size_t micro_rows)
 {
     r1_micro_size s = {1, 1, 1, 1, 1};
     for (size_t b0 = 0, b1; b0 < batch->B; b0 = b1) {
-        b1 = micro_end(batch, b0, micro_rows, unit);
-        size_t n = (size_t)(batch->start[b1] - batch->start[b0]);
-        size_t most, sum = blocks_needed(batch, b0, b1, &most);
-        for (size_t b = b0; b < b1; b++) {
-            s.longest = seq_len(batch, b) > s.longest ? seq_len(batch, b) : s.longest;
-        }
-        s.rows = n > s.rows ? n : s.rows;
-        s.seqs = b1 - b0 > s.seqs ? b1 - b0 : s.seqs;
-        s.blocks = sum > s.blocks ? sum : s.blocks;
-        s.table = (b1 - b0) * most > s.table ? (b1 - b0) * most : s.table;
+        b1 = micro_end(c, batch, b0, micro_rows);
+        r1_micro_size one = size_of(c, batch, b0, b1);
+        s = (r1_micro_size){larger(s.rows, one.rows), larger(s.seqs, one.seqs),
+                            larger(s.blocks, one.blocks), larger(s.table, one.table),
+                            larger(s.longest, one.longest)};
     }
     return s;
 }
 
 r1_code
-micro_reserve(r1_model *m, r1_workspace *ws, const r1_batch *batch, size_t micro_rows, size_t unit,
-              r1_keep keep, r1_status *st)
+micro_reserve(r1_model *m, r1_workspace *ws, const r1_batch *batch, size_t micro_rows, r1_keep keep,
+              r1_status *st)
 {
-    r1_micro_size s = micro_size(batch, micro_rows, unit);
+    r1_micro_size s = micro_size(&m->config, batch, micro_rows);
     R1_TRY(rope_reserve(m, s.longest, st));
     return workspace_reserve(m, ws, s.rows, s.seqs, s.blocks, s.table, keep, st);
 }
+
+/* The integers of a micro-batch on the host; shapes: r1_micro, r1_seqs. */
+typedef struct {
+    int32_t *q_start, *pos0, *prefix, *last, *ids, *next, *pos, *seq, *row, *target;
+    int32_t *mtp_row, *mtp_target, *blocks, *mtp_index;
+    size_t max_blocks, used; /* used: KV blocks so far */
+} micro_lists;
 
 static int32_t *
 take(int32_t **next, size_t n)
@@ -81,51 +137,63 @@ take(int32_t **next, size_t n)
     return p;
 }
 
+/* Sequence b behind the one before it. All of a part but its first sequence have their first `shared`
+ * positions in the rows of that one. */
+static void
+put_sequence(micro_lists *x, r1_micro *mb, const r1_batch *batch, size_t b, size_t first,
+             size_t shared)
+{
+    const int32_t *tokens = batch->ids + batch->start[b];
+    size_t i = b - mb->b0, i_first = first - mb->b0, T = seq_len(batch, b);
+    size_t pos0 = b > first ? shared : 0, row0 = (size_t)x->q_start[i] - pos0; /* of position 0 */
+    int32_t *table = x->blocks + i * x->max_blocks;
+    x->pos0[i] = (int32_t)pos0;
+    x->prefix[i] = x->q_start[pos0 > 0 ? i_first : i];
+    x->q_start[i + 1] = (int32_t)(row0 + T);
+    x->last[i] = (int32_t)(row0 + T - 1);
+    for (size_t j = pos0; j < T; j++) {
+        x->ids[row0 + j] = tokens[j];
+        x->next[row0 + j] = j + 1 < T ? tokens[j + 1] : -1;
+        x->pos[row0 + j] = (int32_t)j;
+        x->seq[row0 + j] = (int32_t)i;
+    }
+    for (size_t j = (size_t)batch->first[b]; j < T; j++) {
+        if (j >= pos0 + 2) { /* with an MTP module: always, or j < 2 */
+            x->mtp_row[mb->mtp_M] = (int32_t)(row0 + j - 2);
+            x->mtp_target[mb->mtp_M] = tokens[j];
+            x->mtp_index[mb->mtp_M++] = (int32_t)mb->M;
+        }
+        x->row[mb->M] = (int32_t)(row0 + j - 1);
+        x->target[mb->M++] = tokens[j];
+    }
+    for (size_t j = 0; j < kv_blocks(T); j++) {
+        int theirs = j < pos0 / R1_KV_BLOCK;
+        table[j] = theirs ? x->blocks[i_first * x->max_blocks + j] : (int32_t)x->used++;
+    }
+}
+
 r1_code
 micro_open(r1_model *m, r1_workspace *ws, const r1_batch *batch, size_t b0, size_t b1, size_t m0,
            r1_micro *mb, r1_status *st)
 {
-    size_t B = b1 - b0, N = (size_t)(batch->start[b1] - batch->start[b0]);
-    size_t max_blocks, used = 0;
-    blocks_needed(batch, b0, b1, &max_blocks);
-    size_t device = 8 * N + 3 * B + 1 + B * max_blocks;
+    const r1_config *c = &m->config;
+    r1_micro_size s = size_of(c, batch, b0, b1);
+    size_t B = s.seqs, N = s.rows, device = 8 * N + 4 * B + 1 + s.table;
     *mb = (r1_micro){.b0 = b0, .N = N, .m0 = m0};
     mb->host = r1_alloc(device + N, sizeof(int32_t));
     if (mb->host == NULL) {
         return R1_FAIL(st, R1_ENOMEM, "out of memory for a micro-batch of %zu rows", N);
     }
     int32_t *p = mb->host;
-    int32_t *q_start = take(&p, B + 1), *pos0 = take(&p, B), *last = take(&p, B);
-    int32_t *ids = take(&p, N), *next = take(&p, N), *pos = take(&p, N), *seq = take(&p, N);
-    int32_t *row = take(&p, N), *target = take(&p, N);
-    int32_t *mtp_row = take(&p, N), *mtp_target = take(&p, N);
-    int32_t *blocks = take(&p, B * max_blocks), *mtp_index = take(&p, N);
-
-    for (size_t b = 0; b < B; b++) {
-        const int32_t *tokens = batch->ids + batch->start[b0 + b];
-        size_t T = seq_len(batch, b0 + b);
-        size_t n0 = (size_t)(batch->start[b0 + b] - batch->start[b0]);
-        q_start[b] = (int32_t)n0;
-        q_start[b + 1] = (int32_t)(n0 + T);
-        last[b] = (int32_t)(n0 + T - 1);
-        for (size_t j = 0; j < T; j++) {
-            ids[n0 + j] = tokens[j];
-            next[n0 + j] = j + 1 < T ? tokens[j + 1] : -1;
-            pos[n0 + j] = (int32_t)j;
-            seq[n0 + j] = (int32_t)b;
+    micro_lists x = {take(&p, B + 1), take(&p, B), take(&p, B), take(&p, B), take(&p, N),
+                     take(&p, N), take(&p, N), take(&p, N), take(&p, N), take(&p, N),
+                     take(&p, N), take(&p, N), take(&p, s.table), take(&p, N), s.table / B, 0};
+    for (size_t first = b0, rows; first < b1;) {
+        size_t end = part_end(c, batch, first, &rows), shared = shared_rows(c, batch, first);
+        for (size_t b = first; b < end; b++) {
+            put_sequence(&x, mb, batch, b, first, shared);
         }
-        for (size_t j = (size_t)batch->first[b0 + b]; j < T; j++) {
-            if (j >= 2) {
-                mtp_row[mb->mtp_M] = (int32_t)(n0 + j - 2);
-                mtp_target[mb->mtp_M] = tokens[j];
-                mtp_index[mb->mtp_M++] = (int32_t)mb->M;
-            }
-            row[mb->M] = (int32_t)(n0 + j - 1);
-            target[mb->M++] = tokens[j];
-        }
-        for (size_t j = 0; j < seq_blocks(batch, b0 + b); j++) {
-            blocks[b * max_blocks + j] = (int32_t)used++;
-        }
+        first = end;
     }
     r1_code code = m->ops->mem_upload(m->dev, ws->ints, mb->host, device * sizeof(int32_t), st);
     if (code != R1_OK) {
@@ -133,17 +201,18 @@ micro_open(r1_model *m, r1_workspace *ws, const r1_batch *batch, size_t b0, size
         return code;
     }
 #define ON_DEVICE(array) (ws->ints + ((array) - mb->host))
-    mb->seqs = (r1_seqs){B, N, max_blocks, ON_DEVICE(q_start), ON_DEVICE(pos0), ON_DEVICE(blocks),
-                         ON_DEVICE(pos), ON_DEVICE(seq)};
-    mb->ids = ON_DEVICE(ids);
-    mb->next = ON_DEVICE(next);
-    mb->row = ON_DEVICE(row);
-    mb->target = ON_DEVICE(target);
-    mb->last = ON_DEVICE(last);
-    mb->mtp_row = ON_DEVICE(mtp_row);
-    mb->mtp_target = ON_DEVICE(mtp_target);
+    mb->seqs = (r1_seqs){B, N, x.max_blocks, ON_DEVICE(x.q_start), ON_DEVICE(x.pos0),
+                         ON_DEVICE(x.blocks), ON_DEVICE(x.pos), ON_DEVICE(x.seq),
+                         ON_DEVICE(x.prefix)};
+    mb->ids = ON_DEVICE(x.ids);
+    mb->next = ON_DEVICE(x.next);
+    mb->row = ON_DEVICE(x.row);
+    mb->target = ON_DEVICE(x.target);
+    mb->last = ON_DEVICE(x.last);
+    mb->mtp_row = ON_DEVICE(x.mtp_row);
+    mb->mtp_target = ON_DEVICE(x.mtp_target);
 #undef ON_DEVICE
-    mb->mtp_index = mtp_index;
+    mb->mtp_index = x.mtp_index;
     return R1_OK;
 }
 

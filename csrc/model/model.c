@@ -296,12 +296,11 @@ run_all(r1_model *m, const r1_batch *batch, const r1_pass *pass, r1_outputs *out
     if (pass->grad) {
         R1_TRY(r1_model_grads(m, st));
     }
-    R1_TRY(micro_reserve(m, ws, batch, pass->micro_rows, 1,
-                         keep_of(pass->grad, pass->recompute), st));
+    R1_TRY(micro_reserve(m, ws, batch, pass->micro_rows, keep_of(pass->grad, pass->recompute), st));
     size_t m0 = 0;
     for (size_t b0 = 0, b1; b0 < batch->B; b0 = b1) {
         r1_micro mb;
-        b1 = micro_end(batch, b0, pass->micro_rows, 1);
+        b1 = micro_end(&m->config, batch, b0, pass->micro_rows);
         R1_TRY(micro_open(m, ws, batch, b0, b1, m0, &mb, st));
         r1_code code = run_micro(m, ws, &mb, batch, pass, out, st);
         m0 += mb.M;

@@ -282,6 +282,9 @@ typedef struct {
     const int32_t *ids;                   /* (N) */
     const int32_t *start;                 /* (B + 1) */
     const int32_t *first;                 /* (B) >= 1 */
+    const int32_t *group;                 /* (B) neighbours of one group have the same prompt, tokens
+                                           * 0 .. first[b] - 1, and share its rows; NULL: none do */
+    int pairs;                            /* sequences 2i and 2i + 1 stay in one micro-batch */
     const float *weight, *adv, *old_logp, *ref_logp; /* (M), NULL where unused */
 } r1_batch;
 
@@ -294,7 +297,7 @@ typedef struct {
     float mtp_coef;                       /* 0: the MTP module does not run */
     int mtp_detach;                       /* its gradient stops at the trunk */
     float balance_coef;
-    size_t micro_rows;                    /* packed rows of a micro-batch, at least one sequence */
+    size_t micro_rows;                    /* packed rows of a micro-batch, at least one part: micro.c */
 } r1_pass;
 
 /* Host arrays, NULL where not wanted. */
@@ -342,14 +345,13 @@ typedef struct {
     r1_pass_bytes pass;
 } r1_decode_bytes;
 
-/* What a model of this configuration takes, and a call on it: r1_model_run of B sequences (start,
- * B + 1), `unit` of which stay together; a decode session of P equal prompts. Nothing of it is
- * allocated. */
+/* What a model of this configuration takes, and a call on it: r1_model_run of a batch without
+ * its ids and targets, a decode session of P equal prompts. Nothing of it is allocated. */
 r1_code r1_plan_model(const r1_config *c, r1_dtype dtype, const r1_ops *ops, r1_dev *dev,
                       r1_model_bytes *out, r1_status *st);
 r1_code r1_plan_pass(const r1_config *c, r1_dtype dtype, const r1_ops *ops, r1_dev *dev,
-                     const int32_t *start, size_t B, size_t micro_rows, size_t unit, r1_keep keep,
-                     r1_pass_bytes *out, r1_status *st);
+                     const r1_batch *batch, size_t micro_rows, r1_keep keep, r1_pass_bytes *out,
+                     r1_status *st);
 r1_code r1_plan_decode(const r1_config *c, r1_dtype dtype, const r1_ops *ops, r1_dev *dev,
                        size_t P, size_t G, size_t prompt, size_t max_new, size_t slots,
                        int speculative, r1_decode_bytes *out, r1_status *st);
@@ -459,17 +461,17 @@ typedef struct {
     int32_t *host;                        /* the same integers on the host, and after them: */
     const int32_t *mtp_index;             /* (mtp_M) host: which of the M targets */
 } r1_micro;
-/* End of the micro-batch that starts at b0: whole multiples of `unit` sequences, at least one. */
-size_t micro_end(const r1_batch *batch, size_t b0, size_t micro_rows, size_t unit);
+/* End of the micro-batch that starts at b0: whole parts, at least one. */
+size_t micro_end(const r1_config *c, const r1_batch *batch, size_t b0, size_t micro_rows);
 /* What the workspace of every micro-batch of the batch must hold. */
 typedef struct {
     size_t rows, seqs, blocks, table;
     size_t longest;                       /* sequence, the positions of the rotary table */
 } r1_micro_size;
-r1_micro_size micro_size(const r1_batch *batch, size_t micro_rows, size_t unit);
+r1_micro_size micro_size(const r1_config *c, const r1_batch *batch, size_t micro_rows);
 /* Makes the workspace large enough for it. */
 r1_code micro_reserve(r1_model *m, r1_workspace *ws, const r1_batch *batch, size_t micro_rows,
-                      size_t unit, r1_keep keep, r1_status *st);
+                      r1_keep keep, r1_status *st);
 r1_code micro_open(r1_model *m, r1_workspace *ws, const r1_batch *batch, size_t b0, size_t b1,
                    size_t m0, r1_micro *mb, r1_status *st);
 void micro_close(r1_micro *mb);

@@ -50,13 +50,11 @@ r1_plan_model(const r1_config *c, r1_dtype dtype, const r1_ops *ops, r1_dev *dev
 
 r1_code
 r1_plan_pass(const r1_config *c, r1_dtype dtype, const r1_ops *ops, r1_dev *dev,
-             const int32_t *start, size_t B, size_t micro_rows, size_t unit, r1_keep keep,
-             r1_pass_bytes *out, r1_status *st)
+             const r1_batch *batch, size_t micro_rows, r1_keep keep, r1_pass_bytes *out, r1_status *st)
 {
     r1_model *m;
-    r1_batch batch = {.B = B, .start = start};
-    r1_micro_size s = micro_size(&batch, micro_rows, unit);
     R1_TRY(plan_open(&m, c, dtype, ops, dev, st));
+    r1_micro_size s = micro_size(c, batch, micro_rows);
     r1_code code = workspace_measure(m, s.rows, s.seqs, s.blocks, s.table, keep, out, st);
     out->acts += rope_bytes(c, s.longest);
     r1_model_close(m);

@@ -43,20 +43,20 @@ r1_model_score(r1_model *m, const r1_batch *batch, const float *label, const r1_
     if (!m->config.score) {
         return R1_FAIL(st, R1_EINVAL, "this model has no score head");
     }
-    size_t unit = pass->grad && pass->form == R1_SCORE_PAIRWISE ? 2 : 1;
-    if (batch->B % unit != 0) {
+    r1_batch whole = *batch;
+    whole.pairs = pass->grad && pass->form == R1_SCORE_PAIRWISE;
+    if (whole.pairs && batch->B % 2 != 0) {
         return R1_FAIL(st, R1_EINVAL, "pairwise: %zu sequences are not pairs", batch->B);
     }
     r1_workspace *ws = pass->grad ? &m->train : &m->infer;
     if (pass->grad) {
         R1_TRY(r1_model_grads(m, st));
     }
-    R1_TRY(micro_reserve(m, ws, batch, pass->micro_rows, unit,
-                         keep_of(pass->grad, pass->recompute), st));
+    R1_TRY(micro_reserve(m, ws, &whole, pass->micro_rows, keep_of(pass->grad, pass->recompute), st));
     for (size_t b0 = 0, b1; b0 < batch->B; b0 = b1) {
         r1_micro mb;
-        b1 = micro_end(batch, b0, pass->micro_rows, unit);
-        R1_TRY(micro_open(m, ws, batch, b0, b1, 0, &mb, st));
+        b1 = micro_end(&m->config, &whole, b0, pass->micro_rows);
+        R1_TRY(micro_open(m, ws, &whole, b0, b1, 0, &mb, st));
         r1_code code = score_micro(m, ws, &mb, label != NULL ? label + b0 : NULL, pass,
                                    score + b0, loss != NULL ? loss + b0 : NULL, st);
         micro_close(&mb);

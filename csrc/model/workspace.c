@@ -158,7 +158,7 @@ trunk_place(r1_workspace *ws, r1_arena *ar, const r1_config *c)
         ws->dcat = push(ar, n, 2 * c->C);
     }
     ws->dy = push(ar, grad ? n : 0, c->C);
-    ws->ints = r1_arena_push(ar, 8 * n + 3 * ws->seqs + 1 + ws->table, sizeof(int32_t));
+    ws->ints = r1_arena_push(ar, 8 * n + 4 * ws->seqs + 1 + ws->table, sizeof(int32_t));
 }
 
 /* From hidden states to losses and back: a chunk of logits, and vectors of the rows. */
