@@ -337,11 +337,14 @@ class Trainer:
         self.load_state_dict({"arrays": saved.arrays, "meta": saved.meta})
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
-        """Save the model alone (config.json and safetensors)."""
+        """Save the model (config.json and safetensors) and its tokenizer, where it has one."""
         folder = output_dir or self.args.output_dir
         if not folder:
             raise ConfigError("save_model needs output_dir")
         self.model.save_pretrained(folder)
+        tokenizer = getattr(self, "processing_class", None)
+        if hasattr(tokenizer, "save_pretrained"):
+            tokenizer.save_pretrained(folder)
 
 
 def _fixed_options(args: TrainingConfig) -> dict[str, Any]:

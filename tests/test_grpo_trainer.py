@@ -8,6 +8,7 @@ from toy_grpo import ROWS, TOKENIZER, brevity, make, weights, wish_share
 
 from r1grpo.flops import forward_flops
 from r1grpo.scoring import RewardError, Rewards
+from r1grpo.tokenizer import WordTokenizer
 
 
 def test_it_learns():
@@ -352,3 +353,4 @@ def test_stop_strings_and_saving(tmp_path):
     assert "stop" in trainer.batch.completions.finish_reasons
     trainer.save_model(tmp_path)
     assert np.array_equal(np.load(tmp_path / "table.npy"), trainer.model.table)
+    assert WordTokenizer.load(tmp_path).words == TOKENIZER.words

@@ -197,11 +197,16 @@ def test_names_are_set_as_scripts_do(tmp_path):
             ours.add_tokens([bad])
 
 
-def test_a_padded_embedding_has_rows_for_new_tokens_and_no_other_has():
+def test_a_padded_embedding_has_rows_for_new_tokens_and_no_other_has(tmp_path):
     ours = make("qwen3")
     row = {"prompt": "a", "completion": "b <new> c"}
     exact, padded = (Model(ModelConfig.tiny_dense(len(ours) + more, ours.eos_token_id)) for more in (0, 8))
     assert ours.add_tokens("<new>") == 1
-    SFTTrainer(padded, SFTConfig(max_steps=1), [row], processing_class=ours).train()
+    trainer = SFTTrainer(padded, SFTConfig(max_steps=1), [row], processing_class=ours)
+    trainer.train()
+    trainer.save_model(tmp_path)
+    again = Tokenizer.from_pretrained(tmp_path)
+    assert again.convert_tokens_to_ids("<new>") == len(exact.state_dict()["model.embed_tokens.weight"])
+    again.check_fits(Model.from_pretrained(tmp_path).config)
     with pytest.raises(ValueError, match="embedding only.*does not grow"):
         SFTTrainer(exact, SFTConfig(max_steps=1), [row], processing_class=ours)
