@@ -10,15 +10,23 @@
 
 #include "model.h"
 
-/* A gradient with several accumulators is added up so many rows at a time: at any width whole
- * blocks of sum_squares, whose bits then do not change. */
-enum { PART_ROWS = 4096 };
+/* A gradient with several accumulators is added up so many rows at a time: few enough that the sum
+ * stays in cache, and at any width whole blocks of sum_squares, whose bits then do not change, and
+ * whole panels of a weight. */
+enum { PART_ROWS = 4096, PART_ELEMENTS = 1 << 17, BLOCK_ELEMENTS = 4096, PANEL_ROWS = 32 };
 
 static size_t
 part_rows(const r1_param *p)
 {
-    size_t rows = p->value.rows;
-    return p->uses > 1 && rows > PART_ROWS ? PART_ROWS : rows;
+    size_t rows = p->E * p->O, part = PART_ROWS; /* only matrices have several uses */
+    if (p->uses == 1) {
+        return p->value.rows;
+    }
+    while (part > PANEL_ROWS && part / 2 * p->I >= PART_ELEMENTS &&
+           part / 2 * p->I % BLOCK_ELEMENTS == 0) {
+        part /= 2;
+    }
+    return rows < part ? rows : part;
 }
 
 /* Rows [r0, r0 + n) of a parameter's gradient: of its only accumulator, or of their sum in order of
@@ -42,8 +50,7 @@ update_scratch(const r1_model *m)
     size_t largest = 0;
     for (size_t i = 0; i < m->n_params; i++) {
         const r1_param *p = &m->params[i];
-        size_t rows = p->E * p->O; /* only matrices have several uses */
-        size_t n = p->uses > 1 && p->trained ? (rows < PART_ROWS ? rows : PART_ROWS) * p->I : 0;
+        size_t n = p->uses > 1 && p->trained ? part_rows(p) * p->I : 0;
         largest = n > largest ? n : largest;
     }
     return largest;
