@@ -49,6 +49,11 @@ def test_the_bits_of_the_trainable_model(name: str, dtype: str, tier: str,
     assert list(found) == list(want)
     for key, array in want.items():
         assert found[key].tobytes() == array.tobytes(), key
+    if model.config.num_nextn_predict_layers:
+        one, other = (m.generate(PROMPTS, 1, max_new_tokens=9, seed=3, stop_token_ids=(),
+                                 speculative=True) for m in (model, frozen))
+        assert [x.tobytes() for x in one.logprobs] == [x.tobytes() for x in other.logprobs]
+        assert one.drafts == other.drafts
     again = Model(model.config, None, dtype=dtype, frozen=True)
     again.load_state_dict(found)
     assert bits(again) == bits(frozen.clone()) == bits(frozen)

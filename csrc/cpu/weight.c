@@ -118,17 +118,31 @@ TIER(weight_row)(float *row, const r1_weight *w, size_t o)
     }
 }
 
+typedef struct {
+    const r1_weight *w;
+    float *to; /* (E O, I) */
+} read_job;
+
+static void
+read_panel(void *ctx, size_t task, size_t worker)
+{
+    (void)worker;
+    const read_job *job = ctx;
+    panel_span rows = panel_find(job->w, task);
+    for (size_t o = rows.first; o < rows.first + rows.count; o++) {
+        TIER(weight_row)(job->to + o * job->w->I, job->w, o);
+    }
+}
+
 r1_code
 TIER(weight_read)(r1_dev *dev, float *to, const r1_weight *w, r1_status *st)
 {
-    (void)dev;
     (void)st;
     if (w->master != NULL) {
         memcpy(to, w->master, w->E * w->O * w->I * sizeof *to);
         return R1_OK;
     }
-    for (size_t o = 0; o < w->E * w->O; o++) {
-        TIER(weight_row)(to + o * w->I, w, o);
-    }
+    read_job job = {w, to};
+    r1_pool_run(dev->pool, w->E * count_panels(w->O), read_panel, &job);
     return R1_OK;
 }
