@@ -63,8 +63,10 @@ class Vocabulary:
         self._config = {**self._json("special_tokens_map.json"), **self._json("tokenizer_config.json")}
         self._special = {name: _content(self._config[name]) for name in _NAMES
                          if self._config.get(name)}
-        self.eos_token_id, self.bos_token_id, self.pad_token_id, self.unk_token_id = (
-            self._id_of(name) for name in ("eos_token", "bos_token", "pad_token", "unk_token"))
+        self.eos_token_id, self.bos_token_id, self.pad_token_id = (
+            self._id_of(name) for name in ("eos_token", "bos_token", "pad_token"))
+        # some published files name one that is no token: nothing needs it
+        self.unk_token_id = self._core.token_to_id(self._special.get("unk_token", ""))
         stops = self._json("generation_config.json").get("eos_token_id")
         stops = stops if isinstance(stops, list) else [] if stops is None else [stops]
         if not all(isinstance(one, int) and one >= 0 for one in stops):

@@ -197,6 +197,13 @@ def test_names_are_set_as_scripts_do(tmp_path):
             ours.add_tokens([bad])
 
 
+def test_an_unknown_token_that_is_none_is_no_fault():
+    ours = make("qwen3")
+    named = Tokenizer({**ours.files, "special_tokens_map.json": b'{"unk_token": "<none>"}'})
+    assert (named.unk_token, named.unk_token_id) == ("<none>", None) and ours.unk_token_id is None
+    assert named.convert_tokens_to_ids("no such token") is None
+
+
 def test_a_padded_embedding_has_rows_for_new_tokens_and_no_other_has(tmp_path):
     ours = make("qwen3")
     row = {"prompt": "a", "completion": "b <new> c"}
