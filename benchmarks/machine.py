@@ -108,6 +108,8 @@ class Limits:
         self.device, self.threads = device, device.threads
         self._pool = ThreadPoolExecutor(self.threads)
         self._lib = _compile("peak.c", "-std=c11", *TIER_FLAGS[_family(device.tier)])
+        if self._lib is None:
+            raise RuntimeError(f"{compiler()[0]} does not compile benchmarks/peak.c: no limit to compare with")
         self._x86 = _compile("peak_x86.c", "-std=gnu11") if platform.machine() == "x86_64" else None
         self._streams: dict[int, float] = {}
         self._reps = 1_000 if quick else 100_000

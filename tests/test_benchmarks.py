@@ -91,3 +91,9 @@ def test_flops_of_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     one = Work("generate", "qwen_0.5b", 1, 64, 1)
     assert read_of(one, "bfloat16") == pytest.approx(2 * 494e6, rel=0.01)
     assert read_of(Work("generate", "tiny_moe", 1, 64, 1), "float32") is None
+
+
+def test_features(tmp_path: Path) -> None:
+    found, _ = run("bench_features", tmp_path / "features.json")
+    assert {row["part"] for row in found["rows"]} == {"speculation"}
+    assert all(row["gain"] > 0 for row in found["rows"])
