@@ -7,7 +7,7 @@ measurements of each, medians are over all rounds (at least 5 measurements). A p
 configuration: its dtypes, attention and expert implementations are tried once, those within a third of
 the fastest of their dtype go on to the rounds. Peers in bf16 run twice: as they come, with whatever the
 processor has (AMX), and with oneDNN held to AVX-512 (`no AMX`). A model of half a billion parameters is
-open in one process at a time. What is not installed is reported as absent.
+trained in one process at a time; its parts take many minutes. What is not installed is reported as absent.
 """
 
 from __future__ import annotations
@@ -81,19 +81,22 @@ def entries(work: Work, quick: bool) -> Iterator[Entry]:
 
 
 class Field:
-    """The workers, opened when they are asked; of a large model only one lives at a time."""
+    """The workers, opened when they are asked: one for each contestant and dtype. Where a large model
+    is trained only one lives at a time."""
 
     def __init__(self, threads: int) -> None:
         self.threads, self.workers = threads, {}
         self.absent: dict[str, str] = {}
+        self.model = ""  # whose models the workers have open
 
     def ask(self, entry: Entry, work: Work, times: int, warm: bool) -> list[float] | None:
         """Seconds of `times` pieces of the work; None where the contestant cannot."""
-        key = entry.who, entry.isa
+        key, large = (entry.who, entry.isa, entry.dtype), heavy(work)
         if entry.who in self.absent:
             return None
-        if work.model == LARGE:
-            self.close(but=key)
+        if large or work.model != self.model:
+            self.close(but=key if work.model == self.model else None)
+        self.model = work.model
         if key not in self.workers:
             self.workers[key] = Worker(f"benchmarks.contestants.{MODULES[entry.who]}", self.threads,
                                        **ISA[entry.isa])
@@ -106,7 +109,7 @@ class Field:
             print(f"  {entry.name}: {self.workers[key].absent}", flush=True)
             del self.workers[key]
             return None
-        if work.model == LARGE:
+        if large:
             self.close()
         return found["seconds"]
 
@@ -116,9 +119,14 @@ class Field:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self, but: tuple[str, str] | None = None) -> None:
+    def close(self, but: tuple[str, str, str] | None = None) -> None:
         for key in [key for key in self.workers if key != but]:
             self.workers.pop(key).close()
+
+
+def heavy(work: Work) -> bool:
+    """Does it take most of a machine's memory?"""
+    return work.model == LARGE and work.kind != "generate"
 
 
 def contest(field: Field, work: Work, rounds: int, quick: bool) -> list[Entry]:
@@ -136,7 +144,7 @@ def contest(field: Field, work: Work, rounds: int, quick: bool) -> list[Entry]:
         if (other.who, other.isa, other.dtype) == (one.who, one.isa, one.dtype))]
     for one in chosen:
         one.seconds.clear()  # the rounds alone count
-    large = work.model == LARGE  # opening it takes as long as a measurement: fewer rounds of more
+    large = heavy(work)  # opening it takes as long as a measurement: fewer rounds of more
     for _ in range((rounds + 1) // 2 if large else rounds):
         for one in chosen:
             one.seconds += field.ask(one, work, 2 if large else 3, warm=large) or []

@@ -19,7 +19,7 @@ _open: dict[tuple[Any, ...], tuple[Any, Any]] = {}
 
 
 def model_of(name: str, dtype: str, attn: str, experts: str | None) -> Any:
-    """A random model of that shape."""
+    """A random model of that shape, never a cached one."""
     values = dict(MODELS[name])
     config = transformers.AutoConfig.for_model(values.pop("model_type"), **{**values, **NONE_ENDS})
     if experts:
@@ -30,11 +30,12 @@ def model_of(name: str, dtype: str, attn: str, experts: str | None) -> Any:
 
 
 def opened(request: dict[str, Any]) -> tuple[Any, Any]:
-    """The model and its optimiser."""
-    key = tuple(request.get(name) for name in ("model", "dtype", "attn", "experts"))
+    """The model and its optimiser, opened once for all attentions."""
+    key = tuple(request.get(name) for name in ("model", "dtype", "experts"))
     if key not in _open:
-        model = model_of(*key)
+        model = model_of(request["model"], request["dtype"], request["attn"], request.get("experts"))
         _open[key] = model, torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
+    _open[key][0].set_attn_implementation(request["attn"])
     return _open[key]
 
 
