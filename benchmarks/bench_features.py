@@ -2,6 +2,8 @@
 
     python -m benchmarks.bench_features [--json FILE] [--only PART] [--threads N] [--quick]
 
+prefix        a step on 16 completions of 64 tokens of each 512-token prompt: the prompt once a group,
+              and once a completion
 speculation   sampling with guesses of the MTP module. The tiny mixture gets one and learns, for half a
               minute, a chain of tokens that goes on as expected 19 times in 20; tokens are compared
 
@@ -18,10 +20,12 @@ import numpy as np
 from r1grpo import Model, ModelConfig
 from r1grpo.device import get_device
 
+from .contestants.ours import model_of
 from .harness import Report, interleaved, options, timed
 from .workloads import MODELS, NONE_ENDS
 
-PARTS = ("speculation",)
+PARTS = ("prefix tiny_moe", "prefix small_dense", "prefix qwen_0.5b", "speculation")
+BARS = {"tiny_moe": 3.0, "qwen_0.5b": 4.0}
 NOISE = 0.05
 
 
@@ -33,6 +37,36 @@ def chains(rng: np.random.Generator, vocab: int, batch: int, length: int) -> np.
     for t in range(1, length):
         ids[:, t] = np.where(missed[:, t], ids[:, t], successor[ids[:, t - 1]])
     return ids.astype(np.int32)
+
+
+def prefix(report: Report, name: str, quick: bool) -> None:
+    """Gradient and update on groups whose prompt is shared, and is not."""
+    vocab, rng, group = MODELS[name]["vocab_size"], np.random.default_rng(0), 2 if quick else 16
+    prompts = rng.integers(0, vocab, (1 if name == "qwen_0.5b" else 4, 8 if quick else 512))
+    every = np.repeat(prompts, group, axis=0)
+    ids = list(rng.integers(0, vocab, (len(every), 4 if quick else 64)))
+    old = [np.zeros(len(one), np.float32) for one in ids]
+    report.title(f"{name + ', prefix':20} {'dtype':9} {'without':>10} {'with':>10} {'gain':>6}")
+    for dtype in ("float32",) if quick else ("float32", "bfloat16"):
+        model = model_of(name, dtype)
+
+        def step(groups: np.ndarray, model: Model = model) -> float:
+            def call() -> None:
+                model.zero_grad()
+                model.policy_gradient(list(every), ids, advantages=[1.0] * len(ids),
+                                      weights=[1.0] * len(ids), old_logprobs=old, groups=groups)
+                model.update(0.0)
+            return timed(call)
+        apart = np.arange(len(every))
+        calls = {"without": lambda: step(apart), "with": lambda: step(apart // group)}
+        if not quick:
+            calls["with"]()  # gradients and moments are made once
+        seconds = interleaved(calls, 1 if quick else 5)
+        without, with_ = (statistics.median(seconds[key]) for key in calls)
+        report.add({"part": "prefix", "model": name, "dtype": dtype, "without": without,
+                    "with": with_, "gain": without / with_},
+                   f"{'':20} {dtype:9} {without:10.4f} {with_:10.4f} {without / with_:6.2f}"
+                   + (f"   bar {BARS[name]}" if name in BARS else ""))
 
 
 def speculation(report: Report, quick: bool) -> None:
@@ -73,6 +107,10 @@ def speculation(report: Report, quick: bool) -> None:
 def main(arguments: list[str] | None = None) -> None:
     args = options(__doc__, PARTS, arguments=arguments)
     report = Report("features", args.json, args.quick, get_device())
+    for part in args.only:
+        kind, _, name = part.partition(" ")
+        if kind == "prefix" and not (args.quick and name != "tiny_moe"):
+            prefix(report, name, args.quick)
     if "speculation" in args.only:
         speculation(report, args.quick)
 

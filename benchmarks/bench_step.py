@@ -34,7 +34,8 @@ def flops_of(work: Work) -> float:
     n = work.batch * max(work.group, 1)
     found = sampling_flops(config, [work.length] * work.batch, [work.new] * n)
     if work.kind == "grpo":
-        found += gradient_flops(config, [(0, work.length + work.new)] * n, n * work.new)
+        group = [(0, work.length + work.new)] + [(work.length, work.new)] * (work.group - 1)
+        found += gradient_flops(config, group * work.batch, n * work.new)  # one prompt a group
     return found
 
 

@@ -95,5 +95,5 @@ def test_flops_of_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_features(tmp_path: Path) -> None:
     found, _ = run("bench_features", tmp_path / "features.json")
-    assert {row["part"] for row in found["rows"]} == {"speculation"}
+    assert {row["part"] for row in found["rows"]} == {"prefix", "speculation"}
     assert all(row["gain"] > 0 for row in found["rows"])

@@ -49,9 +49,8 @@ def step_of(work: Work, model: Model) -> Callable[[], dict[str, float]]:
                                 work.new)
         clock.append(time.perf_counter())
         model.zero_grad()
-        model.policy_gradient([one for one in ids for _ in range(work.group)], done.completion_ids,
-                              advantages=advantages, weights=weights, old_logprobs=done.logprobs,
-                              total_tokens=1.0)
+        model.policy_gradient(ids, done.completion_ids, advantages=advantages, weights=weights,
+                              old_logprobs=done.logprobs, total_tokens=1.0)
         model.update(0.0)
         clock.append(time.perf_counter())
         return dict(zip(("rollout", "reward", "update"), np.diff(clock).tolist()))
