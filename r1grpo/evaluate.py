@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from .config import EvalConfig
+from .folder import asked_and_tokenizer
 from .rewards import accuracy_reward, format_reward, language_shares
 from .rollout import Completions, rollout
 from .scoring import RewardFunction
@@ -70,8 +71,10 @@ class Evaluation:
 def evaluate(model: Any, problems: Sequence[Row], args: EvalConfig | None = None,
              processing_class: Any = None, graders: Graders = Graders(),
              progress: Callable[[int], None] | None = None) -> Evaluation:
-    """Sample args.k completions of each problem (dataset rows) and grade them. progress is called
-    with the number of problems done."""
+    """Sample args.k completions of each problem (dataset rows) and grade them. model: a Model, or the
+    folder of one, whose tokenizer is then the default of processing_class. progress is called with the
+    number of problems done."""
+    model, processing_class = asked_and_tokenizer(model, processing_class)
     samples = draw_samples(model, problems, args, processing_class, progress)
     return Evaluation(recompute(samples, graders), samples)
 
@@ -235,7 +238,8 @@ def _consensus(samples: Sequence[tuple[bool, str | None]]) -> bool:
 def check(model: Any, samples: Sequence[Row], args: EvalConfig, processing_class: Any = None
           ) -> list[str]:
     """Sample the stored problems again and compare bit for bit; the differences, none if all is
-    well."""
+    well. model: as of evaluate."""
+    model, processing_class = asked_and_tokenizer(model, processing_class)
     prompts = {one["problem"]: one["prompt_ids"] for one in samples}
     numbers = sorted(prompts)
     wrong: list[str] = []

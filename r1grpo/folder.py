@@ -1,4 +1,4 @@
-"""folder.py - what a trainer takes for `model`: a Model, or the folder that it is loaded from.
+"""folder.py - what is taken for `model`: a Model, or the folder that it is loaded from.
 
     GRPOTrainer("Qwen2.5-0.5B-Instruct", ...)         the weights and the tokenizer of that folder
     GRPOTrainer("Qwen/Qwen2.5-0.5B-Instruct", ...)    the same of an id of the hub (hub.py)
@@ -17,6 +17,7 @@ from typing import Any
 from .hf_tokenizer import Tokenizer
 from .model import Model
 from .model_source import find_model
+from .rollout import fit_vocabulary
 from .tokenizer import WordTokenizer
 
 
@@ -39,6 +40,15 @@ def model_and_tokenizer(model: Any, processing_class: Any, peft_config: Any = No
     if processing_class is None and (folder / "tokenizer.json").is_file():
         processing_class = tokenizer_of(folder)
     return loaded, processing_class
+
+
+def asked_and_tokenizer(model: Any, processing_class: Any) -> tuple[Any, Any]:
+    """(model, tokenizer) of a model that is only asked: one out of a folder is frozen, and ids that its
+    tokenizer has not are never sampled."""
+    asked, processing_class = model_and_tokenizer(model, processing_class, frozen=True)
+    if asked is not model:
+        fit_vocabulary(asked, processing_class)
+    return asked, processing_class
 
 
 def _foreign(thing: Any) -> bool:

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from .config import EvalConfig
-from .folder import model_and_tokenizer
-from .rollout import fit_vocabulary, rollout
+from .folder import asked_and_tokenizer
+from .rollout import rollout
 from .scoring import RewardFunction, Rewards
 from .trainer import completion_ids_of, prompt_ids_of
 
@@ -62,8 +62,7 @@ def rejection_sample(model: Any, problems: Sequence[Row], args: EvalConfig | Non
     args = args or EvalConfig()
     if isinstance(model, (str, os.PathLike)):
         source = source or Path(model).name
-        model, processing_class = model_and_tokenizer(model, processing_class, frozen=True)
-        fit_vocabulary(model, processing_class)
+    model, processing_class = asked_and_tokenizer(model, processing_class)
     if max_per_problem < 1:
         raise ValueError(f"max_per_problem is {max_per_problem}, expected at least 1")
     judge = Rewards(correct)

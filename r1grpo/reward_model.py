@@ -34,9 +34,8 @@ from numpy.typing import NDArray
 from .brief import brief
 from .config import ConfigError, RewardConfig
 from .flops import gradient_flops
-from .folder import model_and_tokenizer
+from .folder import asked_and_tokenizer, model_and_tokenizer
 from .rewards.text import said
-from .rollout import fit_vocabulary
 from .scoring import RewardFunction, is_chat
 from .tokenizer import end_of_text, split_thinking
 from .trainer import (Callback, Trainer, check_length, data_order, fingerprint, prompt_ids_of,
@@ -246,8 +245,7 @@ def reward_functions(rewards: Any, processing_classes: Any = None) -> list[Rewar
 
 def _function(reward: Any, processing_class: Any) -> RewardFunction:
     if isinstance(reward, (str, os.PathLike)):
-        model, tokenizer = model_and_tokenizer(reward, processing_class, frozen=True)
-        fit_vocabulary(model, tokenizer)
+        model, tokenizer = asked_and_tokenizer(reward, processing_class)
         return TextReward(model, tokenizer, Path(reward).name)
     if hasattr(reward, "score") and not callable(reward):
         return TextReward(reward, processing_class, type(reward).__name__)

@@ -8,6 +8,7 @@ from command_run import make_folder
 
 from r1grpo import EvalConfig, GRPOConfig, GRPOTrainer, Model, RewardConfig, RewardTrainer, Tokenizer
 from r1grpo.config import ConfigError
+from r1grpo.evaluate import Graders, check, evaluate
 from r1grpo.rejection import rejection_sample
 from r1grpo.reward_model import TextReward, reward_functions
 
@@ -98,6 +99,17 @@ def test_rejection_sampling_takes_a_folder(folder):
     model.live_vocab = len(tokenizer)
     want = rejection_sample(model, rows, args, correct=right, processing_class=tokenizer, source="policy")
     assert got.rows and got == want and got.rows[0]["source"]["model"] == "policy"
+
+
+def test_evaluation_takes_a_folder(folder):
+    args = EvalConfig(k=2, max_completion_length=4, stop_token_ids=tuple(range(100)))
+    rows = [{"prompt": "what is 1 ?"}]
+    graders = Graders(*3 * [lambda completions, **_: [1.0] * len(completions)])
+    got = evaluate(str(folder / "policy"), rows, args, graders=graders)
+    model, tokenizer = (one.from_pretrained(folder / "policy") for one in (Model, Tokenizer))
+    model.live_vocab = len(tokenizer)
+    assert got == evaluate(model, rows, args, tokenizer, graders)
+    assert check(str(folder / "policy"), got.samples, args) == []
 
 
 def test_a_classifier_of_transformers_is_a_reward_model(tmp_path):
