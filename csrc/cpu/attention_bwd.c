@@ -32,6 +32,7 @@ typedef struct {
  * products read: in the tensors the rows of a head lie far apart, often in the same cache sets. */
 typedef struct {
     size_t krow0, qrow0; /* packed rows of position 0, of the keys and of the queries */
+    int own;             /* they are of one sequence */
     size_t h, g;         /* query head, KV head */
     size_t j0, nj, i0, ni;
     _Alignas(64) float kt[R1_MAX_HEAD_DIM * KEYS]; /* (D, 64) */
@@ -123,15 +124,16 @@ rows_scores(bwd_block *x, const bwd_job *job, size_t i)
     }
 }
 
-/* c (count rows of `ld`, cols) += a chain per element over its band of k: tile_band */
+/* c (count rows of `ld`, cols) += a chain per element over its band of k: tile_band. fresh: c is not
+ * written yet and counts as 0. */
 TILE_INLINE void
-product_columns(float *c, size_t ld, size_t count, size_t vecs, tile_ab x, ptrdiff_t n,
-                ptrdiff_t from, ptrdiff_t until)
+product_columns(float *c, size_t ld, size_t count, int fresh, size_t vecs, tile_ab x,
+                ptrdiff_t n, ptrdiff_t from, ptrdiff_t until)
 {
     vf t[TILE_ROWS][2] = {{{0}}};
 #pragma GCC unroll 8
     for (size_t r = 0; r < TILE_ROWS; r++) {
-        if (r < count) {
+        if (r < count && !fresh) {
             t[r][0] = vf_load_left(c + r * ld, x.cols);
             t[r][1] = vecs == 2 ? vf_load(c + r * ld + W) : t[r][0];
         }
@@ -149,43 +151,47 @@ product_columns(float *c, size_t ld, size_t count, size_t vecs, tile_ab x, ptrdi
 }
 
 TILE_INLINE void
-product(float *c, size_t ldc, size_t count, const float *a, size_t lda, size_t ka, const float *b,
-        size_t ldb, size_t cols, ptrdiff_t n, ptrdiff_t from, ptrdiff_t until)
+product(float *c, size_t ldc, size_t count, int fresh, const float *a, size_t lda, size_t ka,
+        const float *b, size_t ldb, size_t cols, ptrdiff_t n, ptrdiff_t from, ptrdiff_t until)
 {
     size_t c0 = 0;
     for (; c0 + 2 * W <= cols; c0 += 2 * W) {
         tile_ab x = {a, lda, ka, b + c0, ldb, W, 0};
-        product_columns(c + c0, ldc, count, 2, x, n, from, until);
+        product_columns(c + c0, ldc, count, fresh, 2, x, n, from, until);
     }
     for (; c0 + W <= cols; c0 += W) {
         tile_ab x = {a, lda, ka, b + c0, ldb, W, 0};
-        product_columns(c + c0, ldc, count, 1, x, n, from, until);
+        product_columns(c + c0, ldc, count, fresh, 1, x, n, from, until);
     }
     if (c0 < cols) {
         tile_ab x = {a, lda, ka, b + c0, ldb, cols - c0, 0};
-        product_columns(c + c0, ldc, count, 1, x, n, from, until);
+        product_columns(c + c0, ldc, count, fresh, 1, x, n, from, until);
     }
 }
 
-/* dq[i ..] += ds k */
+/* dq[i ..] += ds k. Without a window every query sees the first keys. */
 static void
 rows_dq(const bwd_block *x, const bwd_job *job, size_t i)
 {
     size_t n = x->qrow0 + x->i0 + i, count = x->ni - i < TILE_ROWS ? x->ni - i : TILE_ROWS;
     ptrdiff_t until = (ptrdiff_t)(x->i0 + i + 1) - (ptrdiff_t)x->j0; /* keys, from j0 */
-    product(row_f32(job->dq, n) + x->h * job->D, job->dq->ld, count, x->ds[i], KEYS, 1, x->k,
-            job->D, job->D, (ptrdiff_t)x->nj, until - job->window, until);
+    int fresh = x->j0 == 0 && job->window == window_keys(0);
+    product(row_f32(job->dq, n) + x->h * job->D, job->dq->ld, count, fresh, x->ds[i], KEYS, 1,
+            x->k, job->D, job->D, (ptrdiff_t)x->nj, until - job->window, until);
 }
 
-/* dx[j ..] += pt^T y: dv from p and do, dk from ds and q */
+/* dx[j ..] += pt^T y: dv from p and do, dk from ds and q. A key's chain begins with its own position's
+ * query, in the first head. */
 static void
 rows_dkv(const bwd_block *x, const bwd_job *job, const r1_tensor *dx, const float *y,
          const float (*pt)[KEYS], size_t j, size_t width)
 {
     size_t n = x->krow0 + x->j0 + j, count = x->nj - j < TILE_ROWS ? x->nj - j : TILE_ROWS;
     ptrdiff_t from = (ptrdiff_t)(x->j0 + j) - (ptrdiff_t)x->i0; /* queries, from i0 */
-    product(row_f32(dx, n) + x->g * width, dx->ld, count, pt[0] + j, 1, KEYS, y, width, width,
-            (ptrdiff_t)x->ni, from, from + job->window);
+    int fresh = x->own && x->h % (job->H / job->Hkv) == 0 &&
+                x->i0 == x->j0 + j / QUERIES * QUERIES;
+    product(row_f32(dx, n) + x->g * width, dx->ld, count, fresh, pt[0] + j, 1, KEYS, y, width,
+            width, (ptrdiff_t)x->ni, from, from + job->window);
 }
 
 static void
@@ -198,7 +204,7 @@ zero_columns(const r1_tensor *x, size_t row0, size_t rows, size_t c0, size_t col
 
 /* The rows of sequence b that see one of the block's first nj keys meet them. */
 static void
-queries_bwd(bwd_block *x, const bwd_job *job, size_t b, size_t nj)
+queries_bwd(bwd_block *x, const bwd_job *job, size_t b, size_t nj, int own)
 {
     size_t per = job->H / job->Hkv, pos0 = (size_t)job->seqs->pos0[b];
     size_t begin = x->j0 > pos0 ? x->j0 : pos0, end = seq_end(job->seqs, b);
@@ -206,6 +212,7 @@ queries_bwd(bwd_block *x, const bwd_job *job, size_t b, size_t nj)
     end = seen < end ? seen : end;
     x->qrow0 = (size_t)job->seqs->q_start[b] - pos0;
     x->nj = nj;
+    x->own = own;
     for (x->h = x->g * per; x->h < (x->g + 1) * per; x->h++) {
         for (x->i0 = begin; x->i0 < end; x->i0 += QUERIES) {
             x->ni = end - x->i0 < QUERIES ? end - x->i0 : QUERIES;
@@ -237,22 +244,22 @@ attention_bwd_task(void *ctx, size_t task, size_t worker)
     if (seqs->pos0[first] > 0) {
         return; /* not the first of its group */
     }
-    zero_columns(job->dq, row0, rows, x.g * per * job->D, per * job->D);
-    zero_columns(job->dk, row0, rows, x.g * job->D, job->D);
-    zero_columns(job->dv, row0, rows, x.g * job->Dv, job->Dv);
+    if (job->window != window_keys(0)) {
+        zero_columns(job->dq, row0, rows, x.g * per * job->D, per * job->D);
+    }
     for (size_t j0 = 0, T = seq_end(seqs, first); j0 < T; j0 += KEYS) {
         load_keys(&x, job, row0, j0, T - j0);
-        queries_bwd(&x, job, first, x.nj);
+        queries_bwd(&x, job, first, x.nj, 1);
         for (size_t b = first + 1; b < last && j0 < (size_t)seqs->pos0[b]; b++) {
             size_t shared = (size_t)seqs->pos0[b] - j0;
-            queries_bwd(&x, job, b, shared < KEYS ? shared : KEYS);
+            queries_bwd(&x, job, b, shared < KEYS ? shared : KEYS, 0);
         }
     }
     for (size_t b = first + 1; b < last; b++) {
         size_t S = (size_t)seqs->pos0[b], T = seq_end(seqs, b);
         for (size_t j0 = S; j0 < T; j0 += KEYS) {
             load_keys(&x, job, (size_t)seqs->q_start[b] - S, j0, T - j0);
-            queries_bwd(&x, job, b, x.nj);
+            queries_bwd(&x, job, b, x.nj, 1);
         }
     }
 }
