@@ -45,6 +45,7 @@ typedef struct {
     const int32_t *blocks;  /* (B, max_blocks) */
     const int32_t *pos;     /* (N) position of each row */
     const int32_t *seq;     /* (N) sequence of each row */
+    const int32_t *unit;    /* (N) r1_units: rows of one sequence in one block of positions; NULL in decode */
     const int32_t *prefix;  /* (B) row of position 0, q_start[b] where pos0[b] is 0; NULL in decode */
 } r1_seqs;
 

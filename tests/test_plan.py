@@ -171,11 +171,11 @@ def test_the_head_of_a_long_sample_adds_little() -> None:
     model. benchmarks/bench_memory.py measures that a process keeps to it."""
     small = plan_memory(ModelConfig.from_dict(LONG), length=4096).bytes_of("training: head")
     large = plan_memory(ModelConfig.from_dict(LONG), length=32768).bytes_of("training: head")
-    chunk = 16 * 151936 * 4
+    chunk = 256 * 151936 * 4
     assert large < 8 * small and small < 3 * chunk, "more than vectors and a chunk grows with tokens"
     wide = ModelConfig.from_dict({**LONG, "hidden_size": 896, "num_hidden_layers": 24,
                                   "num_attention_heads": 14, "intermediate_size": 4864})
-    assert plan_memory(wide, length=32768, recompute=True).bytes_of("training: head") < 2**28
+    assert plan_memory(wide, length=32768, recompute=True).bytes_of("training: head") < 2**29
 
 
 def test_a_model_that_only_samples_has_no_gradients() -> None:

@@ -283,7 +283,8 @@ arg_seqs(r1_call *c, r1_seqs *seqs, const r1_kv *kv)
         arg_require(a, pos0[b] >= 0 && (int64_t)pos0[b] + (int64_t)N <= INT32_MAX,
                     "argument 'seqs.pos0': %d at index %zu is out of range", pos0[b], b);
     }
-    *seqs = (r1_seqs){B, N, arg_dim(a, "max_blocks"), q_start, pos0, blocks, NULL, NULL, NULL};
+    *seqs = (r1_seqs){B, N, arg_dim(a, "max_blocks"), q_start, pos0, blocks, NULL, NULL, NULL,
+                       NULL};
     if (kv && !a->failed) {
         check_blocks(a, seqs, kv);
     }

@@ -73,25 +73,26 @@ mla_project_bwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_temps
 {
     const r1_config *c = &m->config;
     const r1_ops *ops = m->ops;
+    const r1_sum_rows rows = sum_rows(seqs);
     R1_TRY(ops->rope(m->dev, &t->dq, &m->rope, seqs->pos, c->H, c->Dn, c->Dr, c->interleaved, 1,
                      st));
     if (c->q_lora > 0) {
-        R1_TRY(linear_bwd(m, &t->dqn, &t->dq, &a->qn, &l->q_b, NULL, 0, st));
+        R1_TRY(linear_bwd(m, &t->dqn, &t->dq, &a->qn, &l->q_b, &rows, 0, st));
         R1_TRY(ops->rmsnorm_bwd(m->dev, &t->dqa, param_grad(l->q_norm, 0), &t->dqn, NULL, &a->qa,
                                 &a->rq, &l->q_norm->value, st));
-        R1_TRY(linear_bwd(m, &t->dh, &t->dqa, &a->h0, &l->q_a, NULL, 0, st));
+        R1_TRY(linear_bwd(m, &t->dh, &t->dqa, &a->h0, &l->q_a, &rows, 0, st));
     } else {
-        R1_TRY(linear_bwd(m, &t->dh, &t->dq, &a->h0, &l->q, NULL, 0, st));
+        R1_TRY(linear_bwd(m, &t->dh, &t->dq, &a->h0, &l->q, &rows, 0, st));
     }
     r1_tensor latent = r1_cols(&a->kva, 0, c->kv_lora);
     r1_tensor dlatent = r1_cols(&t->dkva, 0, c->kv_lora);
     r1_tensor dkr = r1_cols(&t->dkva, c->kv_lora, c->Dr);
     R1_TRY(ops->mla_expand_bwd(m->dev, &t->dkvb, &dkr, &t->dk, &t->dv, c->H, c->Dn, c->Dv, st));
     R1_TRY(ops->rope(m->dev, &dkr, &m->rope, seqs->pos, 1, 0, c->Dr, c->interleaved, 1, st));
-    R1_TRY(linear_bwd(m, &t->dcn, &t->dkvb, &a->cn, &l->kv_b, NULL, 0, st));
+    R1_TRY(linear_bwd(m, &t->dcn, &t->dkvb, &a->cn, &l->kv_b, &rows, 0, st));
     R1_TRY(ops->rmsnorm_bwd(m->dev, &dlatent, param_grad(l->kv_norm, 0), &t->dcn, NULL, &latent,
                             &a->rkv, &l->kv_norm->value, st));
-    return linear_bwd(m, &t->dh, &t->dkva, &a->h0, &l->kv_a, NULL, 1, st);
+    return linear_bwd(m, &t->dh, &t->dkva, &a->h0, &l->kv_a, &rows, 1, st);
 }
 
 /* x (N, H D) without gaps, as (N H, D): each head a row. */
@@ -140,6 +141,7 @@ static r1_code
 gqa_project_bwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_temps *t,
                 const r1_seqs *seqs, r1_status *st)
 {
+    const r1_sum_rows rows = sum_rows(seqs);
     const r1_config *c = &m->config;
     R1_TRY(m->ops->rope(m->dev, &t->dq, &m->rope, seqs->pos, c->H, 0, c->D, c->interleaved, 1,
                         st));
@@ -152,9 +154,9 @@ gqa_project_bwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_temps
         dq = &t->dq0;
         dk = &t->dk0;
     }
-    R1_TRY(linear_bwd(m, &t->dh, dq, &a->h0, &l->q, NULL, 0, st));
-    R1_TRY(linear_bwd(m, &t->dh, dk, &a->h0, &l->k, NULL, 1, st));
-    return linear_bwd(m, &t->dh, &t->dv, &a->h0, &l->v, NULL, 1, st);
+    R1_TRY(linear_bwd(m, &t->dh, dq, &a->h0, &l->q, &rows, 0, st));
+    R1_TRY(linear_bwd(m, &t->dh, dk, &a->h0, &l->k, &rows, 1, st));
+    return linear_bwd(m, &t->dh, &t->dv, &a->h0, &l->v, &rows, 1, st);
 }
 
 static r1_code
@@ -182,8 +184,9 @@ static r1_code
 attention_half_bwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_temps *t,
                    const r1_seqs *seqs, r1_status *st)
 {
+    const r1_sum_rows rows = sum_rows(seqs);
     const r1_config *c = &m->config;
-    R1_TRY(linear_bwd(m, &t->dout, &t->ds, &a->o, &l->o, NULL, 0, st));
+    R1_TRY(linear_bwd(m, &t->dout, &t->ds, &a->o, &l->o, &rows, 0, st));
     R1_TRY(m->ops->attention_bwd(m->dev, &t->dq, &t->dk, &t->dv, &t->dout, &a->o, &a->lse, &a->q,
                                  &a->k, &a->v, seqs, c->H, config_hkv(c), l->window,
                                  attention_scale(c), st));
@@ -207,15 +210,17 @@ dense_fwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_tensor *y, 
 
 /* t->dh = gradient of h1, from dy = t->ds. */
 static r1_code
-dense_bwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_temps *t, r1_status *st)
+dense_bwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_temps *t, const r1_seqs *seqs,
+          r1_status *st)
 {
+    const r1_sum_rows rows = sum_rows(seqs);
     r1_tensor gate = ffn_cols(l, &a->gate), up = ffn_cols(l, &a->up), act = ffn_cols(l, &a->act);
     r1_tensor dgate = ffn_cols(l, &t->dgate), dup = ffn_cols(l, &t->dup);
     r1_tensor dact = ffn_cols(l, &t->dact);
-    R1_TRY(linear_bwd(m, &dact, &t->ds, &act, &l->down, NULL, 0, st));
+    R1_TRY(linear_bwd(m, &dact, &t->ds, &act, &l->down, &rows, 0, st));
     R1_TRY(m->ops->swiglu_bwd(m->dev, &dgate, &dup, &dact, &gate, &up, st));
-    R1_TRY(linear_bwd(m, &t->dh, &dgate, &a->h1, &l->gate, NULL, 0, st));
-    return linear_bwd(m, &t->dh, &dup, &a->h1, &l->up, NULL, 1, st);
+    R1_TRY(linear_bwd(m, &t->dh, &dgate, &a->h1, &l->gate, &rows, 0, st));
+    return linear_bwd(m, &t->dh, &dup, &a->h1, &l->up, &rows, 1, st);
 }
 
 static r1_code
@@ -245,19 +250,21 @@ static r1_code
 moe_bwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_temps *t, const r1_seqs *seqs,
         float balance_coef, r1_status *st)
 {
+    const r1_sum_rows rows = sum_rows(seqs);
+    const r1_sum_rows chosen = {a->offsets, {seqs->unit, a->source}};
     const r1_ops *ops = m->ops;
     r1_router_spec spec = router_spec(&m->config);
     const r1_tensor *shared = NULL, *dscores = NULL;
     if (m->config.shared > 0) {
-        R1_TRY(dense_bwd(m, l, a, t, st));
+        R1_TRY(dense_bwd(m, l, a, t, seqs, st));
         shared = &t->dh;
     }
     R1_TRY(ops->combine_bwd(m->dev, &t->dys, &t->dweight, &t->ds, &a->ys, &a->weight, a->place,
                             st));
-    R1_TRY(linear_bwd(m, &t->deact, &t->dys, &a->eact, &l->edown, a->offsets, 0, st));
+    R1_TRY(linear_bwd(m, &t->deact, &t->dys, &a->eact, &l->edown, &chosen, 0, st));
     R1_TRY(ops->swiglu_bwd(m->dev, &t->degate, &t->deup, &t->deact, &a->egate, &a->eup, st));
-    R1_TRY(linear_bwd(m, &t->dxs, &t->degate, &a->xs, &l->egate, a->offsets, 0, st));
-    R1_TRY(linear_bwd(m, &t->dxs, &t->deup, &a->xs, &l->eup, a->offsets, 1, st));
+    R1_TRY(linear_bwd(m, &t->dxs, &t->degate, &a->xs, &l->egate, &chosen, 0, st));
+    R1_TRY(linear_bwd(m, &t->dxs, &t->deup, &a->xs, &l->eup, &chosen, 1, st));
     R1_TRY(ops->dispatch_bwd(m->dev, &t->dh, &t->dxs, a->place, spec.K, shared, st));
     if (balance_coef != 0.0f) {
         R1_TRY(ops->balance_loss(m->dev, &t->balance, &t->dscores, &a->scores, a->idx, seqs,
@@ -268,7 +275,7 @@ moe_bwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_temps *t, con
     R1_TRY(ops->router_bwd(m->dev, &t->dlogits, &t->dweight, dscores, a->idx, &a->scores, &spec,
                            st));
     R1_TRY(ops->router_load(m->dev, l->load, a->idx, seqs, &spec, st));
-    return linear_bwd(m, &t->dh, &t->dlogits, &a->h1, &l->router, NULL, 1, st);
+    return linear_bwd(m, &t->dh, &t->dlogits, &a->h1, &l->router, &rows, 1, st);
 }
 
 /* ---- the layer ------------------------------------------------------------------------------- */
@@ -297,7 +304,7 @@ block_bwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_temps *t, c
     if (l->moe) {
         R1_TRY(moe_bwd(m, l, a, t, seqs, balance_coef, st));
     } else {
-        R1_TRY(dense_bwd(m, l, a, t, st));
+        R1_TRY(dense_bwd(m, l, a, t, seqs, st));
     }
     R1_TRY(ops->rmsnorm_bwd(m->dev, &t->ds, param_grad(l->ffn_norm, 0), &t->dh, &t->ds, &a->s1,
                             &a->r1, &l->ffn_norm->value, st));

@@ -43,7 +43,7 @@ decode_upload(r1_decode *d, const batch_seq *seqs, size_t B, r1_seqs *out, const
     R1_TRY(d->m->ops->mem_upload(d->m->dev, d->ints, d->host, used * sizeof(int32_t), st));
 #define ON_DEVICE(array) (d->ints + ((array) - d->host))
     *out = (r1_seqs){B, N, mb, ON_DEVICE(q_start), ON_DEVICE(pos0), ON_DEVICE(blocks),
-                     ON_DEVICE(pos), ON_DEVICE(seq), NULL};
+                     ON_DEVICE(pos), ON_DEVICE(seq), NULL, NULL};
     *ids = ON_DEVICE(tok);
     *last = ON_DEVICE(end);
 #undef ON_DEVICE

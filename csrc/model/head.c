@@ -46,8 +46,9 @@ chunk_bwd(r1_model *m, r1_workspace *ws, const r1_head_job *job, const r1_tensor
     r1_tensor dh = r1_rows(&ws->dhm, n0, n);
     R1_TRY(ops->matmul_nn(m->dev, &dh, logits, job->head.weight->weight, NULL, 0, st));
     if (!job->freeze && job->head.weight->trained) {
+        r1_units units = {job->unit + n0, NULL};
         R1_TRY(ops->matmul_tn(m->dev, &job->head.weight->grad[job->head.use], logits, h, 1, NULL,
-                              job->head.weight->dtype, NULL, st));
+                              job->head.weight->dtype, &units, st));
     }
     return R1_OK;
 }
@@ -70,6 +71,17 @@ download(r1_model *m, r1_workspace *ws, int which, float *host, size_t M, r1_sta
     return m->ops->mem_download(m->dev, host, ws->vec[which].data, M * sizeof(float), st);
 }
 
+/* Rows of the chunk that begins at n0: at most the logits', and whole units, which are smaller. */
+static size_t
+chunk_rows(const r1_workspace *ws, const r1_head_job *job, size_t n0, size_t M)
+{
+    size_t end = M - n0 < ws->logits.rows ? M : n0 + ws->logits.rows;
+    while (end < M && job->cut[end] == job->cut[end - 1]) {
+        end--;
+    }
+    return end - n0;
+}
+
 r1_code
 head_run(r1_model *m, r1_workspace *ws, const r1_head_job *job, size_t M, r1_status *st)
 {
@@ -79,8 +91,8 @@ head_run(r1_model *m, r1_workspace *ws, const r1_head_job *job, size_t M, r1_sta
     R1_TRY(upload(m, ws, ADV, job->adv, M, st));
     R1_TRY(upload(m, ws, OLD, job->old_logp, M, st));
     R1_TRY(upload(m, ws, REF, job->ref_logp, M, st));
-    for (size_t n0 = 0; n0 < M; n0 += ws->logits.rows) {
-        size_t n = M - n0 < ws->logits.rows ? M - n0 : ws->logits.rows;
+    for (size_t n0 = 0, n; n0 < M; n0 += n) {
+        n = chunk_rows(ws, job, n0, M);
         r1_tensor h = r1_rows(&ws->hm, n0, n), logits = r1_rows(&ws->logits, 0, n);
         r1_tensor logp = vec_rows(ws, LOGP, n0, n), entropy = vec_rows(ws, ENTROPY, n0, n);
         r1_tensor lse = vec_rows(ws, LSE, n0, n), live = model_live(m, &logits);

@@ -43,27 +43,32 @@ linear_fwd(r1_model *m, const r1_tensor *y, const r1_tensor *x, const r1_linear 
 /* Gradients of A and B; *dx, where wanted, has dy W and gets dt A. */
 static r1_code
 adapter_bwd(r1_model *m, const r1_tensor *dx, const r1_tensor *dy, const r1_tensor *x,
-            const r1_linear *l, const int32_t *offsets, r1_status *st)
+            const r1_linear *l, const r1_sum_rows *rows, r1_status *st)
 {
     const r1_ops *ops = m->ops;
+    const int32_t *offsets = rows->offsets;
     size_t E = l->weight->E;
     r1_tensor t = r1_rows(&m->temps->low, 0, x->rows), dt = r1_rows(&m->temps->dlow, 0, x->rows);
     R1_TRY(adapter_down(m, &t, x, l, offsets, st));
-    R1_TRY(ops->matmul_tn(m->dev, &l->up->grad[0], dy, &t, E, offsets, l->up->dtype, NULL, st));
+    R1_TRY(ops->matmul_tn(m->dev, &l->up->grad[0], dy, &t, E, offsets, l->up->dtype,
+                          &rows->units, st));
     R1_TRY(ops->matmul_nn(m->dev, &dt, dy, l->up->weight, offsets, 0, st));
     R1_TRY(ops->scale(m->dev, &dt, &dt, m->adapter_scale, st));
-    R1_TRY(ops->matmul_tn(m->dev, &l->down->grad[0], &dt, x, E, offsets, l->down->dtype, NULL, st));
+    R1_TRY(ops->matmul_tn(m->dev, &l->down->grad[0], &dt, x, E, offsets, l->down->dtype,
+                          &rows->units, st));
     return dx != NULL ? ops->matmul_nn(m->dev, dx, &dt, l->down->weight, offsets, 1, st) : R1_OK;
 }
 
 r1_code
 linear_bwd(r1_model *m, const r1_tensor *dx, const r1_tensor *dy, const r1_tensor *x,
-           const r1_linear *l, const int32_t *offsets, int accumulate, r1_status *st)
+           const r1_linear *l, const r1_sum_rows *rows, int accumulate, r1_status *st)
 {
     const r1_ops *ops = m->ops;
+    const int32_t *offsets = rows->offsets;
     r1_param *w = l->weight;
     if (w->trained) {
-        R1_TRY(ops->matmul_tn(m->dev, &w->grad[l->use], dy, x, w->E, offsets, w->dtype, NULL, st));
+        R1_TRY(ops->matmul_tn(m->dev, &w->grad[l->use], dy, x, w->E, offsets, w->dtype,
+                              &rows->units, st));
     }
     if (l->bias != NULL && l->bias->trained) {
         R1_TRY(ops->bias_bwd(m->dev, &l->bias->grad[0], dy, st));
@@ -71,5 +76,5 @@ linear_bwd(r1_model *m, const r1_tensor *dx, const r1_tensor *dy, const r1_tenso
     if (dx != NULL) {
         R1_TRY(ops->matmul_nn(m->dev, dx, dy, w->weight, offsets, accumulate, st));
     }
-    return has_adapter(m, l) ? adapter_bwd(m, dx, dy, x, l, offsets, st) : R1_OK;
+    return has_adapter(m, l) ? adapter_bwd(m, dx, dy, x, l, rows, st) : R1_OK;
 }

@@ -124,8 +124,8 @@ micro_reserve(r1_model *m, r1_workspace *ws, const r1_batch *batch, size_t micro
 
 /* The integers of a micro-batch on the host; shapes: r1_micro, r1_seqs. */
 typedef struct {
-    int32_t *q_start, *pos0, *prefix, *last, *ids, *next, *pos, *seq, *row, *target;
-    int32_t *mtp_row, *mtp_target, *blocks, *mtp_index;
+    int32_t *q_start, *pos0, *prefix, *last, *ids, *next, *pos, *seq, *unit, *row, *target;
+    int32_t *row_unit, *mtp_row, *mtp_target, *mtp_unit, *blocks, *mtp_index;
     size_t max_blocks, used; /* used: KV blocks so far */
 } micro_lists;
 
@@ -156,14 +156,17 @@ put_sequence(micro_lists *x, r1_micro *mb, const r1_batch *batch, size_t b, size
         x->next[row0 + j] = j + 1 < T ? tokens[j + 1] : -1;
         x->pos[row0 + j] = (int32_t)j;
         x->seq[row0 + j] = (int32_t)i;
+        x->unit[row0 + j] = (int32_t)(row0 + larger(pos0, j / R1_UNIT * R1_UNIT));
     }
     for (size_t j = (size_t)batch->first[b]; j < T; j++) {
         if (j >= pos0 + 2) { /* with an MTP module: always, or j < 2 */
             x->mtp_row[mb->mtp_M] = (int32_t)(row0 + j - 2);
             x->mtp_target[mb->mtp_M] = tokens[j];
+            x->mtp_unit[mb->mtp_M] = x->unit[row0 + j - 2];
             x->mtp_index[mb->mtp_M++] = (int32_t)mb->M;
         }
         x->row[mb->M] = (int32_t)(row0 + j - 1);
+        x->row_unit[mb->M] = x->unit[row0 + j - 1];
         x->target[mb->M++] = tokens[j];
     }
     for (size_t j = 0; j < kv_blocks(T); j++) {
@@ -178,7 +181,7 @@ micro_open(r1_model *m, r1_workspace *ws, const r1_batch *batch, size_t b0, size
 {
     const r1_config *c = &m->config;
     r1_micro_size s = size_of(c, batch, b0, b1);
-    size_t B = s.seqs, N = s.rows, device = 8 * N + 4 * B + 1 + s.table;
+    size_t B = s.seqs, N = s.rows, device = 11 * N + 4 * B + 1 + s.table;
     *mb = (r1_micro){.b0 = b0, .N = N, .m0 = m0};
     mb->host = r1_alloc(device + N, sizeof(int32_t));
     if (mb->host == NULL) {
@@ -187,7 +190,8 @@ micro_open(r1_model *m, r1_workspace *ws, const r1_batch *batch, size_t b0, size
     int32_t *p = mb->host;
     micro_lists x = {take(&p, B + 1), take(&p, B), take(&p, B), take(&p, B), take(&p, N),
                      take(&p, N), take(&p, N), take(&p, N), take(&p, N), take(&p, N),
-                     take(&p, N), take(&p, N), take(&p, s.table), take(&p, N), s.table / B, 0};
+                     take(&p, N), take(&p, N), take(&p, N), take(&p, N), take(&p, N),
+                     take(&p, s.table), take(&p, N), s.table / B, 0};
     for (size_t first = b0, rows; first < b1;) {
         size_t end = part_end(c, batch, first, &rows), shared = shared_rows(c, batch, first);
         for (size_t b = first; b < end; b++) {
@@ -203,16 +207,20 @@ micro_open(r1_model *m, r1_workspace *ws, const r1_batch *batch, size_t b0, size
 #define ON_DEVICE(array) (ws->ints + ((array) - mb->host))
     mb->seqs = (r1_seqs){B, N, x.max_blocks, ON_DEVICE(x.q_start), ON_DEVICE(x.pos0),
                          ON_DEVICE(x.blocks), ON_DEVICE(x.pos), ON_DEVICE(x.seq),
-                         ON_DEVICE(x.prefix)};
+                         ON_DEVICE(x.unit), ON_DEVICE(x.prefix)};
     mb->ids = ON_DEVICE(x.ids);
     mb->next = ON_DEVICE(x.next);
     mb->row = ON_DEVICE(x.row);
     mb->target = ON_DEVICE(x.target);
+    mb->row_unit = ON_DEVICE(x.row_unit);
     mb->last = ON_DEVICE(x.last);
     mb->mtp_row = ON_DEVICE(x.mtp_row);
     mb->mtp_target = ON_DEVICE(x.mtp_target);
+    mb->mtp_unit = ON_DEVICE(x.mtp_unit);
 #undef ON_DEVICE
     mb->mtp_index = x.mtp_index;
+    mb->row_cut = x.row_unit;
+    mb->mtp_cut = x.mtp_unit;
     return R1_OK;
 }
 

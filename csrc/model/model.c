@@ -261,7 +261,7 @@ run_micro(r1_model *m, r1_workspace *ws, const r1_micro *mb, const r1_batch *bat
     R1_TRY(trunk_fwd(m, ws, mb->ids, &mb->seqs, NULL, st));
     r1_tensor y = r1_rows(&ws->y, 0, mb->N), hm = r1_rows(&ws->hm, 0, mb->M);
     R1_TRY(ops->gather_rows(m->dev, &hm, &y, mb->row, st));
-    r1_head_job job = {.head = m->head, .target = mb->target,
+    r1_head_job job = {.head = m->head, .target = mb->target, .unit = mb->row_unit, .cut = mb->row_cut,
                        .weight = at(batch->weight, mb->m0), .adv = at(batch->adv, mb->m0),
                        .old_logp = at(batch->old_logp, mb->m0),
                        .ref_logp = at(batch->ref_logp, mb->m0),

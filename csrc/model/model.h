@@ -392,8 +392,19 @@ void r1_decode_stop(r1_decode *d, size_t i, size_t keep);
 r1_code linear_fwd(r1_model *m, const r1_tensor *y, const r1_tensor *x, const r1_linear *l,
                    const int32_t *offsets, r1_status *st);
 /* dx may be NULL (no gradient wanted); accumulate adds to dx. */
+/* The rows of a backward: offsets of experts (NULL: one matrix), units that sums over rows go by. */
+typedef struct {
+    const int32_t *offsets;
+    r1_units units;
+} r1_sum_rows;
 r1_code linear_bwd(r1_model *m, const r1_tensor *dx, const r1_tensor *dy, const r1_tensor *x,
-                   const r1_linear *l, const int32_t *offsets, int accumulate, r1_status *st);
+                   const r1_linear *l, const r1_sum_rows *rows, int accumulate, r1_status *st);
+
+static inline r1_sum_rows /* a packed batch's */
+sum_rows(const r1_seqs *seqs)
+{
+    return (r1_sum_rows){NULL, {seqs->unit, NULL}};
+}
 
 /* The list of parameters, without their memory; then their memory (packed: see r1_model_open). */
 r1_code layout_params(r1_model *m, r1_status *st);
@@ -454,12 +465,13 @@ typedef struct {
     size_t b0, N, M, m0;                  /* rows; targets, and the first of them in the batch */
     r1_seqs seqs;
     const int32_t *ids, *next;            /* (N) token; (N) token after it, -1 at the end */
-    const int32_t *row, *target;          /* (M) row that predicts, token predicted */
+    const int32_t *row, *target, *row_unit; /* (M) row that predicts, token predicted, row's unit */
     const int32_t *last;                  /* (B) last row of each sequence */
     size_t mtp_M;                         /* targets that the MTP module predicts too */
-    const int32_t *mtp_row, *mtp_target;  /* (mtp_M) */
+    const int32_t *mtp_row, *mtp_target, *mtp_unit; /* (mtp_M) */
     int32_t *host;                        /* the same integers on the host, and after them: */
     const int32_t *mtp_index;             /* (mtp_M) host: which of the M targets */
+    const int32_t *row_cut, *mtp_cut;     /* host: row_unit, mtp_unit */
 } r1_micro;
 /* End of the micro-batch that starts at b0: whole parts, at least one. */
 size_t micro_end(const r1_config *c, const r1_batch *batch, size_t b0, size_t micro_rows);
@@ -488,7 +500,8 @@ r1_code mtp_run(r1_model *m, r1_workspace *ws, const r1_micro *mb, const r1_batc
 typedef struct {
     r1_linear head;
     int freeze;                           /* no gradient of the head's weight */
-    const int32_t *target;                /* (M) device */
+    const int32_t *target, *unit;         /* (M) device: unit of each row (ops.h, r1_units) */
+    const int32_t *cut;                   /* (M) host: the same; no chunk ends inside a unit */
     const float *weight, *adv, *old_logp, *ref_logp; /* (M) host, NULL where unused */
     float *logp, *entropy, *loss, *kl, *clipped;     /* (M) host, NULL where unwanted */
     int32_t *draft;                       /* (M) host: most likely token */

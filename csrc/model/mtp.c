@@ -43,7 +43,8 @@ mtp_bwd(r1_model *m, r1_workspace *ws, const r1_micro *mb, const r1_mtp *io, con
     R1_TRY(ops->rmsnorm_bwd(m->dev, &t->ds, param_grad(m->mtp_norm, 0), &demb, NULL, &io->s, &io->r,
                             &m->mtp_norm->value, st));
     R1_TRY(block_bwd(m, &m->layers[m->config.L], a, t, &mb->seqs, pass->balance_coef, st));
-    R1_TRY(linear_bwd(m, &dcat, &t->ds, &io->cat, &m->eh, NULL, 0, st));
+    const r1_sum_rows rows = sum_rows(&mb->seqs);
+    R1_TRY(linear_bwd(m, &dcat, &t->ds, &io->cat, &m->eh, &rows, 0, st));
     R1_TRY(ops->rmsnorm_bwd(m->dev, &demb, param_grad(m->enorm, 0), &first, NULL, &io->emb, &io->re,
                             &m->enorm->value, st));
     if (pass->mtp_detach) { /* demb is a sink here: only hnorm's own gradient is wanted */
@@ -81,6 +82,7 @@ mtp_run(r1_model *m, r1_workspace *ws, const r1_micro *mb, const r1_batch *batch
         weight[i] = batch->weight[mb->m0 + (size_t)mb->mtp_index[i]];
     }
     r1_head_job job = {.head = m->mtp_head, .freeze = pass->mtp_detach, .target = mb->mtp_target,
+                       .unit = mb->mtp_unit, .cut = mb->mtp_cut,
                        .weight = weight, .logp = logp, .draft = draft, .grad = 1,
                        .loss_spec = {.form = R1_LOSS_NLL,
                                      .scale = pass->loss.scale * pass->mtp_coef},

@@ -31,7 +31,8 @@ score_micro(r1_model *m, r1_workspace *ws, const r1_micro *mb, const float *labe
                            pass->scale, st));
     R1_TRY(ops->mem_download(m->dev, loss, l.data, B * sizeof(float), st));
     r1_tensor dhm = r1_rows(&ws->dhm, 0, B), dy = r1_rows(&ws->dy, 0, mb->N);
-    R1_TRY(linear_bwd(m, &dhm, &ds, &hm, &m->score, NULL, 0, st));
+    const r1_sum_rows rows = {NULL, {mb->seqs.unit, mb->last}};
+    R1_TRY(linear_bwd(m, &dhm, &ds, &hm, &m->score, &rows, 0, st));
     R1_TRY(ops->scatter_rows(m->dev, &dy, &dhm, mb->last, st));
     return trunk_bwd(m, ws, &dy, mb->ids, &mb->seqs, 0.0f, st);
 }

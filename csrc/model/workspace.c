@@ -126,12 +126,13 @@ mtp_place(r1_mtp *io, r1_arena *ar, const r1_config *c, size_t n)
 }
 
 /* Rows of logits at a time: about a megabyte of them so that they stay in the cache, but at least
- * 16 rows; never tokens x V. */
+ * 256 rows, since every chunk reads the head's matrix three times and its gradient, which are what
+ * does not fit where V is large; never tokens x V. */
 static size_t
 head_chunk(const r1_config *c, size_t rows)
 {
     size_t chunk = (size_t)262144 / c->V;
-    chunk = chunk < 16 ? 16 : chunk;
+    chunk = chunk < 256 ? 256 : chunk;
     return chunk < rows ? chunk : rows;
 }
 
@@ -158,7 +159,7 @@ trunk_place(r1_workspace *ws, r1_arena *ar, const r1_config *c)
         ws->dcat = push(ar, n, 2 * c->C);
     }
     ws->dy = push(ar, grad ? n : 0, c->C);
-    ws->ints = r1_arena_push(ar, 8 * n + 4 * ws->seqs + 1 + ws->table, sizeof(int32_t));
+    ws->ints = r1_arena_push(ar, 11 * n + 4 * ws->seqs + 1 + ws->table, sizeof(int32_t));
 }
 
 /* From hidden states to losses and back: a chunk of logits, and vectors of the rows. */
