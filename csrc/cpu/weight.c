@@ -83,17 +83,19 @@ pack_panel(void *ctx, size_t task, size_t worker)
 {
     (void)worker;
     const pack_job *job = ctx;
-    panel_span rows = panel_find(job->w, task);
-    panel_write(job->w, task, job->from + rows.first * job->w->I, rows.count);
+    const r1_weight *w = job->w;
+    panel_span rows = panel_find(w, task);
+    const float *from = job->from + rows.first * w->I;
+    if (w->master != NULL) {
+        memcpy(w->master + rows.first * w->I, from, rows.count * w->I * sizeof *from);
+    }
+    panel_write(w, task, from, rows.count);
 }
 
 r1_code
 TIER(weight_write)(r1_dev *dev, r1_weight *w, const float *from, r1_status *st)
 {
     (void)st;
-    if (w->master != NULL) {
-        memcpy(w->master, from, w->E * w->O * w->I * sizeof *from);
-    }
     pack_job job = {w, from};
     r1_pool_run(dev->pool, w->E * count_panels(w->O), pack_panel, &job);
     return R1_OK;
