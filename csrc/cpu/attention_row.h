@@ -13,24 +13,32 @@
 
 enum { QUARTER = KEYS / 4, ROW_VECS = 4 };
 
+/* c[i] += q[d] kt[d], vectors i of the keys; kt: row d, or the pairs of rows that hold it as `half` */
+TILE_INLINE void
+row_score_step(vf *c, float q, const float *kt, int bf16, int half, const size_t vecs)
+{
+    vf x = vf_set1(q);
+#pragma GCC unroll 4
+    for (size_t i = 0; i < vecs; i++) {
+        c[i] = vf_fma(x, bf16 ? vf_half(kt + i * W, half) : vf_load(kt + i * W), c[i]);
+    }
+}
+
 /* s (vecs W) = q (D) times kt (D, 64), or its bf16 pairs */
 TILE_INLINE void
-row_score_vecs(float *s, const float *q, const void *kt, int bf16, size_t D, size_t j,
-               const size_t vecs)
+row_score_vecs(float *s, const float *q, const float *kt, int bf16, size_t D, const size_t vecs)
 {
     vf c[ROW_VECS] = {{0}};
-    for (size_t d = 0; d < D; d++) {
-        const float *k = (const float *)kt + (bf16 ? d / 2 : d) * KEYS + j;
-        vf x = vf_set1(q[d]);
-#pragma GCC unroll 4
-        for (size_t i = 0; i < vecs; i++) {
-            vf y = bf16 ? vf_half(k + i * W, d % 2) : vf_load(k + i * W);
-            c[i] = vf_fma(x, y, c[i]);
-        }
+    for (size_t d = 0; d < D / 2; d++, q += 2, kt += bf16 ? KEYS : 2 * KEYS) {
+        row_score_step(c, q[0], kt, bf16, 0, vecs);
+        row_score_step(c, q[1], bf16 ? kt : kt + KEYS, bf16, 1, vecs);
+    }
+    if (D % 2 == 1) {
+        row_score_step(c, q[0], kt, bf16, 0, vecs);
     }
 #pragma GCC unroll 4
     for (size_t i = 0; i < vecs; i++) {
-        vf_store(s + j + i * W, c[i]);
+        vf_store(s + i * W, c[i]);
     }
 }
 
@@ -40,10 +48,10 @@ row_scores(float *s, const float *q, const void *kt, int bf16, size_t D, size_t 
 {
     size_t j = 0;
     for (; j + ROW_VECS * W <= lanes; j += ROW_VECS * W) {
-        row_score_vecs(s, q, kt, bf16, D, j, ROW_VECS);
+        row_score_vecs(s + j, q, (const float *)kt + j, bf16, D, ROW_VECS);
     }
     if (j < lanes) {
-        row_score_vecs(s, q, kt, bf16, D, j, 2);
+        row_score_vecs(s + j, q, (const float *)kt + j, bf16, D, 2);
     }
 }
 

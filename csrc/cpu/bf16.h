@@ -79,11 +79,21 @@ vf_bf16_bits(vf a)
 
 /* W bf16 numbers as floats */
 static inline vf
+vf_of_bf16(vh half)
+{
+#if defined(__AVX512F__) /* gcc takes two halves and joins them */
+    return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)half), 16);
+#else
+    return (vf)(__builtin_convertvector(half, vu) << 16);
+#endif
+}
+
+static inline vf
 vf_load_bf16(const uint16_t *p)
 {
     vh half;
     memcpy(&half, p, sizeof half);
-    return (vf)(__builtin_convertvector(half, vu) << 16);
+    return vf_of_bf16(half);
 }
 
 /* The next W of a row that has `left` more; 0 beyond it. */
@@ -95,7 +105,7 @@ vf_load_bf16_left(const uint16_t *p, size_t left)
     }
     vh half = {0};
     memcpy(&half, p, left * sizeof *p);
-    return (vf)(__builtin_convertvector(half, vu) << 16);
+    return vf_of_bf16(half);
 }
 
 /* Half 0 or 1 of W pairs as floats */
