@@ -20,7 +20,7 @@
  * are read; nothing else changes.
  *
  * Rows are worked on in groups: consecutive positions of one sequence, so that a key is loaded once
- * for all, or, where a sequence has one row as in decoding, heads of one position, so that the many
+ * for all, or, where a sequence has a row or two as in decoding, heads of one position, so that the many
  * short sums of one softmax need not wait for each other. No row's bits depend on its group. Knows
  * nothing about which rows are prompt.
  */
@@ -28,7 +28,7 @@
 #include "split.h"
 #include "transpose.h"
 
-enum { CHUNK = 512, TASK_ROWS = 32, MIN_TASK_ROWS = 4, WRITE_ROWS = 4 };
+enum { CHUNK = 512, TASK_ROWS = 32, MIN_TASK_ROWS = 4, FEW_ROWS = 2, WRITE_ROWS = 4 };
 
 typedef struct {
     const r1_tensor *o, *lse, *q;
@@ -258,7 +258,7 @@ group_any(const fwd_job *job, int tall, size_t count, size_t n, size_t h)
 /* ---- groups: positions [8 i, 8 i + 8) of a sequence, as far as its rows reach ---- */
 
 /* A task owns the groups that begin in its rows, so that no group is cut by a task's border. Head after
- * head, whose keys stay in the cache; groups of a single row with the first, all heads at once. */
+ * head, whose keys stay in the cache; groups of one or two rows with the first, all heads at once. */
 static void
 attention_fwd_task(void *ctx, size_t task, size_t worker)
 {
@@ -276,10 +276,12 @@ attention_fwd_task(void *ctx, size_t task, size_t worker)
             count = count < left ? count : left;
             if (t % TILE_ROWS != 0 && n != (size_t)seqs->q_start[b]) {
                 /* inside a group that began before this task */
-            } else if (count > 1) {
+            } else if (count > FEW_ROWS) {
                 group_any(job, 1, count, n, h);
             } else if (h == h0) {
-                group_any(job, 0, h1 - h0, n, h);
+                for (size_t i = 0; i < count; i++) {
+                    group_any(job, 0, h1 - h0, n + i, h);
+                }
             }
         }
     }

@@ -152,8 +152,8 @@ run_block(const product *p, size_t e, size_t r0, size_t r1, size_t p0, size_t p1
             size_t j = panel * R1_PANEL, columns = split_end(p->columns, j, R1_PANEL) - j;
             const float *from = b + panel * p->b_panel + (p->packed ? k / b_step : k) * p->ldb;
             wide = p->packed && tiles == 1 && !uses_amx(p) ? tile_panels(rows) : 1;
-            if (panel + wide > p1 || j + wide * R1_PANEL > p->columns) {
-                wide = 1;
+            while (wide > 1 && (panel + wide > p1 || j + wide * R1_PANEL > p->columns)) {
+                wide /= 2;
             }
             t.b = from;
             if (!p->packed) {
@@ -241,14 +241,17 @@ sum_tasks(const product *p)
     return tasks;
 }
 
-/* Large tasks reuse a and b most; they shrink until every thread has a few. */
+/* Large tasks reuse a and b most; they shrink until every thread has a few, or one where the rows are
+ * so few that a tile wants several panels. */
 static void
 run_product(r1_dev *dev, product *p)
 {
-    size_t threads = r1_pool_threads(dev->pool), tasks;
+    size_t rows = p->M == EXPERT_ROWS ? p->N : p->M, sum = p->K == EXPERT_ROWS ? p->N : p->K;
+    size_t few = p->packed && p->N <= TILE_ROWS, tiny = rows * sum * p->columns < TINY;
+    size_t aim = tiny ? 1 : r1_pool_threads(dev->pool) * (few ? 1 : TASKS_A_THREAD), tasks;
     p->task_rows = TASK_ROWS;
     p->task_panels = uses_amx(p) ? AMX_TASK_PANELS : TASK_PANELS;
-    while ((tasks = sum_tasks(p)) < TASKS_A_THREAD * threads) {
+    while ((tasks = sum_tasks(p)) < aim) {
         if (p->task_panels > 1) {
             p->task_panels /= 2;
         } else if (p->task_rows > 2 * tile_rows(p)) {
@@ -257,8 +260,7 @@ run_product(r1_dev *dev, product *p)
             break;
         }
     }
-    size_t rows = p->M == EXPERT_ROWS ? p->N : p->M, sum = p->K == EXPERT_ROWS ? p->N : p->K;
-    if (rows * sum * p->columns < TINY) {
+    if (tiny) {
         for (size_t task = 0; task < tasks; task++) {
             run_task(p, task, 0);
         }

@@ -173,7 +173,7 @@ tile_form(const tile_args *t, const size_t rows, const size_t panels)
     }
 }
 
-/* rows <= TILE_ROWS; panels is 1 or tile_panels(rows); a_row or a_k is 1. */
+/* rows <= TILE_ROWS; panels is tile_panels(rows), or that halved; a_row or a_k is 1. */
 static void
 tile_fma(const tile_args *t, size_t rows, size_t panels)
 {
@@ -184,8 +184,8 @@ tile_fma(const tile_args *t, size_t rows, size_t panels)
         case 5: tile_form(t, 5, 2); return;
         case 4: tile_form(t, 4, 2); return;
         case 3: tile_form(t, 3, 2); return;
-        case 2: tile_form(t, 2, 4); return;
-        case 1: tile_form(t, 1, 4); return;
+        case 2: panels == 2 ? tile_form(t, 2, 2) : tile_form(t, 2, 4); return;
+        case 1: panels == 2 ? tile_form(t, 1, 2) : tile_form(t, 1, 4); return;
 #endif
         }
     }
