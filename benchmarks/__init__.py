@@ -1,7 +1,7 @@
-"""Benchmarks: what the engine reaches, as a share of what this machine reaches in the same run.
+"""Benchmarks: ratios to what this machine, a peer, or the same work at another size does in the same run.
 
-    python -m benchmarks.bench_ops [--json FILE] [--threads N]
+    python -m benchmarks.bench_ops | bench_step | bench_peers | bench_scale | bench_features
 
-A time alone says nothing about another machine, so every figure stands beside a limit measured in
-the same process (peak.c). Stored results are in results/. No test asserts a time.
+docs/benchmarks.md says what each measures and how to read it. Stored results are in results/. No test
+asserts a time.
 """

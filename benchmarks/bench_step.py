@@ -73,6 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
                  f"{'read':>5}  parts")
     for work in works(args.quick):
         if work.model in args.only:
+            report.measure_limits_again()
             for dtype in DTYPES:
                 large = work.model == "qwen_0.5b"
                 measure(report, work, dtype, 1 if args.quick else 5 if large else 7)

@@ -77,6 +77,11 @@ class Report:
             print(f"{'limit:':14}{key} {'not here' if value is None else f'{value:.0f} {unit}'}")
         self.save()
 
+    def measure_limits_again(self) -> None:
+        """A neighbour may have been busy at the start: limits can only rise, rows to come use them."""
+        self.limits.again()
+        self.found["limits"] |= self.limits.found
+
     def title(self, text: str) -> None:
         print(f"\n{text}", flush=True)
 
