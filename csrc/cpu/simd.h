@@ -189,12 +189,25 @@ vf_store_left(float *p, vf a, size_t left)
     }
 }
 
-/* Horizontal sum and maximum by halves: a fixed tree. Halves are vectors of their own, since a loop
- * over lanes goes through memory. */
-typedef float vf8 __attribute__((vector_size(32)));
+/* Horizontal sum and maximum by halves: a fixed tree. The halves are taken in registers: a vector
+ * whose address is taken lives in memory, and so would the sum of a loop that ends here. */
 typedef float vf4 __attribute__((vector_size(16)));
-typedef int32_t vi8 __attribute__((vector_size(32)));
-typedef int32_t vi4 __attribute__((vector_size(16)));
+
+#if defined(__AVX512F__)
+typedef float vf8 __attribute__((vector_size(32)));
+
+static inline vf8
+vf_low8(vf a)
+{
+    return (vf8)_mm512_castps512_ps256((__m512)a);
+}
+
+static inline vf8
+vf_high8(vf a)
+{
+    return (vf8)_mm512_extractf32x8_ps((__m512)a, 1);
+}
+#endif
 
 static inline float
 vf_sum(vf a)
@@ -202,16 +215,12 @@ vf_sum(vf a)
 #if W == 4
     vf4 x = a;
 #else
-    vf8 low, high8;
-    vf4 x, high4;
-    memcpy(&low, &a, sizeof low);
-    if (W == 16) {
-        memcpy(&high8, (const char *)&a + sizeof a - sizeof high8, sizeof high8);
-        low = low + high8;
-    }
-    memcpy(&x, &low, sizeof x);
-    memcpy(&high4, (const char *)&low + sizeof x, sizeof high4);
-    x = x + high4;
+#if W == 16
+    __m256 low = (__m256)(vf_low8(a) + vf_high8(a));
+#else
+    __m256 low = (__m256)a;
+#endif
+    vf4 x = (vf4)_mm256_castps256_ps128(low) + (vf4)_mm256_extractf128_ps(low, 1);
 #endif
     return (x[0] + x[2]) + (x[1] + x[3]);
 }
@@ -228,18 +237,12 @@ vf_hmax(vf a)
 #if W == 4
     vf4 x = a;
 #else
-    vf8 low, high8;
-    vf4 x, high4;
-    memcpy(&low, &a, sizeof low);
-    if (W == 16) {
-        memcpy(&high8, (const char *)&a + sizeof a - sizeof high8, sizeof high8);
-        vi8 larger = low > high8;
-        low = (vf8)((larger & (vi8)low) | (~larger & (vi8)high8));
-    }
-    memcpy(&x, &low, sizeof x);
-    memcpy(&high4, (const char *)&low + sizeof x, sizeof high4);
-    vi4 larger = x > high4;
-    x = (vf4)((larger & (vi4)x) | (~larger & (vi4)high4));
+#if W == 16
+    __m256 low = _mm256_max_ps((__m256)vf_low8(a), (__m256)vf_high8(a));
+#else
+    __m256 low = (__m256)a;
+#endif
+    vf4 x = (vf4)_mm_max_ps(_mm256_castps256_ps128(low), _mm256_extractf128_ps(low, 1));
 #endif
     return f_max(f_max(x[0], x[2]), f_max(x[1], x[3]));
 }
