@@ -4,7 +4,7 @@
 
 Every contestant runs in a process of its own, and in turn with the others: one round is a few
 measurements of each, medians are over all rounds (at least 5 measurements). A peer stands in its best
-configuration: its dtypes, attention and expert implementations are tried once, those within a third of
+configuration: its dtypes, attention and expert implementations are tried first, those within a third of
 the fastest of their dtype go on to the rounds. Peers in bf16 run twice: as they come, with whatever the
 processor has (AMX), and with oneDNN held to AVX-512 (`no AMX`). A model of half a billion parameters is
 trained in one process at a time; its parts take many minutes. What is not installed is reported as absent.
@@ -133,14 +133,14 @@ def contest(field: Field, work: Work, rounds: int, quick: bool) -> list[Entry]:
     """All entries that can, those worth it measured `rounds` times over."""
     tried = []
     for entry in entries(work, quick):
-        entry.seconds = field.ask(entry, work, 1, not quick) or []
+        entry.seconds = field.ask(entry, work, 1 if quick or heavy(work) else 3, not quick) or []
         if entry.seconds:
             tried.append(entry)
-            print(f"  tried {entry.name:44} {entry.median:9.4f} s", flush=True)
+            print(f"  tried {entry.name:44} {min(entry.seconds):9.4f} s", flush=True)
     if quick:
         return tried
-    chosen = [one for one in tried if one.median <= 4 / 3 * min(
-        other.median for other in tried
+    chosen = [one for one in tried if min(one.seconds) <= 4 / 3 * min(
+        min(other.seconds) for other in tried
         if (other.who, other.isa, other.dtype) == (one.who, one.isa, one.dtype))]
     for one in chosen:
         one.seconds.clear()  # the rounds alone count
