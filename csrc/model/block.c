@@ -12,7 +12,7 @@
  */
 #include <math.h>
 
-#include "model.h"
+#include "internal.h"
 
 /* Of the norms of MLA's latents, whatever rms_norm_eps says: so do DeepSeek's code and transformers. */
 static const float LATENT_EPS = 1e-6f;

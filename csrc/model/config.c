@@ -4,7 +4,7 @@
  */
 #include <math.h>
 
-#include "model.h"
+#include "internal.h"
 
 enum { MAX_WIDTH = 1 << 24 };
 

@@ -8,7 +8,7 @@
  * Only a chunk of logits (workspace.c) ever exists, forward or backward. A row's log-prob
  * comes from the ops that the sampler uses: that is E1.
  */
-#include "model.h"
+#include "internal.h"
 
 enum { WEIGHT, ADV, OLD, REF, LOGP, ENTROPY, LSE, LOSS, DLOGP, DENTROPY, KL, CLIPPED };
 

@@ -7,7 +7,7 @@
 #ifndef R1_KVPOOL_H
 #define R1_KVPOOL_H
 
-#include "model.h"
+#include "internal.h"
 
 typedef struct {
     size_t n_layers;   /* L, and one of the MTP module where it guesses */

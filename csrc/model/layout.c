@@ -11,7 +11,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "model.h"
+#include "internal.h"
 
 static r1_param *
 param_add(r1_model *m, size_t E, size_t O, size_t I, size_t uses, const char *format, ...)

@@ -9,7 +9,7 @@
  * temporaries of the pass and is computed again in backward. A weight that is not trained gets no
  * gradient and costs none. Rows do not meet, so an adapter keeps the exactness of what it adds to.
  */
-#include "model.h"
+#include "internal.h"
 
 static int
 has_adapter(const r1_model *m, const r1_linear *l)

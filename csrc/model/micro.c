@@ -16,7 +16,7 @@
  */
 #include <string.h>
 
-#include "model.h"
+#include "internal.h"
 
 enum { PART_ROWS = 2048 };
 

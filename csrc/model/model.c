@@ -8,7 +8,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "model.h"
+#include "internal.h"
 
 r1_code
 r1_model_open(r1_model **out, const r1_config *c, r1_dtype dtype, const r1_rope *rope,

@@ -9,7 +9,7 @@
  * t_{i+1} does not exist: its embedding is the zero vector and its row carries no loss. `detach`
  * stops the gradient at y and leaves the shared embedding and head alone.
  */
-#include "model.h"
+#include "internal.h"
 
 r1_code
 mtp_fwd(r1_model *m, const r1_mtp *io, const r1_tensor *y, const int32_t *next, const r1_acts *a,

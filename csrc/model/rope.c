@@ -10,7 +10,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "model.h"
+#include "internal.h"
 
 enum { FEWEST = 512, ROWS = 64 }; /* positions; of them computed at a time */
 

@@ -6,7 +6,7 @@
  * formulas are the usual ones (Ouyang et al. 2022 eq. 1; binary cross-entropy), not printed there.
  * Pairs are neighbours: sequences 2i (chosen) and 2i + 1 stay in one micro-batch.
  */
-#include "model.h"
+#include "internal.h"
 
 static r1_code
 score_micro(r1_model *m, r1_workspace *ws, const r1_micro *mb, const float *label,

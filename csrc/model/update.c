@@ -8,7 +8,7 @@
  */
 #include <math.h>
 
-#include "model.h"
+#include "internal.h"
 
 /* A gradient with several accumulators is added up so many rows at a time: few enough that the sum
  * stays in cache, and at any width whole blocks of sum_squares, whose bits then do not change, and

@@ -7,7 +7,7 @@
  */
 #include <string.h>
 
-#include "model.h"
+#include "internal.h"
 
 static r1_tensor
 push(r1_arena *a, size_t rows, size_t cols)
