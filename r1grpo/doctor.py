@@ -17,8 +17,10 @@ from pathlib import Path
 from . import __version__
 
 # module -> (distribution, what it would be used for)
-_OPTIONAL = {"IPython": ("ipython", "live curves in notebooks")}
-_REQUIRED = ("numpy", "safetensors", "tqdm")
+_OPTIONAL = {"pyarrow": ("pyarrow", "data in .parquet"),
+             "huggingface_hub": ("huggingface_hub", "models by their id of the hub"),
+             "IPython": ("ipython", "live curves in notebooks")}
+_REQUIRED = ("jinja2", "numpy", "tokenizers", "tqdm")
 
 
 def examine(folder: str | Path = ".") -> list[tuple[str, str]]:

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import fields
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,9 @@ def test_doctor_names_versions_tier_threads_and_disk(capsys):
     assert lines["Python"].startswith(".".join(map(str, sys.version_info[:3])))
     assert lines["engine"] == "loads" and "CUDA" in lines
     found = dict(doctor.examine())
+    assert not [name for name, what in found.items() if what.startswith("missing")]
+    needed = {re.match(r"[\w-]+", one)[0] for one in metadata.requires("r1grpo") if "extra ==" not in one}
+    assert needed <= found.keys()
     assert "available" in found["kernel tier"] and found["free disk here"].endswith("GiB")
 
 
@@ -155,7 +160,7 @@ def test_bad_requests_are_one_line(stage, recipe_file, tmp_path, capsys):
     assert "temperature" in refused(capsys, "generate", at, "3", "--temperature", "-1")
     assert "no checkpoint" in refused(capsys, "generate", str(tmp_path / "none"), "3")
     assert "checkpoint.json" in refused(capsys, "eval", str(stage.parent))
-    assert "summary.json" in refused(capsys, "report", str(tmp_path))
+    assert "of a run of `r1grpo pipeline`" in refused(capsys, "report", str(tmp_path))
     assert "no run to resume" in refused(capsys, "pipeline", "--resume", "--out",
                                          str(tmp_path / "none"))
     assert "two recipes" in refused(capsys, "pipeline", "--quick", "--recipe", str(recipe_file))
