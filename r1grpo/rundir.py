@@ -201,6 +201,7 @@ def check_run_dir(path: str | Path, recipe_hash: str, resume: bool, command: str
             reason = "not writable" if nearest.is_dir() else "not a directory"
             raise CheckpointError(f"cannot write {path}: {nearest} is {reason}", path)
         return
+    check_command(path, command)
     run = Manifest.load(manifest).run
     if run["recipe"] != recipe_hash:
         raise CheckpointError(f"{path} holds a run of another recipe or seed; to go on with it: "
@@ -209,6 +210,15 @@ def check_run_dir(path: str | Path, recipe_hash: str, resume: bool, command: str
         state = "a finished" if run.get("finished") else "an unfinished"
         raise CheckpointError(f"{path} holds {state} run; to go on with it: {again}; else choose "
                               "another --out", path)
+
+
+def check_command(path: str | Path, command: str) -> None:
+    """Refuse the directory of another command's run, by that command's name."""
+    manifest = Path(path) / "manifest.json"
+    theirs = Manifest.load(manifest).run.get("command", command) if manifest.exists() else command
+    if theirs != command:
+        raise CheckpointError(f"{path} holds a run of `{theirs}`; to go on with it: {theirs} --out "
+                              f"{path} --resume; else choose another --out", path)
 
 
 class RunDir:
@@ -222,7 +232,7 @@ class RunDir:
     def __init__(self, path: str | Path, recipe_hash: str, run: Mapping[str, Any],
                  resume: bool = False, command: str = "r1grpo pipeline") -> None:
         self.path = Path(path)
-        facts = {**run, "recipe": recipe_hash, "finished": False}
+        facts = {**run, "command": command, "recipe": recipe_hash, "finished": False}
         manifest = self.path / "manifest.json"
         check_run_dir(path, recipe_hash, resume, command)
         with naming_errors(self.path / ".lock", 0):

@@ -191,12 +191,17 @@ def test_a_run_from_start_to_finish(tmp_path):
 
 
 def test_unfinished_run_is_refused_with_the_command(tmp_path):
-    start(tmp_path / "a").close()
-    with pytest.raises(CheckpointError, match=rf"r1grpo grpo --out {tmp_path}/a --resume"):
-        start(tmp_path / "a", command="r1grpo grpo")
+    start(tmp_path / "a", command="r1grpo grpo").close()
+    theirs = rf"a run of `r1grpo grpo`; to go on with it: r1grpo grpo --out {tmp_path}/a --resume"
+    for resume in (False, True):
+        with pytest.raises(CheckpointError, match=theirs):
+            start(tmp_path / "a", resume=resume)
+    start(tmp_path / "b").close()
+    with pytest.raises(CheckpointError, match=rf"r1grpo pipeline --out {tmp_path}/b --resume"):
+        start(tmp_path / "b")
     with pytest.raises(CheckpointError, match="another recipe.*--out .* --resume"):
-        start(tmp_path / "a", recipe="other", resume=True)
-    start(tmp_path / "a", resume=True).close()
+        start(tmp_path / "b", recipe="other", resume=True)
+    start(tmp_path / "b", resume=True).close()
 
 
 def test_foreign_directory_is_left_alone(tmp_path):

@@ -30,7 +30,7 @@ from ..algebra import sft_algebra, show
 from ..checkpoint import load_newest
 from ..monitor import Progress
 from ..plan import MICRO_TOKENS, MemoryPlan, check_fits
-from ..rundir import RunDir, check_run_dir
+from ..rundir import RunDir, check_command, check_run_dir
 from ..safe_files import CheckpointError, write_atomic
 from ..sft import SFTTrainer
 from ..toml import ConfigError
@@ -52,6 +52,8 @@ def options_of(command: Command, flags: argparse.Namespace, *names: str) -> Opti
         raise ConfigError("--out is missing: the directory of the run")
     if again and not (out / CONFIG).is_file():  # type: ignore[operator]
         raise CheckpointError(f"{out} holds no run: {CONFIG} is missing", out or "")
+    if out and again:
+        check_command(out, f"r1grpo {command.name}")
     given = {name: getattr(flags, name) for name in names}
     options = read_options(command, flags.config, flags.set, given,
                            out / CONFIG if out and again else None)
