@@ -46,14 +46,26 @@ def row_answer(row: Row, completion: str) -> str | None:
     return final_answer(completion) if template is None else extract_answer(completion, template)
 
 
+def row_format(completions: Sequence[Any], **call: Any) -> Sequence[float | None]:
+    """format_reward by the rows' template; rows of a data set have none, and no verdict."""
+    return format_reward(completions=completions, **call) if "template" in call \
+        else [None] * len(completions)
+
+
+def row_language(completions: Sequence[Any], **call: Any) -> Sequence[float | None]:
+    """language_shares by the rows' language, as row_format."""
+    return language_shares(completions=completions, **call) if "language" in call \
+        else [None] * len(completions)
+
+
 @dataclass(frozen=True)
 class Graders:
     """How a completion is judged; reward functions and two functions of its text. language is
     None where a chain of thought holds no word."""
 
     accuracy: RewardFunction = accuracy_reward
-    format: RewardFunction = format_reward
-    language: RewardFunction = language_shares
+    format: RewardFunction = row_format
+    language: RewardFunction = row_language
     answer: Callable[[Row, str], str | None] = row_answer
     reflection: Callable[[str], int] = reflection_count
 
@@ -160,7 +172,8 @@ def row_vote(answer: str | None) -> str | None:
 
 
 def _figures(graded: Sequence[tuple[Row, str | None, int]]) -> dict[str, Any]:
-    """Figures of graded samples: (sample, vote, reflection words)."""
+    """Figures of graded samples: (sample, vote, reflection words); none of format and language where
+    neither was judged."""
     problems: dict[int, list[tuple[bool, str | None]]] = {}
     for one, vote, _ in graded:
         problems.setdefault(one["problem"], []).append((one["rewards"]["accuracy"] == 1.0, vote))
@@ -174,17 +187,21 @@ def _figures(graded: Sequence[tuple[Row, str | None, int]]) -> dict[str, Any]:
                   if one["rewards"]["format"] == 1.0]
     languages = [one["rewards"]["language"] for one in samples
                  if one["rewards"]["language"] is not None]
+    judged = any(one["rewards"][name] is not None for one in samples for name in ("format", "language"))
+    shape = {
+        "wellformed_accuracy": _mean(wellformed),
+        "format": _mean([one["rewards"]["format"] or 0.0 for one in samples]),
+        "language_consistency": _mean(languages),
+        "no_words": 1.0 - len(languages) / len(samples),
+    } if judged else {}
     return {
         "pass@1": _mean([c / k for c in right]), "pass@1_ci": [low, high],
         f"pass@{k}": _mean([pass_at(k, c, k) for c in right]),
         "cons@k": _mean([float(_consensus(one)) for one in problems.values()]),
         "k": k, "n": len(problems),
-        "wellformed_accuracy": _mean(wellformed),
         "mean_tokens": _mean([len(one["completion_ids"]) for one in samples]),
         "truncated": _mean([one["finish_reason"] == "length" for one in samples]),
-        "format": _mean([one["rewards"]["format"] or 0.0 for one in samples]),
-        "language_consistency": _mean(languages),
-        "no_words": 1.0 - len(languages) / len(samples),
+        **shape,
         "reflection_per_response": _mean([words for _, _, words in graded]),
     }
 

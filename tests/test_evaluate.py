@@ -159,6 +159,17 @@ def test_the_graders_of_the_built_in_tasks():
     assert recompute(samples)["format"] == 0.5 and recompute(samples)["truncated"] == 0.25
 
 
+def test_rows_of_a_data_set_are_judged_by_their_answers_alone():
+    row = {"problem": 0, "answer": "4", "prompt": "x", "prompt_ids": [5], "completion_ids": [1],
+           "logprobs": [0.0], "finish_reason": "stop"}
+    samples = [{**row, "generation": g, "completion": text}
+               for g, text in enumerate((r"\boxed{4}", r"\boxed{5}"))]
+    figures = recompute(samples)
+    assert figures["pass@1"] == 0.5 and samples[0]["rewards"] == {
+        "accuracy": 1.0, "format": None, "language": None}
+    assert not figures.keys() & {"format", "wellformed_accuracy", "language_consistency", "no_words"}
+
+
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="at least one problem"):
         evaluate(MODEL, [], ARGS, TOKENIZER, GRADERS)
