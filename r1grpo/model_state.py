@@ -105,6 +105,11 @@ class ModelState:
         """Parameters without the adapters', which come last."""
         return [p for p in self._params if not is_adapter(p[0])]
 
+    def __repr__(self) -> str:
+        facts = [self.config.model_type, f"{self.num_parameters()['total']:,} parameters", self.dtype,
+                 *(["adapters"] if self.lora else []), *(["frozen"] if self.frozen else [])]
+        return f"<{type(self).__name__}: {', '.join(facts)}>"
+
     def num_parameters(self) -> dict[str, int]:
         """{"total", "active", "mtp"}: parameters of the model, those one token uses (its share of the
         routed experts), and those of the MTP module, which the first two leave out."""

@@ -25,7 +25,10 @@ def test_presets() -> None:
 
 
 def test_tiny_moe_has_the_size_that_was_promised() -> None:
-    count = Model(ModelConfig.tiny_moe(), seed=None).num_parameters()
+    model = Model(ModelConfig.tiny_moe(), seed=None)
+    count = model.num_parameters()
+    assert repr(model) == f"<Model: deepseek_v3, {count['total']:,} parameters, float32>"
+    assert repr(model.freeze()).endswith("float32, frozen>")
     assert 600_000 <= count["total"] <= 1_500_000
     assert count["active"] <= count["total"] / 2
     assert 600_000 <= count["total"] + count["mtp"] <= 1_500_000
