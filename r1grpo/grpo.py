@@ -47,7 +47,7 @@ from .reward_model import reward_functions
 from .rollout import Completions, fit_vocabulary, rollout
 from .scoring import RewardFunction, Rewards, VerdictLog, pack_rollout, unpack_rollout
 from .trainer import (Callback, Trainer, check_length, data_order, fingerprint, prompt_ids_of,
-                      require_options)
+                      require_options, require_policy)
 
 Row = dict[str, Any]
 Dataset = Sequence[Row] | Callable[[int], Sequence[Row]]
@@ -112,6 +112,7 @@ class GRPOTrainer(Trainer):
         args = args or GRPOConfig()
         model, processing_class = model_and_tokenizer(model, processing_class, peft_config,
                                                       args.seed)
+        require_policy("GRPOTrainer", model)
         super().__init__(model, args, callbacks)
         self.rewards = Rewards(reward_functions(reward_funcs, reward_processing_classes),
                                self.args.reward_weights)

@@ -44,7 +44,7 @@ from .packing import best_fit_decreasing
 from .rollout import fit_vocabulary
 from .tokenizer import THINK
 from .trainer import (Callback, Trainer, chat_options, check_length, completion_ids_of, data_order,
-                      fingerprint, prompt_ids_of, require_options)
+                      fingerprint, prompt_ids_of, require_options, require_policy)
 
 _THEIRS = {  # arguments of TRL's trainer that are not here, and what is
     "tokenizer": "is called processing_class",
@@ -189,6 +189,7 @@ class SFTTrainer(Trainer):
         args = args or SFTConfig()
         model, processing_class = model_and_tokenizer(model, processing_class, peft_config,
                                                       args.seed)
+        require_policy("SFTTrainer", model)
         super().__init__(model, args, callbacks)
         self.processing_class = processing_class
         fit_vocabulary(model, processing_class)

@@ -34,20 +34,13 @@ from numpy.typing import NDArray
 from . import checkpoint
 from .brief import brief, brief_names
 from .config import ConfigError, TrainingConfig
+from .config.training import FREE_OPTIONS, LENGTH_OPTIONS
 from .console import report
 from .device import peak_flops
 from .monitor import Progress
 from .plan import check_fits, plan_training, resident_memory
 from .tokenizer import end_of_text
 from .trackers import open_trackers
-
-# options that a resumed run may give differently: they cannot change the bits of a step that both
-# runs take. The length is one where no learning rate depends on it: under the constant schedule
-FREE_OPTIONS = {"output_dir", "save_steps", "save_total_limit", "logging_steps",
-                "logging_first_step", "log_completions", "num_completions_to_print", "disable_tqdm",
-                "report_to", "run_name", "micro_batch_tokens", "gradient_checkpointing",
-                "speculative", "ref_model_offload"}
-LENGTH_OPTIONS = {"max_steps", "num_train_epochs"}
 
 Callback = Callable[["Trainer", dict[str, Any]], None]
 
@@ -150,6 +143,12 @@ def require_options(trainer: str, args: Any, kind: type) -> None:
     if args is not None and not isinstance(args, kind):
         raise TypeError(f"{trainer}: args is a {type(args).__module__}.{type(args).__name__}, "
                         f"expected an r1grpo.{kind.__name__}; give the dataset as train_dataset=")
+
+
+def require_policy(trainer: str, model: Any) -> None:
+    """ConfigError where the model is one that scores: its head of tokens may be nobody's."""
+    if getattr(getattr(model, "config", None), "score_head", False):
+        raise ConfigError(f"{trainer}: the model is a reward model: it scores text and writes none")
 
 
 class Trainer:

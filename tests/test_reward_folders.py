@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from command_run import make_folder
 
-from r1grpo import EvalConfig, GRPOConfig, GRPOTrainer, Model, RewardConfig, RewardTrainer, Tokenizer
+from r1grpo import (EvalConfig, GRPOConfig, GRPOTrainer, Model, RewardConfig, RewardTrainer, SFTTrainer,
+                    Tokenizer)
 from r1grpo.config import ConfigError
 from r1grpo.evaluate import Graders, check, evaluate
 from r1grpo.rejection import rejection_sample
@@ -99,6 +100,14 @@ def test_rejection_sampling_takes_a_folder(folder):
     model.live_vocab = len(tokenizer)
     want = rejection_sample(model, rows, args, correct=right, processing_class=tokenizer, source="policy")
     assert got.rows and got == want and got.rows[0]["source"]["model"] == "policy"
+
+
+def test_a_reward_model_is_no_policy(folder):
+    rows = [{"prompt": "what is 1 ?", "completion": "it is 1"}]
+    with pytest.raises(ValueError, match="GRPOTrainer: the model is a reward model"):
+        GRPOTrainer(str(folder / "judge"), lambda completions, **_: [0.0] * len(completions), ARGS, rows)
+    with pytest.raises(ValueError, match="SFTTrainer: the model is a reward model"):
+        SFTTrainer(str(folder / "judge"), None, rows)
 
 
 def test_evaluation_takes_a_folder(folder):

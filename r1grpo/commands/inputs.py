@@ -74,8 +74,11 @@ def open_tokenizer(inputs: Inputs) -> Tokenizer:
 
 
 def open_config(inputs: Inputs) -> ModelConfig:
-    """The architecture; the headers of all its files are checked, no weight is read."""
+    """The architecture; the headers of all its files are checked, no weight is read. A reward model is
+    refused: every command samples or teaches the model."""
     with ModelFolder(source_of(inputs).weights) as folder:
+        if folder.config.score_head:
+            raise ConfigError(f"{inputs.model} is a reward model: it scores text and writes none")
         return folder.config
 
 

@@ -27,10 +27,10 @@ from typing import Any, Literal
 
 from ..brief import brief
 from ..config import EvalConfig, GRPOConfig, SFTConfig
+from ..config.training import FREE_OPTIONS, LENGTH_OPTIONS
 from ..lora import LoraConfig
 from ..toml import (ConfigError, from_dict, merge_tables, parse_toml, read_table, suggest,
                     table_to_toml, to_dict)
-from ..trainer import FREE_OPTIONS, LENGTH_OPTIONS
 
 Table = dict[str, Any]
 
@@ -132,6 +132,11 @@ class Command:
     presets: Mapping[str, Callable[..., Any]]
     defaults: Mapping[str, Any]
 
+    def keys(self) -> list[str]:
+        """The names of its options."""
+        return [one.name for half in (self.inputs, self.trainer) for one in dataclasses.fields(half)
+                if one.name != "output_dir"]
+
     def base(self, preset: str | None) -> Table:
         """The trainer's options before anything is changed."""
         if preset is None:
@@ -215,7 +220,7 @@ def _build(command: Command, table: Mapping[str, Any]) -> Options:
     for key in table:
         if key not in own and key not in theirs:
             refusal = command.trainer.refusal(key)  # type: ignore[attr-defined]
-            near = suggest(key, [*own, *theirs])
+            near = suggest(key, [*own, *theirs]) or f"; `r1grpo {command.name} --help` lists them"
             raise ConfigError(refusal if "not supported" in refusal
                               else f"unknown option {brief(key)}{near}")
     inputs = from_dict(command.inputs, {key: _placed(key, _read_as(own[key], value))
@@ -223,6 +228,8 @@ def _build(command: Command, table: Mapping[str, Any]) -> Options:
     args = from_dict(command.trainer, {
         **command.base(preset), **{key: _read_as(theirs[key], value)
                                    for key, value in table.items() if key in theirs}})
+    if getattr(inputs, "merge", False) and inputs.lora is None:
+        raise ConfigError("merge is for adapters, and none are trained: --lora R")
     return Options(command, inputs, args, preset)
 
 
