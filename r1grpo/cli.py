@@ -24,6 +24,7 @@ from typing import Any
 
 from . import __version__
 from .checkpoint import load_checkpoint
+from .commands.options import DISTILL, EVAL, GRPO, REJECT, SFT, Command
 from .config import ConfigError
 from .doctor import examine
 from .monitor import format_seconds
@@ -81,19 +82,17 @@ def _parser() -> argparse.ArgumentParser:
     pipeline.add_argument("--resume", action="store_true", help="go on with an unfinished run")
     pipeline.add_argument("--quick", action="store_true",
                           help="a very small run that shows that everything works; not a result")
-    stage_options(command("sft", _stage("sft"), "fine-tune a model folder on completions"))
-    stage_options(command("grpo", _stage("grpo"), "reinforce a model folder on problems"),
-                  reward=True)
-    stage_options(command("reject", _stage("reject"), "sample a model and keep what is right"),
-                  reward=True, trains=False)
+    stage_options(command("sft", _stage("sft"), "fine-tune a model folder on completions"), SFT)
+    stage_options(command("grpo", _stage("grpo"), "reinforce a model folder on problems"), GRPO)
+    stage_options(command("reject", _stage("reject"), "sample a model and keep what is right"), REJECT)
     distill = command("distill", _stage("distill"), "a student learns a teacher's right answers")
-    stage_options(distill, reward=True)
+    stage_options(distill, DISTILL)
     distill.add_argument("--teacher", metavar="FOLDER",
                          help="who is asked the problems first; without: data are its rows")
     check = command("eval", _eval, "measure a checkpoint of a run on its held-out problems, or a "
                                    "model folder on a data file")
     check.add_argument("checkpoint", type=Path, metavar="DIR/STAGE", nargs="?")
-    stage_options(check, reward=True, trains=False)
+    stage_options(check, EVAL)
     check.add_argument("--check", action="store_true",
                        help="compare every stored sample and every figure, bit for bit")
     generate = command("generate", _generate, "show a checkpoint think and answer")
@@ -130,25 +129,28 @@ def model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of an id of the hub")
 
 
-def stage_options(parser: argparse.ArgumentParser, reward: bool = False, trains: bool = True
-                  ) -> None:
-    """The flags of a command on a model folder and a data file."""
+def stage_options(parser: argparse.ArgumentParser, stage: Command) -> None:
+    """The flags of a command on a model folder and a data file, and the keys of --set."""
+    keys = stage.keys()
+    parser.epilog = f"KEY, as in FILE.toml (docs/real_models.md): {', '.join(keys)}"
     model_options(parser)
     parser.add_argument("--data", metavar="FILE", help="rows: .jsonl, .json, .parquet, a folder")
     parser.add_argument("--layout", metavar="NAME", help="what the columns mean (found by itself)")
-    if reward:
+    if "reward" in keys:
         parser.add_argument("--reward", metavar="NAME", type=lambda names: names.split(","),
                             help="accuracy,format or FILE.py:function (accuracy)")
-    if trains:
-        parser.add_argument("--preset", metavar="NAME", help="published options, such as r1_zero")
+    if stage.presets:
+        parser.add_argument("--preset", metavar="NAME",
+                            help=f"published options: {', '.join(stage.presets)}")
+    if "lora" in keys:
         parser.add_argument("--lora", metavar="R", type=_rank,
                             help="train low-rank adapters of rank R alone; more: --set lora.KEY=VALUE")
         parser.add_argument("--merge", action="store_true", default=None,
                             help="DIR/final is a whole model, its adapters merged")
     parser.add_argument("--dtype", help="float32 or bfloat16")
     parser.add_argument("--config", type=Path, metavar="FILE.toml", help="options")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
-                        help="an option, such as learning_rate=2e-6; over those of the file")
+    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE",
+                        help="options, such as learning_rate=2e-6; over those of the file")
     parser.add_argument("--out", type=Path, metavar="DIR", help="directory of the run")
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
     parser.add_argument("--plan", action="store_true", help="show what memory it takes, and stop")
@@ -266,6 +268,8 @@ def _generate(options: argparse.Namespace) -> int:
     template, tokenizer = _template(Path(checkpoint)), WordTokenizer.load(checkpoint)
     if not math.isfinite(options.temperature):
         raise ValueError(f"--temperature is {options.temperature}")
+    if options.max_tokens is not None and options.max_tokens < 1:
+        raise ValueError(f"--max-tokens is {options.max_tokens}, must be at least 1")
     if not problem.split():
         raise ValueError("the problem is empty")
     prompt = tokenizer.encode(format_prompt(problem, template))

@@ -1,5 +1,10 @@
 """Options of commands: preset, file, --set, flags; what a run stores is what it read."""
 
+import re
+
+import pytest
+
+from r1grpo import cli
 from r1grpo.commands.options import DISTILL, GRPO, SFT, read_options
 from r1grpo.config import GRPOConfig, SFTConfig
 
@@ -37,6 +42,20 @@ def test_presets_of_the_paper_are_there_by_name():
     assert zero.args.completion_length(8200) == 65536
     flat = read_options(GRPO, None, ["max_completion_length=[[0, 8], [2, 9]]"], {}).args
     assert (flat.completion_length(1), flat.completion_length(2)) == (8, 9)
+
+
+def test_help_names_every_option_and_preset(capsys):
+    for stage in (SFT, GRPO, DISTILL):
+        with pytest.raises(SystemExit):
+            cli.main([stage.name, "--help"])
+        words = set(re.findall(r"\w+", capsys.readouterr().out))
+        assert {*stage.keys(), *stage.presets} <= words and "output_dir" not in words
+
+
+def test_one_set_takes_several(tmp_path):
+    flags = cli._parser().parse_args(["grpo", "--set", "beta=0.5", "seed=2", "--set", "max_steps=3"])
+    args = read_options(GRPO, None, flags.set, {}).args
+    assert (args.beta, args.seed, args.max_steps) == (0.5, 2, 3)
 
 
 def test_config_toml_of_a_run_gives_the_same_options(tmp_path):

@@ -50,6 +50,16 @@ def test_bad_requests_are_one_line_and_leave_nothing(here, tmp_path, capsys):
     says(["eval", "--out", str(out), "--check"], "holds no run")
     says(["generate", "--model", "model"], "either a prompt or --chat")
     says(["generate", "--model", "base", "--chat"], "no chat template")
+    says(["generate", "--model", "model", "--max-tokens", "0", "hi"], "--max-tokens is 0")
+    says(grpo(out, "--merge"), "merge", "--lora R")
+    says(command("distill", out, settings=("k=2",)), "'k'", "`r1grpo distill --help` lists them")
+    Model.from_pretrained("model").add_score_head().save_pretrained("judge")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (here / "judge" / name).write_bytes((here / "model" / name).read_bytes())
+    for name in ("grpo", "sft", "reject", "eval"):
+        says(command(name, out, model="judge"), "judge is a reward model")
+    says(["generate", "--model", "judge", "hi"], "judge is a reward model")
+    says(command("distill", out, "--teacher", "judge", data="problems.jsonl"), "judge is a reward model")
 
 
 def test_a_foreign_directory_is_left_alone(here, tmp_path, capsys):
@@ -58,7 +68,9 @@ def test_a_foreign_directory_is_left_alone(here, tmp_path, capsys):
     out = tmp_path / "run"
     assert cli.main(sft(out)) == 0
     assert "r1grpo sft --out" in refused(capsys, sft(out), out)
-    assert "another recipe" in refused(capsys, grpo(out), out)
+    for other in (grpo(out), ["grpo", "--out", str(out), "--resume"], ["eval", "--out", str(out), "--check"]):
+        assert "a run of `r1grpo sft`; to go on with it: r1grpo sft --out" in refused(capsys, other, out)
+    assert "another recipe" in refused(capsys, sft(out, settings=("seed=7",)), out)
 
 
 @pytest.mark.parametrize("name", ["grpo", "sft", "distill", "reject", "eval"])

@@ -30,6 +30,8 @@ def run(flags: argparse.Namespace) -> int:
     """The command; flags are those of cli.py."""
     if not math.isfinite(flags.temperature):
         raise ValueError(f"--temperature is {flags.temperature}")
+    if flags.max_tokens is not None and flags.max_tokens < 1:
+        raise ValueError(f"--max-tokens is {flags.max_tokens}, must be at least 1")
     question = " ".join(flags.words)
     if flags.chat == bool(question.strip()):
         raise ValueError("generate --model FOLDER needs either a prompt or --chat")
