@@ -36,7 +36,7 @@ def as_number(value: Any, name: str, lowest: float = 0.0, highest: float = 3e38)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, not {brief(value)}")
     if not lowest <= value <= highest:
-        raise ValueError(f"{name} is {value}, must be between {lowest} and {highest}")
+        raise ValueError(f"{name} is {value}, must be between {lowest:.6g} and {highest:.6g}")
     return float(value)
 
 

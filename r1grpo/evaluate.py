@@ -31,7 +31,7 @@ from .rollout import Completions, rollout
 from .scoring import RewardFunction
 from .tasks.wording import reflection_count
 from .tokenizer import extract_answer
-from .trainer import prompt_ids_of
+from .trainer import prompt_ids_of, require_policy
 from .verifiers import exact_number, final_answer, parse_chain, spelling
 
 Row = dict[str, Any]
@@ -87,6 +87,7 @@ def evaluate(model: Any, problems: Sequence[Row], args: EvalConfig | None = None
     folder of one, whose tokenizer is then the default of processing_class. progress is called with the
     number of problems done."""
     model, processing_class = asked_and_tokenizer(model, processing_class)
+    require_policy("evaluate", model)
     samples = draw_samples(model, problems, args, processing_class, progress)
     return Evaluation(recompute(samples, graders), samples)
 

@@ -30,6 +30,9 @@ def model_and_tokenizer(model: Any, processing_class: Any, peft_config: Any = No
         raise TypeError(f"processing_class is a {type(processing_class).__name__} of another library; "
                         f"give r1grpo.Tokenizer.from_pretrained(FOLDER), or leave it out where model "
                         f"is a folder")
+    if isinstance(processing_class, (str, os.PathLike)):
+        raise TypeError("processing_class is a name; give r1grpo.Tokenizer.from_pretrained(FOLDER), or leave "
+                        "it out where model is a folder")
     if _foreign(model):
         raise TypeError(f"model is a {type(model).__name__} of another library; give its folder, or "
                         f"r1grpo.Model.from_pretrained(FOLDER)")

@@ -108,7 +108,7 @@ class GRPOTrainer(Trainer):
                  **theirs: Any) -> None:
         for name in theirs:
             raise TypeError(f"GRPOTrainer: argument {name!r} " + _THEIRS.get(name, "is unknown"))
-        require_options("GRPOTrainer", args, GRPOConfig)
+        require_options("GRPOTrainer", args, GRPOConfig, train_dataset, eval_dataset)
         args = args or GRPOConfig()
         model, processing_class = model_and_tokenizer(model, processing_class, peft_config,
                                                       args.seed)

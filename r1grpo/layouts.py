@@ -74,7 +74,8 @@ def choose_layout(row: Row, name: str | None = None, where: str = "row") -> Layo
         raise ValueError(f"{where}: {found}; that may be {' or '.join(x.name for x in special)}, "
                          f"give layout=")
     raise ValueError(f"{where}: {found}; no layout of {', '.join(LAYOUTS)} fits; say which are "
-                     f"which, as in columns={{'prompt': ..., 'answer': ...}}")
+                     f"which, as in columns={{'prompt': ..., 'answer': ...}}, or --set columns.prompt=... "
+                     f"columns.answer=...")
 
 
 def as_messages(rows: Sequence[Row], system: str | None = None, instruction: str | None = None

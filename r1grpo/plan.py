@@ -47,9 +47,9 @@ class Item:
     one_at_a_time: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MemoryPlan:
-    """Items, and their total; str() is a table in GiB."""
+    """Items, and their total; shown as a table in GiB."""
 
     items: tuple[Item, ...]
 
@@ -70,6 +70,8 @@ class MemoryPlan:
         width = max(len(name) for name, _ in rows)
         lines = [f"{name:<{width}}  {size / GIB:9.3f} GiB" for name, size in rows]
         return "\n".join([*lines[:-1], "-" * len(lines[0]), lines[-1]])
+
+    __repr__ = __str__
 
 
 @dataclass(frozen=True)

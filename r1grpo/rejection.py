@@ -23,7 +23,7 @@ from .config import EvalConfig
 from .folder import asked_and_tokenizer
 from .rollout import rollout
 from .scoring import RewardFunction, Rewards
-from .trainer import completion_ids_of, prompt_ids_of
+from .trainer import completion_ids_of, prompt_ids_of, require_policy
 
 Row = dict[str, Any]
 
@@ -63,6 +63,7 @@ def rejection_sample(model: Any, problems: Sequence[Row], args: EvalConfig | Non
     if isinstance(model, (str, os.PathLike)):
         source = source or Path(model).name
     model, processing_class = asked_and_tokenizer(model, processing_class)
+    require_policy("rejection_sample", model)
     if max_per_problem < 1:
         raise ValueError(f"max_per_problem is {max_per_problem}, expected at least 1")
     judge = Rewards(correct)

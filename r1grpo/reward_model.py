@@ -66,7 +66,7 @@ class RewardTrainer(Trainer):
                  eval_dataset: Sequence[dict[str, Any]] | None = None,
                  processing_class: Any = None,
                  callbacks: Sequence[Callback] | None = None) -> None:
-        require_options("RewardTrainer", args, RewardConfig)
+        require_options("RewardTrainer", args, RewardConfig, train_dataset, eval_dataset)
         args = args or RewardConfig()
         model, processing_class = model_and_tokenizer(model, processing_class)
         if hasattr(model, "add_score_head") and not model.config.score_head:  # stand-ins have none

@@ -94,8 +94,8 @@ def encode_row(row: dict[str, Any], processing_class: Any, where: str = "row",
         else:
             raise ValueError(f"{where} has neither 'completion' nor 'completion_ids'; it has "
                              f"{brief_names(row)}. What is to be learned may be named: "
-                             f"load_rows(..., columns={{'completion': ...}}), or --set "
-                             f"columns.completion=...")
+                             f"load_rows(..., columns={{'prompt': ..., 'completion': ...}}), or --set "
+                             f"columns.prompt=... columns.completion=...")
     if not completion:
         raise ValueError(f"{where} has no token to learn")
     weights = None
@@ -185,7 +185,7 @@ class SFTTrainer(Trainer):
                  **theirs: Any) -> None:
         for name in theirs:
             raise TypeError(f"SFTTrainer: argument {name!r} " + _THEIRS.get(name, "is unknown"))
-        require_options("SFTTrainer", args, SFTConfig)
+        require_options("SFTTrainer", args, SFTConfig, train_dataset, eval_dataset)
         args = args or SFTConfig()
         model, processing_class = model_and_tokenizer(model, processing_class, peft_config,
                                                       args.seed)

@@ -20,6 +20,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import signal
 import threading
 import time
@@ -104,7 +105,7 @@ def prompt_ids_of(row: Any, processing_class: Any, where: str) -> list[int]:
         ids = [int(one) for one in row["prompt_ids"]]
     elif "prompt" not in row:
         raise ValueError(f"{where} has neither 'prompt' nor 'prompt_ids'; it has "
-                         f"{brief_names(row)}")
+                         f"{brief_names(row)}; load_rows finds what columns mean, or takes columns=")
     elif processing_class is None:
         raise ValueError(f"{where} has a text prompt: give processing_class or 'prompt_ids'")
     elif isinstance(row["prompt"], str):
@@ -138,11 +139,16 @@ def check_length(length: int, limit: int | None, option: str, model: Any, where:
             raise ValueError(f"{where} has {length} tokens, {name} is {most}; filter the data")
 
 
-def require_options(trainer: str, args: Any, kind: type) -> None:
-    """TypeError where `args` are something else: another trainer's or library's, or the dataset."""
+def require_options(trainer: str, args: Any, kind: type, *datasets: Any) -> None:
+    """TypeError where `args` are something else: another trainer's or library's, or the dataset; and
+    where a dataset is the name of one."""
     if args is not None and not isinstance(args, kind):
         raise TypeError(f"{trainer}: args is a {type(args).__module__}.{type(args).__name__}, "
                         f"expected an r1grpo.{kind.__name__}; give the dataset as train_dataset=")
+    for one in datasets:
+        if isinstance(one, (str, os.PathLike)):
+            raise TypeError(f"{trainer}: a dataset is rows, and {brief(str(one))} a name; "
+                            f"load_rows(FILE) reads a file")
 
 
 def require_policy(trainer: str, model: Any) -> None:

@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import r1grpo
-from r1grpo import (GRPOConfig, GRPOTrainer, Model, ModelConfig, SFTConfig, SFTTrainer,
+from r1grpo import (GRPOConfig, GRPOTrainer, Model, ModelConfig, RewardTrainer, SFTConfig, SFTTrainer,
                     Tokenizer, WordTokenizer)
 from r1grpo.rewards import accuracy_reward, think_format_reward
 
@@ -154,5 +155,14 @@ def test_objects_of_other_libraries_are_refused_by_name(folder: Path, library: s
         GRPOTrainer(str(folder), accuracy_reward, train_dataset=CHAT, processing_class=theirs)
     with pytest.raises(TypeError, match="model is a Theirs .*r1grpo.Model.from_pretrained"):
         SFTTrainer(theirs, train_dataset=CHAT)
+    for name in ("model", folder):
+        with pytest.raises(TypeError, match="processing_class is a name; give r1grpo.Tokenizer"):
+            GRPOTrainer(str(folder), accuracy_reward, train_dataset=CHAT, processing_class=name)
+        for make in (partial(GRPOTrainer, str(folder), accuracy_reward), partial(SFTTrainer, str(folder)),
+                     partial(RewardTrainer, str(folder))):
+            with pytest.raises(TypeError, match="a dataset is rows, and .* a name; load_rows"):
+                make(train_dataset=name)
+            with pytest.raises(TypeError, match="a dataset is rows"):
+                make(train_dataset=CHAT, eval_dataset=name)
     with pytest.raises(TypeError, match="expected an r1grpo.LoraConfig"):
         GRPOTrainer(str(folder), accuracy_reward, train_dataset=CHAT, peft_config=theirs)

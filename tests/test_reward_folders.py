@@ -1,5 +1,6 @@
 """Models by their folders where rewards are: reward functions as in TRL, RewardTrainer, rejection sampling."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -108,6 +109,9 @@ def test_a_reward_model_is_no_policy(folder):
         GRPOTrainer(str(folder / "judge"), lambda completions, **_: [0.0] * len(completions), ARGS, rows)
     with pytest.raises(ValueError, match="SFTTrainer: the model is a reward model"):
         SFTTrainer(str(folder / "judge"), None, rows)
+    for ask in (evaluate, partial(rejection_sample, correct=lambda completions, **_: [1.0])):
+        with pytest.raises(ValueError, match="the model is a reward model"):
+            ask(str(folder / "judge"), rows)
 
 
 def test_evaluation_takes_a_folder(folder):
