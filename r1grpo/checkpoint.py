@@ -23,10 +23,10 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -36,6 +36,7 @@ from .safetensors_file import pack_arrays, unpack_arrays
 
 FORMAT = 1
 ARRAYS, INDEX = "model.safetensors", "checkpoint.json"
+T = TypeVar("T")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -128,7 +129,7 @@ def _swap_in(temp: Path, target: Path, old: Path) -> None:
 
 def _holds(path: Path, sha256: str) -> bool:
     try:
-        return load_checkpoint(path).sha256 == sha256
+        return _verify(path)[1] == sha256
     except CheckpointError:
         return False
 
@@ -136,6 +137,17 @@ def _holds(path: Path, sha256: str) -> bool:
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read DIR/NAME and check every byte of it against its hashes."""
     path = Path(path)
+    meta, sha256 = _verify(path)
+    try:
+        return Checkpoint(path, unpack_arrays(path / ARRAYS), meta, sha256)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path / ARRAYS}: {error.strerror}", path / ARRAYS,
+                              error.errno) from error
+
+
+def _verify(path: Path) -> tuple[dict[str, Any], str]:
+    """The meta and the hash of a checkpoint all of whose bytes are what they were when it was written;
+    takes no memory for its arrays."""
 
     @contextlib.contextmanager
     def naming(file: str) -> Iterator[Path]:
@@ -160,7 +172,6 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             raise ValueError("its hash does not match its content")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path / INDEX} is damaged: {error}", path / INDEX) from error
-    arrays: dict[str, np.ndarray] = {}
     for name, facts in listed.items():
         with naming(name) as file, open(file, "rb") as opened:
             size, found = os.fstat(opened.fileno()).st_size, hashlib.file_digest(opened, "sha256")
@@ -169,9 +180,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
                                       file)
             if found.hexdigest() != facts["sha256"]:
                 raise CheckpointError(f"{file} is damaged: its SHA-256 differs from {INDEX}", file)
-            if name == ARRAYS:
-                arrays = unpack_arrays(file)
-    return Checkpoint(path, arrays, meta, sha256)
+    return meta, sha256
 
 
 def _step_folders(directory: Path) -> list[Path]:
@@ -183,22 +192,29 @@ def _step_folders(directory: Path) -> list[Path]:
 def load_newest(directory: str | Path) -> Checkpoint | None:
     """The newest state (see step_name) in `directory` whose hashes hold; damaged ones are passed
     over with a warning. None when there is none."""
-    for path in _step_folders(Path(directory)):
+    return _first_whole(_step_folders(Path(directory)), load_checkpoint)
+
+
+def _first_whole(folders: Sequence[Path], read: Callable[[Path], T]) -> T | None:
+    for path in folders:
         try:
-            return load_checkpoint(path)
+            return read(path)
         except CheckpointError as error:
-            warnings.warn(f"passed over: {error}", CheckpointWarning, stacklevel=2)
+            warnings.warn(f"passed over: {error}", CheckpointWarning, stacklevel=3)
     return None
 
 
-def prune_checkpoints(directory: str | Path, keep: int = 2) -> None:
-    """Delete all but the `keep` newest states of `directory`; never the newest one that loads."""
+def prune_checkpoints(directory: str | Path, keep: int = 2, saved: str | None = None) -> None:
+    """Delete all but `keep` states of `directory`: the one of the name `saved`, which a run that went on
+    from an earlier state has just written beside later ones, then the newest; never the first of
+    these that loads. Takes no memory for arrays."""
     if keep < 1:
         raise ValueError(f"prune_checkpoints: keep is {keep}, expected at least 1")
-    old = _step_folders(Path(directory))[keep:]
-    if old and (newest := load_newest(directory)) is not None:
+    states = sorted(_step_folders(Path(directory)), key=lambda path: path.name != saved)
+    old = states[keep:]
+    if old and (whole := _first_whole(states, lambda path: _verify(path) and path)) is not None:
         for path in old:
-            if path != newest.path:
+            if path != whole:
                 temp = temp_path(path.parent, path.name)  # out of sight first, then deleted
                 os.replace(path, temp)
                 remove_path(temp)

@@ -171,6 +171,10 @@ class Trainer:
         self.model = model
         self.args = args
         self.callbacks = list(callbacks or [])  # each is called as f(trainer, metrics)
+        for one in self.callbacks:
+            if not callable(one):
+                raise TypeError(f"{type(self).__name__}: callbacks holds a {type(one).__name__}, which "
+                                "cannot be called: a callback is a function f(trainer, metrics)")
         self.step = 0  # updates done
         self.num_tokens = 0  # tokens in the loss so far
         self.processed_tokens = 0  # tokens trained on so far, prompts included
@@ -328,7 +332,7 @@ class Trainer:
         state, name = self.state_dict(), checkpoint.step_name(self.step)
         checkpoint.save_checkpoint(self.args.output_dir, name, state["arrays"], state["meta"])
         if self.args.save_total_limit is not None:
-            checkpoint.prune_checkpoints(self.args.output_dir, self.args.save_total_limit)
+            checkpoint.prune_checkpoints(self.args.output_dir, self.args.save_total_limit, name)
         return Path(self.args.output_dir) / name
 
     def load_checkpoint(self, path: str | Path | None = None) -> None:

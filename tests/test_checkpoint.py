@@ -136,6 +136,16 @@ def test_prune_never_takes_the_newest_that_loads(tmp_path):
         prune_checkpoints(tmp_path, keep=0)
 
 
+def test_prune_keeps_what_was_just_saved(tmp_path):
+    """Beside later states too, which a run that went on from an earlier one has left behind."""
+    for step in (10, 20, 30, 15):
+        save_checkpoint(tmp_path, step_name(step), make_state(step), {"step": step})
+    prune_checkpoints(tmp_path, keep=2, saved=step_name(15))
+    assert [p.name for p in sorted(tmp_path.iterdir())] == [step_name(s) for s in (15, 30)]
+    prune_checkpoints(tmp_path, keep=1, saved=step_name(15))
+    assert [p.name for p in tmp_path.iterdir()] == [step_name(15)]
+
+
 def save_new(tmp_path):
     save_checkpoint(tmp_path, step_name(2), make_state(2), {"step": 2}, {"config.json": b"{}"})
 
@@ -314,9 +324,16 @@ def test_saving_and_loading_take_no_memory_beside_the_arrays(tmp_path):
         tracemalloc.reset_peak()
         back = load_checkpoint(tmp_path / "x")
         loading = tracemalloc.get_traced_memory()[1]
+        held = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        save_checkpoint(tmp_path, "x", arrays, {})  # which is there
+        for step in (1, 2, 3):
+            save_checkpoint(tmp_path, step_name(step), arrays, {})
+        prune_checkpoints(tmp_path, keep=1)
+        again = tracemalloc.get_traced_memory()[1] - held
     finally:
         tracemalloc.stop()
-    assert saving < size / 10 and loading < 1.1 * size
+    assert saving < size / 10 and loading < 1.1 * size and again < size / 10
     assert all(np.array_equal(back.arrays[name], arrays[name]) for name in "abcd")
 
 

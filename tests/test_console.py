@@ -75,6 +75,15 @@ def test_states_over_the_limit_leave(tmp_path):
     assert again.step == 20
 
 
+def test_a_run_that_goes_on_from_an_earlier_state_keeps_its_own(tmp_path):
+    sft(save_steps=4, output_dir=str(tmp_path)).train()
+    again = sft(save_total_limit=1, output_dir=str(tmp_path))
+    again.load_checkpoint(tmp_path / "step-00000008")
+    next(again)
+    assert again.save_checkpoint().is_dir()
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000009"]
+
+
 @pytest.mark.parametrize("options", [{"save_total_limit": 0}, {"logging_steps": -1},
                                      {"logging_steps": 0.5}])
 def test_options_that_cannot_be(options):

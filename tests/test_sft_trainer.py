@@ -249,6 +249,13 @@ def test_evaluate_is_the_weighted_mean():
         trainer.evaluate()
 
 
+def test_a_callback_that_is_no_function_is_refused():
+    """TRL's are objects of other methods: none of them would be called."""
+    with pytest.raises(TypeError, match=r"callbacks holds a TrainerCallback.*f\(trainer, metrics\)"):
+        SFTTrainer(FakeModel(TOKENIZER.vocab_size), SFTConfig(), ROWS, processing_class=TOKENIZER,
+                   callbacks=[type("TrainerCallback", (), {})()])
+
+
 def test_callbacks_see_each_step():
     seen = []
     trainer = make(max_steps=3)
