@@ -347,7 +347,7 @@ class GRPOTrainer(Trainer):
             arrays |= {"rollout/parts": batch.parts, "rollout/advantages": batch.advantages}
             meta["rollout"] = {"step": batch.step, "indices": batch.indices,
                                "metrics": batch.metrics, "cursor": batch.cursor,
-                               "position": batch.position,
+                               "position": batch.position, "flops": batch.flops,
                                "finish_reasons": batch.completions.finish_reasons}
         return arrays, meta
 
@@ -360,7 +360,8 @@ class GRPOTrainer(Trainer):
             completions = unpack_rollout(arrays, saved["finish_reasons"], self.processing_class)
             batch = Batch(saved["step"], [rows[i] for i in saved["indices"]], saved["indices"],
                           completions, arrays["rollout/parts"], arrays["rollout/advantages"],
-                          saved["metrics"], saved["cursor"], saved["position"])
+                          saved["metrics"], saved["cursor"], saved["position"],
+                          saved.get("flops", 0.0))
         if self.reference:  # checks before it writes
             self.reference.load_state_dict({k.removeprefix("reference/"): v
                                             for k, v in arrays.items()

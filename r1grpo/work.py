@@ -273,6 +273,8 @@ class Work:
                 selection.step, selection.figures, selection.sampled_tokens = state.meta["best"]
                 selection.reward = selection.figures.get("reward", selection.reward)
                 selection.weights = best
+        elif self.resumed and isinstance(trainer, GRPOTrainer):
+            trainer.verdicts.load()  # of updates behind which no state was saved
         if self.resumed:
             self.rundir.metrics.truncate_to(trainer.step, phase)
             self.rundir.completions.truncate_to(trainer.step, phase)
@@ -286,8 +288,9 @@ class Work:
         if selection:
             arrays = arrays | {f"best/{k}": v for k, v in selection.weights.items()}
             meta["best"] = [selection.step, selection.figures, selection.sampled_tokens]
-        save_checkpoint(folder, step_name(trainer.step), arrays, meta)
-        prune_checkpoints(folder, keep=trainer.args.save_total_limit or 1)
+        name = step_name(trainer.step)
+        save_checkpoint(folder, name, arrays, meta)
+        prune_checkpoints(folder, trainer.args.save_total_limit or 1, name)
         self.ledger.save()
 
     def _look_at_rollout(self, phase: str, trainer: GRPOTrainer) -> dict[str, float]:
@@ -323,7 +326,7 @@ def sequences_a_step(trainer: Trainer) -> int:
 
 def _figures(trainer: Trainer, selection: Selection | None) -> dict[str, Any]:
     """What a finished trainer adds to the ledger. Loss tokens are those that were learned,
-    processed tokens all that went through forward and backward, prompts included; sampled are
+    processed tokens all of their sequences, a prompt as often as it has completions; sampled are
     those of all rollouts, used or not, and of the looks at validation problems."""
     tokens = {"loss_tokens": trainer.num_tokens, "processed_tokens": trainer.processed_tokens}
     if not isinstance(trainer, GRPOTrainer):

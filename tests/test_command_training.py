@@ -159,6 +159,28 @@ LIMIT = [0, 1]
     assert outcome(out)["weights"] == outcome(tmp_path / "plain")["weights"]
 
 
+def test_verdicts_are_replayed_where_no_state_was_saved_yet(here, tmp_path):
+    """A reward that is never the same twice."""
+    (here / "fickle.py").write_text("""
+import random
+def fickle(prompts, completions, completion_ids, **columns):
+    if len(completions) == 16 and LIMIT and not LIMIT.pop():
+        raise RuntimeError("the sandbox is gone")
+    return [random.SystemRandom().random() for _ in completions]
+LIMIT = [0, 1]
+""")
+    out = tmp_path / "run"
+    with pytest.raises(RuntimeError, match="sandbox"):
+        cli.main(command("grpo", out, "--reward", "fickle.py:fickle",
+                         settings=(*GRPO_SET, "save_steps=10")))
+    assert not list((out / "work").rglob("step-*"))
+    [before] = read_jsonl(out / "verdicts.jsonl")
+    (here / "fickle.py").write_text((here / "fickle.py").read_text().replace("[0, 1]", "[]"))
+    assert cli.main(["grpo", "--out", str(out), "--resume"]) == 0
+    after = list(read_jsonl(out / "verdicts.jsonl"))
+    assert after[0] == before and [one["step"] for one in after] == [0, 2, 4]
+
+
 def test_a_batch_larger_than_the_data_is_warned_of(here, tmp_path, capsys):
     """The paper's presets on a handful of rows: 128 rows an update, of which there are 8."""
     assert cli.main(command("sft", tmp_path / "sft", "--preset", "sft.r1", settings=(

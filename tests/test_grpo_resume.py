@@ -34,6 +34,26 @@ def test_resume_ends_in_the_same_bits(stop_at, tmp_path):
         [without_time(h) for h in whole.log_history[stop_at:]]
 
 
+def test_a_rollout_interrupted_before_its_first_update_is_gone_on_with(tmp_path):
+    """Sampled before the stop, trained on behind it: the same figures too, of its work as well."""
+    whole = make(beta=0.05)
+    whole.train()
+    first = make(beta=0.05, output_dir=str(tmp_path))
+    gradient = first.model.policy_gradient
+
+    def interrupted(*args, **kwargs):
+        if first.step == 2:
+            raise KeyboardInterrupt
+        return gradient(*args, **kwargs)
+    first.model.policy_gradient = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    assert first.step == 2 and first.batch.position == 0
+    second = make(FakeModel(TOKENIZER.vocab_size, seed=9), beta=0.05, output_dir=str(tmp_path))
+    history = second.train(resume_from_checkpoint=True)
+    assert [without_time(h) for h in history] == [without_time(h) for h in whole.log_history[2:]]
+
+
 @pytest.mark.parametrize("option, before, after", [
     ("max_steps", 8, 12), ("num_train_epochs", 1.0, 2.0)])
 def test_a_run_can_be_made_longer_where_no_learning_rate_depends_on_it(option, before, after,
