@@ -19,6 +19,7 @@ from .batch import PackedBatch, as_count, as_number, pack, per_token, split_rows
 from .brief import brief
 from .losses import Loss, LossSpec, mtp_stats, token_stats
 from .model_files import ModelFiles
+from .model_state import NO_BASE
 from .plan import MICRO_TOKENS as _MICRO_TOKENS
 from .plan import SLOTS as _SLOTS
 from .plan import MemoryPlan, plan_memory
@@ -254,15 +255,19 @@ class Model(ModelFiles):
         Returns the norm before clipping; leaves the gradients alone. A norm that is not finite raises
         FloatingPointError and changes nothing. Norm weights and biases are not decayed."""
         below_one = 1.0 - 2.0**-24
-        return self._core.update(
+        norm = self._core.update(
             self.device, as_number(learning_rate, "learning_rate"),
             as_number(betas[0], "betas[0]", 0.0, below_one),
             as_number(betas[1], "betas[1]", 0.0, below_one), as_number(eps, "eps"),
             as_number(weight_decay, "weight_decay"), as_number(max_grad_norm, "max_grad_norm"))
+        if self.lora is None:
+            self._base = NO_BASE
+        return norm
 
     def update_router_bias(self, rate: float) -> None:
         """b += rate sign(mean load - load) from the loads since `zero_grad` (DeepSeek-V3 2.1.2)."""
         self._core.router_update(self.device, as_number(rate, "rate"))
+        self._base = NO_BASE
 
 
 def _micro_rows(tokens: int | None) -> int:

@@ -101,7 +101,7 @@ class ModelFiles(ModelState):
                offload: str | os.PathLike[str] | None = None) -> Self:
         """A model like this one but for what the arguments say, its weights still to be written."""
         other = type(self)(self.config, None, self.device_name, self.dtype, lora, frozen, offload)
-        other.live_vocab, other._carried, other._base = self.live_vocab, self._carried, self._base
+        other.live_vocab, other._carried = self.live_vocab, self._carried
         return other
 
     def add_score_head(self, seed: int = 0) -> Self:
@@ -137,6 +137,7 @@ class ModelFiles(ModelState):
             raise ValueError("this model has adapters already; merge() makes them part of its weights")
         other = self._empty(lora, self.frozen)
         other._write_values((i, self._read(i, "value")) for i in range(len(self._params)))
+        other._base = self._base
         other._write_adapters(tensors, seed)
         return other
 
@@ -150,7 +151,8 @@ class ModelFiles(ModelState):
 
     def save_adapter(self, folder: str | os.PathLike, base: str | None = None) -> None:
         """Writes the adapters alone, as PEFT does, and the tokenizer's files. base: name or path of the
-        model that they belong to; None: that of the folder it was loaded from."""
+        model that they belong to; None: that of the folder it was loaded from, and no name where the
+        weights have been trained or merged since: whoever loads the adapters then loads the base first."""
         if not self.lora:
             raise ValueError("this model has no adapter; save_pretrained writes its weights")
         tensors = to_hf((p[0], self._read(i, "value")) for i, p in enumerate(self._params)

@@ -23,6 +23,9 @@ from .offload import MappedArray
 from .weights import from_hf, init_weights, to_hf
 
 DTYPES = ("float32", "bfloat16")
+# name and revision of the weights as they are (model_source.py); adapters are saved with them, so that
+# they are unknown from the moment that anything but an adapter has changed
+NO_BASE: tuple[str, str | None] = ("", None)
 
 
 class ModelState:
@@ -43,7 +46,7 @@ class ModelState:
         self.device_name = device
         self.dtype = dtype
         self._carried: dict[str, bytes] = {}  # the folder's other files: see load_folder.py
-        self._base: tuple[str, str | None] = ("", None)  # its name and revision: see model_source.py
+        self._base = NO_BASE
         self.lora = lora
         self.frozen = bool(frozen)
         sizes, *rope = config.core()
@@ -91,6 +94,8 @@ class ModelState:
         """The values of parameters (index, array), one after another."""
         for i, array in arrays:
             self._write(i, "value", array)
+            if not is_adapter(self._params[i][0]):
+                self._base = NO_BASE
         if self._file:
             self._file.sync()
 
@@ -136,7 +141,11 @@ class ModelState:
         anything is written."""
         if not isinstance(state, Mapping):
             raise TypeError(f"a state dict maps names to arrays, not {type(state).__name__}")
-        self._write_values(enumerate(from_hf(state, self._params, self.config)))
+        arrays = from_hf(state, self._params, self.config)
+        base = (self._base, self.base_digest()) if self.lora else None
+        self._write_values(enumerate(arrays))
+        if base and base[1] == self.base_digest():
+            self._base = base[0]
 
     # what training changes: the adapters of a model that has them, else everything
 
@@ -177,6 +186,8 @@ class ModelState:
                     value = theirs * value + np.float32(1.0 - alpha) * self._read(i, "value")
                 yield i, value
         self._write_values(values())
+        if alpha == 1.0:
+            self._base = other._base
 
     def grad_dict(self) -> dict[str, np.ndarray]:
         """Gradients accumulated since `zero_grad`, named and shaped as in `state_dict`."""

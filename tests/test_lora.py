@@ -146,6 +146,37 @@ def test_merge_save_and_load(tmp_path):
     assert bits(fresh.state_dict().values()) == bits(other.state_dict().values())
 
 
+def test_adapters_name_no_base_that_has_changed(tmp_path):
+    """Loaded on the folder that the model came from they would be another model, in silence."""
+    make("dense").save_pretrained(tmp_path / "base")
+    prompts, completions = batch()
+
+    def named(model):
+        model.save_adapter(tmp_path / "adapter")
+        return json.loads((tmp_path / "adapter" / "adapter_config.json").read_bytes())[
+            "base_model_name_or_path"]
+
+    def trained(model):
+        model.sft_gradient(prompts, completions)
+        model.update(0.1)
+        return model
+
+    base, new = Model.from_pretrained(tmp_path / "base"), LoraConfig(r=2)
+    path, own = str(tmp_path / "base"), base.state_dict()
+    assert named(base.add_adapter(new)) == named(base.clone().add_adapter(new)) == path
+    adapted_base = trained(base.add_adapter(new))
+    adapted_base.load_state_dict(adapted_base.state_dict())
+    assert named(adapted_base) == named(adapted_base.clone()) == path  # the base has not changed
+    again = Model.from_pretrained(tmp_path / "adapter")
+    assert bits(again.logprobs(prompts, completions)) == bits(adapted_base.logprobs(prompts, completions))
+    assert named(adapted_base.merge().add_adapter(new)) is None
+    assert named(trained(base.clone()).add_adapter(new)) is None
+    with pytest.raises(ValueError, match="does not name their base; load the base"):
+        Model.from_pretrained(tmp_path / "adapter")
+    base.load_state_dict(own)
+    assert named(base.add_adapter(new)) is None
+
+
 def test_a_merged_weight_is_a_chain_in_index_order():
     """No BLAS, whose bits hang on its threads: NumPy's scalars give the same, one by one."""
     rng = np.random.default_rng(3)
