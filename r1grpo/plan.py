@@ -127,15 +127,15 @@ def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
 
     length: tokens of the longest sequence in training and scoring (None: the context); sequences: of
     one call, each as long. training: gradients, moments and a pass with gradient, micro_batch_tokens
-    and recompute as in `Model.sft_gradient`; scoring: `Model.logprobs`. prompts > 0: sampling
-    num_generations completions of max_new_tokens (None: all the context leaves) to that many prompts
-    of prompt_length, the KV at its worst, which is when no two live sequences share a prompt.
-    speculative: with guesses of the MTP module. In training and scoring, too, num_generations
-    neighbours share a prompt of prompt_length; shuffled: or perhaps not, where a call has some of them
-    at random. reference: a second model that scores, "frozen", "offloaded" (its file counts nothing) or
-    with a float32 "master". checkpoint: the trainer saves its state. lora: adapters are trained and
-    nothing else. frozen: the model is (see `Model`), so that training means nothing. pairs: sequences
-    are pairs, which a micro-batch does not part.
+    and recompute as in `Model.sft_gradient`; scoring: `Model.logprobs`, of all samples where some are
+    drawn. prompts > 0: sampling num_generations completions of max_new_tokens (None: all the context
+    leaves) to that many prompts of prompt_length, the KV at its worst, which is when no two live
+    sequences share a prompt. speculative: with guesses of the MTP module. In training and scoring,
+    too, num_generations neighbours share a prompt of prompt_length; shuffled: or perhaps not, where a
+    call has some of them at random. reference: a second model that scores, "frozen", "offloaded" (its
+    file counts nothing) or with a float32 "master". checkpoint: the trainer saves its state. lora:
+    adapters are trained and nothing else. frozen: the model is (see `Model`), so that training means
+    nothing. pairs: sequences are pairs, which a micro-batch does not part.
     """
     config = config if isinstance(config, ModelConfig) else ModelConfig.from_dict(config)
     context = config.max_position_embeddings
@@ -160,7 +160,8 @@ def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
                   Item("update: shared gradients added", sizes["update"], True)]
     forward = []
     if scoring:
-        forward.append(core.one_pass(length, sequences, MICRO_TOKENS, "none", **shared))
+        scored = max(sequences, prompts * num_generations)
+        forward.append(core.one_pass(length, scored, MICRO_TOKENS, "none", **shared))
     if prompts:
         room = context - 1 if max_new_tokens is None else max_new_tokens
         session = _core.plan_decode(core.device, core.sizes, core.dtype, prompts, num_generations,

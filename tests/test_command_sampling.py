@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from command_run import ENDS, SFT_SET, command, outcome, sft, write
 
-from r1grpo import cli
+from models import make
+from r1grpo import EvalConfig, cli
+from r1grpo.commands.inputs import sampling_plan
+from r1grpo.commands.options import Inputs
 from r1grpo.rundir import read_jsonl
 
 
@@ -55,6 +58,14 @@ def test_sampling_stops_and_goes_on_to_the_same_files(name, products, here, tmp_
     for product in products:
         assert (tmp_path / "stopped" / product).read_bytes() == \
             (tmp_path / "plain" / product).read_bytes()
+
+
+def test_the_plan_counts_guesses(tmp_path):
+    make("moe").save_pretrained(tmp_path)
+    rows = [{"prompt_ids": [1, 2, 3]}]
+    plain, more = (sampling_plan(Inputs(model=str(tmp_path)), EvalConfig(speculative=speculative), rows)
+                   for speculative in (False, True))
+    assert more.bytes_of("sampling: KV") > plain.bytes_of("sampling: KV")
 
 
 def test_eval_measures_stores_and_checks(here, tmp_path, capsys):

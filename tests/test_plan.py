@@ -216,6 +216,11 @@ def test_trainers_are_planned() -> None:
     adapted = plan_training(config, GRPOConfig(beta=0.1), lora=LoraConfig(r=4))
     assert adapted.bytes_of("reference") == adapted.bytes_of("update") == 0
     assert adapted.bytes_of("gradients") < adapted.bytes_of("parameters") / 20
+    scored = [plan_training(config, GRPOConfig(
+        beta=0.1, per_device_train_batch_size=batch, steps_per_generation=parts, max_prompt_length=50,
+        max_completion_length=50), lora=LoraConfig(r=4)).bytes_of("without gradient")
+        for batch, parts in ((8, 8), (64, 1))]
+    assert scored[0] > 0.9 * scored[1], "its base scores a whole rollout, however that is split"
     sft = SFTConfig(max_length=512, per_device_train_batch_size=1)
     assert plan_training(config, sft).total < plan_training(config, SFTConfig()).total
     assert plan_training(config, sft, length=64).total < plan_training(config, sft).total

@@ -112,7 +112,8 @@ def sampling_plan(inputs: Inputs, args: EvalConfig, rows: Sequence[Row]) -> Memo
     return plan_memory(open_config(inputs), dtype=inputs.dtype, frozen=True, lora=adapters_of(inputs),
                        prompts=min(args.batch_prompts, len(rows)), num_generations=args.k,
                        prompt_length=max(len(row["prompt_ids"]) for row in rows),
-                       max_new_tokens=args.max_completion_length)
+                       max_new_tokens=args.max_completion_length,
+                       speculative=args.speculative)
 
 
 def open_rows(inputs: Inputs, tokenizer: Tokenizer) -> list[Row]:
