@@ -27,6 +27,7 @@ from typing import Any
 
 from .chat_template import unused_characters
 
+Pieces = dict[tuple[str, str], list[int]]  # (first character of its tokens, piece) -> ids
 _FIRST = 0xF0000  # the second character of added token i is _FIRST + i
 
 
@@ -70,7 +71,7 @@ class AddedTokens:
             lambda match: "".join(one + mark for one in match[0]), text)
 
     def encode(self, marked: MarkedText, tokens: tuple[str, ...],
-               known: dict[str, list[int]] | None = None) -> tuple[list[int], list[bool]]:
+               known: Pieces | None = None) -> tuple[list[int], list[bool]]:
         """Ids, and which of them lie between span marks. Of what the text spells only `tokens`
         become added tokens, and not where the mark follows; marks leave no trace. known: pieces and
         their ids, of this and earlier calls; changes no id."""
@@ -83,9 +84,10 @@ class AddedTokens:
         if known is not None and self._parts and not starts:
             ids: list[int] = []
             for piece in re.split(f"(?={lead})", text):
-                if piece not in known:
-                    known[piece] = self._ours(core.encode(piece, add_special_tokens=False).ids, ours)
-                ids += known[piece]
+                if (lead, piece) not in known:  # another text may spell what the lead makes of tokens here
+                    known[lead, piece] = self._ours(core.encode(piece, add_special_tokens=False).ids,
+                                                    ours)
+                ids += known[lead, piece]
             return ids, [False] * len(ids)
         encoding = core.encode(text, add_special_tokens=False)
         mask = [False] * len(encoding.ids)

@@ -19,7 +19,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .added_tokens import MarkedText
+from .added_tokens import MarkedText, Pieces
 from .hf_tokenizer import Tokenizer
 from .tokenizer import END_THINK, THINK, end_of_text, split_thinking
 
@@ -36,7 +36,8 @@ def chat_examples(messages: Sequence[Message], tokenizer: Tokenizer,
         raise ValueError(f"{where}: there is no turn of the assistant to learn")
     if turns[0] == 0:
         raise ValueError(f"{where}: the assistant speaks first; there is no prompt")
-    examples, known = [], {}
+    examples: list[tuple[list[int], list[int]]] = []
+    known: Pieces = {}
     for i in turns:
         prompt = tokenizer.render_marked(messages[:i], add_generation_prompt=True, tools=tools,
                                          **variables)
@@ -61,7 +62,7 @@ def _parts(message: Message) -> tuple[str, str]:
 
 
 def _as_rendered(prompt: MarkedText, whole: MarkedText, message: Message, tokenizer: Tokenizer,
-                 known: dict[str, list[int]]) -> list[int] | None:
+                 known: Pieces) -> list[int] | None:
     """Ids behind the prompt to the end of the turn; None where the text does not go on from the
     prompt, or leaves out what the message says."""
     marks, text = whole.span_marks, whole.text
@@ -84,7 +85,7 @@ def _as_rendered(prompt: MarkedText, whole: MarkedText, message: Message, tokeni
 
 
 def _as_said(prompt: MarkedText, whole: MarkedText, message: Message, tokenizer: Tokenizer,
-             known: dict[str, list[int]], where: str) -> list[int]:
+             known: Pieces, where: str) -> list[int]:
     """Ids of the message's own words, and the token with which the template ends the turn."""
     if not isinstance(message.get("content"), str) or message.get("tool_calls"):
         raise ValueError(f"{where}: the chat template does not show all that it says, and it is not "

@@ -27,7 +27,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .added_tokens import MarkedText
+from .added_tokens import MarkedText, Pieces
 from .brief import brief
 from .chat_template import ChatTemplate, Message, named_templates, unused_characters
 from .hub import find_folder, read_carried
@@ -210,7 +210,7 @@ class Tokenizer(Vocabulary):
                                                            **{**self._special, **options})
         return MarkedText(text, mark, span_marks)
 
-    def encode_marked(self, chat: MarkedText, known: dict[str, list[int]] | None = None
+    def encode_marked(self, chat: MarkedText, known: Pieces | None = None
                       ) -> tuple[list[int], list[bool]]:
         """Ids, and which of them the assistant says (only with spans). known: a dictionary that calls
         for texts of one chat share, so that no piece is encoded twice."""

@@ -94,6 +94,16 @@ def test_pieces_that_are_known_have_the_ids_that_they_have_in_a_text(scheme, tok
     assert scheme == "byte level" or not token.get("lstrip") or not known
 
 
+def test_no_text_spells_what_a_known_piece_was(ours):
+    """A later turn may hold the very characters that stood for a token where an earlier one was encoded."""
+    known = {}
+    ours.encode_marked(MarkedText("<|im_start|>user"), known)
+    [(lead, piece)] = [key for key in known if key[1]]
+    assert piece == lead + ours._added._numbers["<|im_start|>"] + "user"
+    text = MarkedText(piece)
+    assert ours.encode_marked(text, known) == ours.encode_marked(text)
+
+
 def test_what_no_word_is_for_is_the_unknown_token_as_in_transformers(tmp_path):
     transformers = pytest.importorskip("transformers")
     ours = of_pieces("first")
