@@ -221,6 +221,9 @@ def _eval(options: argparse.Namespace) -> int:
     path: Path = options.checkpoint
     if path is None:
         return _stage("evaluate")(options)
+    if options.model or options.data:
+        raise ValueError(f"eval takes a stage of a pipeline's run or a model folder, which is --model "
+                         f"FOLDER; {path} stands for a stage")
     template, tokenizer = _template(path), WordTokenizer.load(path)
     if not (path.parent / CONFIG).is_file():
         raise FileNotFoundError(f"{path.parent} has no {CONFIG}: eval needs the directory of a run")
