@@ -41,7 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if reason := refusal(given):
         print(f"r1grpo: {reason}", file=sys.stderr)
         return 2
-    options = _parser().parse_args([_dashed(one) for one in given])
+    options, rest = _parser().parse_known_args([_dashed(one) for one in given])
+    if rest:
+        print(f"r1grpo: `r1grpo {given[0]}` takes no {rest[0]!r}; its --help lists what it takes",
+              file=sys.stderr)
+        return 2
     warnings.showwarning = _show_warning
     try:
         return options.run(options)
@@ -254,6 +258,10 @@ def _template(path: Path) -> str:
     """The template that a stage's checkpoint was made for; verifies its files on the way."""
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is no checkpoint: there is no such folder")
+    if any((path / name).is_file() for name in ("config.json", "adapter_config.json")) and \
+            not (path / "checkpoint.json").exists():
+        raise FileNotFoundError(f"{path} is no checkpoint of `r1grpo pipeline`; of a model folder it is "
+                                f"--model {path}")
     return load_checkpoint(path).meta.get("template", "r1")
 
 

@@ -53,6 +53,9 @@ def test_bad_requests_are_one_line_and_leave_nothing(here, tmp_path, capsys):
     says(["generate", "--model", "base", "--chat"], "no chat template")
     says(["generate", "--model", "model", "--max-tokens", "0", "hi"], "--max-tokens is 0")
     says(grpo(out, "--merge"), "merge", "--lora R")
+    says(grpo(out, "--lr", "1"), "`r1grpo grpo` takes no '--lr'", "--help")
+    says(["generate", "model", "hi"], "--model model")
+    says(["eval", "model"], "--model model")
     says(command("distill", out, settings=("k=2",)), "'k'", "`r1grpo distill --help` lists them")
     Model.from_pretrained("model").add_score_head().save_pretrained("judge")
     for name in ("tokenizer.json", "tokenizer_config.json"):
