@@ -29,6 +29,7 @@ from .config import GRPOConfig, RewardConfig, SFTConfig, TrainingConfig
 from .device import get_device
 from .lora import LoraConfig
 from .model_config import ModelConfig
+from .sampling import check_speculative
 
 __all__ = ["MemoryPlan", "available_memory", "check_fits", "plan_memory", "plan_training"]
 
@@ -139,6 +140,7 @@ def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
     """
     config = config if isinstance(config, ModelConfig) else ModelConfig.from_dict(config)
     context = config.max_position_embeddings
+    check_speculative(config, speculative)
     fields = {**config.core()[0], **(lora.sizes() if lora else {})}
     core, training = _Engine(get_device(device), fields, dtype, frozen), training and not frozen
     length = min(context, as_count(context if length is None else length, "length", 1))

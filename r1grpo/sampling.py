@@ -56,6 +56,13 @@ class Rollout:
         return len(self.completion_ids)
 
 
+def check_speculative(config: ModelConfig, speculative: bool) -> None:
+    """ValueError where guesses are asked of a model that makes none."""
+    if speculative and not config.num_nextn_predict_layers:
+        raise ValueError("speculative=True needs a multi-token-prediction module, and this model has "
+                         "none (num_nextn_predict_layers is 0)")
+
+
 class Session:
     """Sequences being decoded: `run` a slice, look at `ids`, `stop` some, until `done`."""
 
@@ -72,9 +79,7 @@ class Session:
         if len(keys) != P:
             raise ValueError(f"sample_ids has {len(keys)} entries for {P} prompts")
         stop = as_ids(stop_token_ids, "stop_token_ids", config.vocab_size)
-        if speculative and not config.num_nextn_predict_layers:
-            raise ValueError("speculative=True needs a multi-token-prediction module, and this model has "
-                             "none (num_nextn_predict_layers is 0)")
+        check_speculative(config, speculative)
         max_new = min(max_new_tokens, config.max_position_embeddings)
         self._device = device
         self._decode = _core.Decode(device(), core, ids, start, keys, stop, num_generations, max_new,

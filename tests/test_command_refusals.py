@@ -48,6 +48,7 @@ def test_bad_requests_are_one_line_and_leave_nothing(here, tmp_path, capsys):
     says(grpo(out, "--resume"), "holds no run")
     says(command("grpo", here / "problems.jsonl" / "run"), "problems.jsonl")
     says(["eval", "--out", str(out), "--check"], "holds no run")
+    says(command("eval", out, settings=("speculative=true",)), "multi-token-prediction module")
     says(["eval", "model", "--data", "problems.jsonl"], "--model FOLDER; model stands for a stage")
     says(["generate", "--model", "model"], "either a prompt or --chat")
     says(["generate", "--model", "base", "--chat"], "no chat template")
