@@ -7,7 +7,7 @@ import pytest
 
 import r1grpo.model
 from models import V, configs, make
-from r1grpo import GRPOConfig, GRPOTrainer, Model, ModelConfig, Rollout, _core, set_num_threads
+from r1grpo import GRPOConfig, GRPOTrainer, LoraConfig, Model, ModelConfig, Rollout, _core, set_num_threads
 from r1grpo.config import Sampling
 from r1grpo.rollout import rollout
 from r1grpo.tasks import make_tokenizer, sample_problems
@@ -165,6 +165,26 @@ def test_an_interrupted_step_is_run_again() -> None:
         finally:
             _core.alloc_fail_at(0)
     assert session.done and any("guesses" in place for place in failed)
+    assert_same(plain, session.rollout())
+
+
+def test_gradients_beside_a_session_change_nothing(monkeypatch) -> None:
+    """One slot, so that a step may begin with a fresh sequence whose prompt ran long before: the module's
+    adapters must not work in the buffers of the gradient, which here are gone when memory runs out."""
+    monkeypatch.setattr(r1grpo.model, "_SLOTS", 1)
+    model = make("dense_mtp").add_adapter(LoraConfig(r=3), seed=2)
+    rng = np.random.default_rng(8)
+    model.load_state_dict({name: array + 0.1 * rng.standard_normal(array.shape).astype(np.float32)
+                           if ".lora_B." in name else array for name, array in model.state_dict().items()})
+    plain = model.generate([[3, 4, 5]], 4, 6, stop_token_ids=(), seed=5)
+    session = model.session([[3, 4, 5]], 4, 6, stop_token_ids=(), seed=5, speculative=True)
+    while not session.done:
+        session.run(1)
+        model.sft_gradient([[1]], [[2, 3]])
+        _core.alloc_fail_at(1)
+        with pytest.raises(MemoryError, match="out of memory for activations"):
+            model.sft_gradient([[1]], [[2] * 20])
+        _core.alloc_fail_at(0)
     assert_same(plain, session.rollout())
 
 

@@ -65,6 +65,7 @@ module_fwd(r1_decode *d, const batch_seq *seqs, size_t B, r1_tensor *z, const in
     r1_acts a = acts_view(&d->ws->acts[0], dev.N, m->config.K);
     r1_temps t = temps_view(&d->ws->t, dev.N, B, m->config.K);
     a.s0 = io.x;
+    m->temps = &d->ws->t; /* no trunk ran before it where all sequences are fresh */
     R1_TRY(m->ops->mem_upload(m->dev, s->ints, s->host, dev.N * sizeof *s->ints, st));
     R1_TRY(m->ops->gather_rows(m->dev, &io.y, &d->ws->y, s->ints, st)); /* read before z is there */
     *z = io.y;
