@@ -114,6 +114,13 @@ def test_far_logits_stay_finite(device):
         assert np.isfinite(dlogits).all() and np.isfinite(weight).all()
 
 
+def test_a_group_whose_best_two_are_both_infinities_can_be_chosen(device):
+    """Their sum is no number; of groups that are all like that the first is taken, as at any tie."""
+    bias = np.array([np.inf, -np.inf, np.inf, -np.inf], np.float32)
+    idx = forward(device, np.zeros((1, 4), np.float32), bias, (4, 2, 2, 1, False, True, 1.0))[0]
+    assert idx.tolist() == [[0, 1]]
+
+
 def test_bits(devices, rng):
     spec = (64, 8, 8, 4, False, True, 2.5)
     logits, bias, dweight = normal(rng, 300, 64), normal(rng, 64), normal(rng, 300, 8)

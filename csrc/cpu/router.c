@@ -102,7 +102,8 @@ close_groups(float *choice, int biased, const r1_router_spec *spec)
             first = f_max(choice[e], first);
             second = f_max(lesser, second);
         }
-        score[g] = biased && size > 1 ? first + second : first;
+        float sum = biased && size > 1 ? first + second : first;
+        score[g] = f_max(sum, -__builtin_inff()); /* inf - inf is NaN, which would be closed */
     }
     close_rest(score, spec->groups);
     for (size_t i = 0; i < spec->top_groups; i++) {
