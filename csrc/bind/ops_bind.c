@@ -58,8 +58,8 @@ matmul_tn(r1_call *c)
     arg_bind(a, "E*O", E * arg_dim(a, "O"));
     const int32_t *offsets = arg_offsets(c);
     r1_dtype dtype = arg_dtype(a, "dtype");
-    r1_units units = {arg_i32(a, "units", "U", "1", ARG_NULL),
-                      arg_i32(a, "unit_rows", "N", "1", ARG_NULL)};
+    const int32_t *id = arg_i32(a, "units", "U", "1", ARG_NULL);
+    r1_units units = {id, arg_i32(a, "unit_rows", "N", "1", ARG_NULL)};
     if (units.id != NULL && units.row == NULL) {
         arg_require(a, arg_dim(a, "U") == arg_dim(a, "N"), "'units': one for each row");
     } else if (units.row != NULL) {

@@ -81,9 +81,11 @@ device_open(r1_decode *d, r1_status *st)
 {
     r1_decode_spec *s = &d->spec;
     r1_model *m = d->m;
-    size_t longest = 1;
+    size_t longest = 1, positions = 1; /* of a prompt; of one with a completion */
     for (size_t p = 0; p < s->P; p++) {
-        longest = d->prompts[p].length > longest ? d->prompts[p].length : longest;
+        size_t length = d->prompts[p].length, whole = length + room(d, p);
+        longest = length > longest ? length : longest;
+        positions = whole > positions ? whole : positions;
     }
     r1_decode_size size = decode_size(m, s->P * s->G, (size_t)s->start[s->P], longest,
                                       d->max_blocks, s->slots, s->speculative);
@@ -104,7 +106,7 @@ device_open(r1_decode *d, r1_status *st)
             return R1_FAIL(st, R1_ENOMEM, "out of memory for %zu slots", s->slots);
         }
     }
-    R1_TRY(rope_reserve(m, d->max_blocks * R1_KV_BLOCK, st));
+    R1_TRY(rope_reserve(m, positions, st));
     if (s->speculative) {
         R1_TRY(drafts_open(d, st));
     }

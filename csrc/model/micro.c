@@ -137,6 +137,28 @@ take(int32_t **next, size_t n)
     return p;
 }
 
+/* One list behind another from p on; those that stay on the host are last. In statements, since an
+ * initialiser's calls come in any order. */
+static micro_lists
+lists_of(int32_t *p, const r1_micro_size *s)
+{
+    size_t B = s->seqs, N = s->rows;
+    micro_lists x = {.max_blocks = s->table / B};
+    int32_t **const of_seqs[] = {&x.pos0, &x.prefix, &x.last};
+    int32_t **const of_rows[] = {&x.ids, &x.next, &x.pos, &x.seq, &x.unit, &x.row, &x.target,
+                                 &x.row_unit, &x.mtp_row, &x.mtp_target, &x.mtp_unit};
+    x.q_start = take(&p, B + 1);
+    for (size_t i = 0; i < sizeof of_seqs / sizeof of_seqs[0]; i++) {
+        *of_seqs[i] = take(&p, B);
+    }
+    for (size_t i = 0; i < sizeof of_rows / sizeof of_rows[0]; i++) {
+        *of_rows[i] = take(&p, N);
+    }
+    x.blocks = take(&p, s->table);
+    x.mtp_index = take(&p, N);
+    return x;
+}
+
 /* Sequence b behind the one before it. All of a part but its first sequence have their first `shared`
  * positions in the rows of that one. */
 static void
@@ -187,11 +209,7 @@ micro_open(r1_model *m, r1_workspace *ws, const r1_batch *batch, size_t b0, size
     if (mb->host == NULL) {
         return R1_FAIL(st, R1_ENOMEM, "out of memory for a micro-batch of %zu rows", N);
     }
-    int32_t *p = mb->host;
-    micro_lists x = {take(&p, B + 1), take(&p, B), take(&p, B), take(&p, B), take(&p, N),
-                     take(&p, N), take(&p, N), take(&p, N), take(&p, N), take(&p, N),
-                     take(&p, N), take(&p, N), take(&p, N), take(&p, N), take(&p, N),
-                     take(&p, s.table), take(&p, N), s.table / B, 0};
+    micro_lists x = lists_of(mb->host, &s);
     for (size_t first = b0, rows; first < b1;) {
         size_t end = part_end(c, batch, first, &rows), shared = shared_rows(c, batch, first);
         for (size_t b = first; b < end; b++) {
