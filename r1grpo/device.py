@@ -43,7 +43,7 @@ def peak_flops(dtype: str = "float32") -> float:
             started = time.perf_counter()
             operations = device.spin(dtype, rounds)
             seconds = time.perf_counter() - started
-            if seconds < 2e-4 and rounds < 1 << 24:
+            if seconds < 2e-4 and rounds < 1 << 22:
                 rounds *= 2
             else:
                 rates.append(operations / seconds)

@@ -65,6 +65,7 @@ amx_run(const tile_args *t, const int both)
 {
     const size_t bytes = sizeof(float);
     const size_t ld_init = t->ld_init * bytes, ldc = t->ldc * bytes, a_row = t->a_row * bytes;
+    __asm__ volatile("" : : : "memory"); /* gcc's loads of tiles do not say that they read memory */
     _tile_loadd(0, t->init, ld_init);
     _tile_loadd(1, t->init + 16, ld_init);
     if (both) {

@@ -175,6 +175,8 @@ cut_units(uint32_t *unit, const product *p, size_t n, size_t end)
     return units;
 }
 
+_Static_assert(R1_UNIT <= (int)AMX_SUM, "a unit is one block of the matrix unit's sum");
+
 /* The blocks of a in tn for the matrix unit: rows of pairs, 0 up to whole blocks. Returns the stride
  * between rows. */
 static size_t
