@@ -6,8 +6,9 @@
  *   - Argument order: device, outputs, inputs, sizes and options, status. Inputs are const.
  *   - Forward overwrites every element of its outputs. Backward ACCUMULATES into parameter gradients
  *     (float32, one chain per element over rows in ascending order that starts from the value in
- *     memory, so that splitting the rows over calls cannot change a bit) and OVERWRITES activation
- *     gradients. An op at a branch takes the other branch's gradient as an addend (`add`, may be NULL).
+ *     memory, so that splitting the rows over calls cannot change a bit; matmul_tn may go by units of
+ *     rows: r1_units) and OVERWRITES activation gradients. An op at a branch takes the other branch's
+ *     gradient as an addend (`add`, may be NULL).
  *   - What a row of an output holds depends on that row's inputs only: never on the number of rows,
  *     their order, or the threads.
  *   - Outputs do not alias inputs unless the op says "in place".
@@ -155,8 +156,8 @@ typedef struct {
     /* Bytes of E matrices (O, I): the float32 master and the packed copy; SIZE_MAX: too many. */
     void (*weight_bytes)(size_t *master, size_t *packed, size_t E, size_t O, size_t I,
                          r1_dtype dtype);
-    /* packed: NULL, or memory of that size, 64-byte aligned, which outlives the weight: it is then
-     * frozen and its packed copy lies there. */
+    /* packed: NULL, or memory of that size, zeroed, 64-byte aligned, which outlives the weight: it is
+     * then frozen and its packed copy lies there. */
     r1_code (*weight_open)(r1_dev *dev, r1_weight **w, size_t E, size_t O, size_t I, r1_dtype dtype,
                            void *packed, r1_status *st);
     void (*weight_close)(r1_dev *dev, r1_weight *w);
@@ -169,6 +170,7 @@ typedef struct {
     /* ---- matmul ----
      * One element = one chain of fused multiply-adds in ascending index order that starts from the
      * value in memory (accumulate), from bias, or from 0: blocking and row count cannot change a bit.
+     * A matrix unit may add up a bf16 sum by blocks of 32 from its first term, in matmul_tn by units.
      * offsets (E + 1, int32; NULL when E is 1): rows offsets[e] .. offsets[e + 1] of x, y, dy use
      * matrix e. Rows beyond offsets[E] are left alone.
      * A bf16 weight multiplies rounded with rounded: W, x and dy to bf16 (nearest even) where they

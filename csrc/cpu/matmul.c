@@ -19,8 +19,10 @@
  * In bf16 both operands are rounded where they meet: W in its panels, x and dy on their way to the
  * stack, W in nn as forward rounded it; a sum over rows of odd length is padded by a product of
  * 0. The chain is the same, of fused multiply-adds on every tier, but that what is below 2^-126
- * counts as 0 (bf16.h); c, start and bias stay float32. The matrix unit has an order of its own for nt
- * and nn, again the same for any number of rows. */
+ * counts as 0 (bf16.h); c, start and bias stay float32. The matrix unit has an order of its own
+ * (matmul_amx.h), in nt and nn again the same for any number of rows; in tn it takes a unit of rows
+ * (ops.h) as a block, so that there a sum may be split between two calls where a unit ends, and it
+ * leaves sums without units to the chain. */
 #include "matmul_amx.h"
 #include "matmul_copy.h"
 #include "matmul_kernel.h"
@@ -297,7 +299,7 @@ TIER(matmul_nn)(r1_dev *dev, const r1_tensor *dx, const r1_tensor *dy, const r1_
 {
     (void)st;
     assert(dx->rows == dy->rows && dy->cols == w->O && dx->cols == w->I);
-    assert(offsets != NULL || w->E == 1);
+    assert(w->master != NULL && (offsets != NULL || w->E == 1));
     product p = {
         .offsets = offsets, .E = w->E, .N = dy->rows, .columns = w->I, .M = EXPERT_ROWS, .K = w->O,
         .c = dx->data, .ldc = dx->ld, .c_n = dx->ld,

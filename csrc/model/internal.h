@@ -7,12 +7,12 @@
 
 r1_code linear_fwd(r1_model *m, const r1_tensor *y, const r1_tensor *x, const r1_linear *l,
                    const int32_t *offsets, r1_status *st);
-/* dx may be NULL (no gradient wanted); accumulate adds to dx. */
 /* The rows of a backward: offsets of experts (NULL: one matrix), units that sums over rows go by. */
 typedef struct {
     const int32_t *offsets;
     r1_units units;
 } r1_sum_rows;
+/* dx may be NULL (no gradient wanted); accumulate adds to dx. */
 r1_code linear_bwd(r1_model *m, const r1_tensor *dx, const r1_tensor *dy, const r1_tensor *x,
                    const r1_linear *l, const r1_sum_rows *rows, int accumulate, r1_status *st);
 

@@ -238,7 +238,7 @@ typedef struct {
 } r1_model;
 
 /* packed: NULL, or memory for a frozen model's packed matrices, of as many bytes as the plan says,
- * 64-byte aligned, which outlives the model: a file that the caller has mapped, say. */
+ * zeroed, 64-byte aligned, which outlives the model: a file that the caller has mapped, say. */
 r1_code r1_model_open(r1_model **m, const r1_config *c, r1_dtype dtype, const r1_rope *rope,
                       r1_arena *packed, const r1_ops *ops, r1_dev *dev, r1_status *st);
 void r1_model_close(r1_model *m);
