@@ -34,6 +34,15 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     TIERS["avx512"] = [*TIERS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
     TIERS["avx512bf16"] = [*TIERS["avx512"], "-mavx512bf16"]
     TIERS["amx"] = [*TIERS["avx512"], "-mamx-tile", "-mamx-bf16"]
+# An assembler may be older than its compiler: one instruction of the tier that is hardest to have.
+PROBE = """void probe(void);
+#if defined(__AMX_BF16__)
+#include <immintrin.h>
+void probe(void) { _tile_dpbf16ps(0, 1, 2); }
+#else
+void probe(void) {}
+#endif
+"""
 SANITIZE = os.environ.get("R1GRPO_SANITIZE", "")
 if SANITIZE:
     FLAGS += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer",
@@ -91,7 +100,7 @@ class BuildCore(build_ext):
         """Does the compiler know these flags?"""
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, "probe.c")
-            source.write_text("int probe(void) { return 0; }\n")
+            source.write_text(PROBE)
             try:
                 self.compiler.compile([str(source)], output_dir=folder,
                                       extra_postargs=[*flags, "-Werror"])

@@ -122,7 +122,11 @@ def test_a_product_is_the_flushing_chain_on_every_tier(device, rng, N, I, O, low
     want_dw = chain(dw, bf16(dy).T, bf16(x))
     _core.matmul_nt(device, y, x, weight, None, None, True)
     _core.matmul_nn(device, dx, dy, weight, None, True)
+    dw_units, units = dw.copy(), np.arange(N, dtype=np.int32) // 32
+    want_units = order(dw, bf16(dy).T, bf16(x))
     _core.matmul_tn(device, dw, dy, x, 1, None, "bfloat16", None, None)
+    _core.matmul_tn(device, dw_units, dy, x, 1, None, "bfloat16", units, None)
+    same_but_nan(dw_units, want_units)
     for got, want in ((y, want_y), (dx, want_dx), (dw, want_dw)):
         same_but_nan(got, want)
 

@@ -53,6 +53,7 @@ has_avx512bf16(void)
 #if defined(__x86_64__) && defined(__linux__) && !defined(R1_NO_AVX512) && !defined(R1_NO_AMX)
 #define HAVE_AMX
 extern const r1_ops r1_ops_amx;
+extern int amx_check_amx(void); /* amx_check.c */
 
 /* The processor has the matrix unit and its bf16 products, and the kernel saves its registers and
  * lets this process use them: since they are large, it wants to be asked. */
@@ -66,7 +67,15 @@ has_amx(void)
         (d & tile) == 0 || !__get_cpuid(1, &a, &b, &c, &d) || (c & xsave) == 0) {
         return 0;
     }
-    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+    if (syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) != 0) {
+        return 0;
+    }
+    fenv_t caller;
+    fegetenv(&caller);
+    fesetenv(FE_DFL_ENV);
+    int right = amx_check_amx();
+    fesetenv(&caller);
+    return right;
 }
 #endif
 #if defined(__x86_64__) && !defined(R1_NO_AVX2)

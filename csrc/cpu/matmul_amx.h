@@ -99,7 +99,7 @@ amx_run(const tile_args *t, const int both)
     }
 }
 
-static void
+static inline void
 amx_tile(const tile_args *t, size_t rows)
 {
     if (rows > AMX_HALF) {

@@ -174,7 +174,7 @@ tile_form(const tile_args *t, const size_t rows, const size_t panels)
 }
 
 /* rows <= TILE_ROWS; panels is tile_panels(rows), or that halved; a_row or a_k is 1. */
-static void
+static inline void
 tile_fma(const tile_args *t, size_t rows, size_t panels)
 {
     if (TILE_WIDE > 1 && panels > 1) {

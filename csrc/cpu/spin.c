@@ -6,8 +6,8 @@
  * store. Whoever calls it has the clock (device.py): the share of the limit that a run shows is the
  * rate of its work over the rate of this. Knows nothing about time.
  */
-#include "bf16.h"
 #include "cpu.h"
+#include "matmul_amx.h"
 
 enum {
     CHAINS = W == 16 ? 24 : 12, /* of 32 registers, of 16 */
@@ -46,24 +46,14 @@ spin_f32(size_t rounds)
 static float
 spin_bf16(size_t rounds)
 {
-    struct {
-        uint8_t palette, start_row, reserved[14];
-        uint16_t row_bytes[16];
-        uint8_t rows[16];
-    } shape = {.palette = 1};
-    for (int i = 0; i < 8; i++) {
-        shape.rows[i] = 16;
-        shape.row_bytes[i] = 64;
-    }
-    __asm__ volatile("" : : "r"(&shape) : "memory"); /* gcc's intrinsic claims to read 8 bytes of it */
-    _tile_loadconfig(&shape); /* and all tiles are 0 */
+    amx_configure(AMX_ROWS); /* all tiles are 0 */
     for (size_t r = 0; r < rounds; r++) {
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
     }
-    _tile_release();
+    amx_release();
     return 0.0f;
 }
 #else
