@@ -12,8 +12,9 @@ with 0/1 rewards stays in proportion.
 Rows   pairwise: prompt, chosen, rejected      pointwise: prompt, completion, label (1 good, 0 bad)
        optional: chosen_finish_reason, rejected_finish_reason, finish_reason ('stop' where missing)
 Responses are whole; what the model does not see of them is cut here, in training and in scoring by
-the same function. The prompt is text, messages or prompt_ids; responses are text. Knows nothing
-about how they were judged: no rubric is in sight.
+the same function. The prompt is text, messages or prompt_ids; responses are text, or as in TRL one
+message each; the messages that chosen and rejected begin with alike are the prompt where a row has
+none. Knows nothing about how they were judged: no rubric is in sight.
 
 As a reward function a model is a ModelReward, which sees what was seen in training; or, named by its
 folder among the reward functions as in TRL, a TextReward: its plain score of the whole text.
@@ -51,6 +52,31 @@ def scored_ids(prompt_ids: Sequence[int], response: str, part: str, processing_c
     text = split_thinking(response)[1] if part == "summary" else response
     end = [end_of_text(processing_class)] if finish_reason == "stop" else []
     return [*prompt_ids, *processing_class.encode(text), *end]
+
+
+def _as_text(row: dict[str, Any], columns: Sequence[str], where: str) -> dict[str, Any]:
+    """A row whose responses are messages, with them as text and with its prompt; others as they are."""
+    responses = [row[column] for column in columns]
+    if not all(map(is_chat, responses)):
+        return row
+    shared = 0
+    if "prompt" not in row and "prompt_ids" not in row and len(responses) == 2:
+        shared = next((i for i, (one, other) in enumerate(zip(*responses)) if one != other),
+                      min(map(len, responses)))
+        if shared == 0:
+            raise ValueError(f"{where} has no 'prompt', and chosen and rejected share no first message "
+                             f"that could be it; give the messages before the response as 'prompt'")
+        row = {**row, "prompt": responses[0][:shared]}
+    texts = {}
+    for column, messages in zip(columns, responses):
+        last = messages[shared:]
+        if len(last) != 1 or last[0].get("role") != "assistant" \
+                or not isinstance(last[0].get("content"), str):
+            roles = ", ".join(brief(one.get("role")) for one in last[:8]) or "no message"
+            raise ValueError(f"{where}: {column} has {roles} after the prompt, expected one message of "
+                             f"'assistant' with text; give the messages before it as 'prompt'")
+        texts[column] = last[0]["content"]
+    return {**row, **texts}
 
 
 class RewardTrainer(Trainer):
@@ -92,7 +118,9 @@ class RewardTrainer(Trainer):
             for column in columns if pairwise else (*columns, "label"):
                 if column not in row:
                     raise ValueError(f"{where} has no {column!r}, a {self.args.kind} row needs it")
-                if column != "label" and not isinstance(row[column], str):
+            row = _as_text(row, columns, where)
+            for column in columns:
+                if not isinstance(row[column], str):
                     raise ValueError(f"{where}: {column} is {brief(row[column])}, expected text")
             label = 1.0 if pairwise else row["label"]
             if not isinstance(label, numbers.Real) or label not in (0, 1):

@@ -46,6 +46,33 @@ def test_reward_trainer_adds_a_head_drawn_from_its_seed(folder):
         RewardTrainer(str(folder / "start"), ARGS, PAIRS)
 
 
+def test_reward_trainer_takes_conversations_with_the_prompt_implied(folder):
+    def say(text, role="assistant"):
+        return {"role": role, "content": text}
+
+    def trained(row, **options):
+        args = RewardConfig(max_steps=1, per_device_train_batch_size=1, **options)
+        return RewardTrainer(str(folder / "start"), args, [row]).examples
+
+    turns = [*CHAT, say("it is 1"), say("what is 2 ?", "user")]
+    for prompt in (CHAT, turns):
+        want = trained({"prompt": prompt, "chosen": "it is 2", "rejected": "the answer"})
+        implied = {"chosen": [*prompt, say("it is 2")], "rejected": [*prompt, say("the answer")]}
+        given = {"prompt": prompt, "chosen": [say("it is 2")], "rejected": [say("the answer")]}
+        assert trained(implied) == trained(given) == want
+    judged = {"prompt": CHAT, "completion": [say("it is 1")], "label": 1}
+    assert trained(judged, kind="pointwise") == \
+        trained({**judged, "completion": "it is 1"}, kind="pointwise")
+    for chosen, rejected, words in (
+            ([say("it is 1")], [say("the answer")], "row 0 has no 'prompt', and chosen and rejected"),
+            (turns, turns, "chosen has no message after the prompt"),
+            ([*CHAT, say("it is 1")], [*CHAT, say("it"), CHAT[0]],
+             "rejected has 'assistant', 'user' after the prompt"),
+            ([*CHAT, say(None)], [*CHAT, say("it is 1")], "chosen has 'assistant' .*with text")):
+        with pytest.raises(ValueError, match=words):
+            trained({"chosen": chosen, "rejected": rejected})
+
+
 def test_a_folder_among_reward_functions_scores_the_whole_text(folder):
     def short(prompts, completions, completion_ids, **columns):
         return [-float(len(ids)) for ids in completion_ids]
