@@ -112,101 +112,100 @@ sum_block(const product *p, size_t rows)
     return block;
 }
 
+/* A task at work: its rows of c, its panels up to p1, the block of the sum from step k on. */
+typedef struct {
+    const product *p;
+    float *c;
+    const float *a;         /* as the tiles read it, a_row from row to row */
+    size_t a_row, p1, k;
+    size_t configured;      /* rows of the matrix unit's tiles; 0: not yet */
+    cuts cut;
+} worker_state;
+
+/* All tiles of rows over panels panel .. panel + wide, whose b is at `b`, copied from, or at, `from`. */
+static void
+run_tiles(worker_state *w, size_t panel, size_t wide, const float *b, const float *from)
+{
+    const product *p = w->p;
+    const int over_rows = p->K == EXPERT_ROWS, amx = uses_amx(p);
+    const size_t j = panel * R1_PANEL, columns = split_end(p->columns, j, R1_PANEL) - j;
+    tile_args t = {.b = b, .ldb = R1_PANEL, .b_panel = p->b_panel, .K = w->cut.b_rows,
+                   .ldc = p->ldc, .bf16 = p->bf16};
+    for (size_t i = 0; i < w->cut.tiles; i++) {
+        size_t r = w->cut.start[i], n = w->cut.start[i + 1] - r;
+        if (amx && w->configured != n) {
+            amx_configure(w->configured = n);
+        }
+        t.a = w->a + r * w->a_row;
+        t.a_row = over_rows && !amx ? 1 : w->a_row;
+        t.a_k = over_rows ? n : 1;
+        t.c = w->c + r * p->ldc + j;
+        t.init = t.c;
+        t.ld_init = p->ldc;
+        t.init_panel = R1_PANEL;
+        if (p->start != NULL && w->k == 0) {
+            t.init = p->start + panel * p->start_panel;
+            t.ld_init = 0;
+            t.init_panel = p->start_panel;
+        }
+        t.ahead = b;
+        t.ld_ahead = 0;
+        if (p->packed && w->cut.tiles == 1) {
+            t.ahead = from + STREAM_AHEAD;
+            t.ld_ahead = R1_PANEL;
+        } else if ((p->packed || !p->bf16) && i == 0 && panel + 1 < w->p1) {
+            t.ahead = from + p->b_panel;
+            t.ld_ahead = p->ldb;
+        }
+        run_tile(t, p, n, wide, columns);
+    }
+}
+
+/* Panels at a time: several where few rows meet b as it lies. */
+static size_t
+panels_at_once(const worker_state *w, size_t panel)
+{
+    const product *p = w->p;
+    size_t wide = p->packed && w->cut.tiles == 1 && !uses_amx(p) ? tile_panels(w->cut.start[1]) : 1;
+    while (wide > 1 && (panel + wide > w->p1 || (panel + wide) * R1_PANEL > p->columns)) {
+        wide /= 2;
+    }
+    return wide;
+}
+
 /* Rows r0 .. r1 and panels p0 .. p1 of expert e's c, one block of the sum after another. */
 static __attribute__((noinline)) void
 run_block(const product *p, size_t e, size_t r0, size_t r1, size_t p0, size_t p1)
 {
     float a_copy[A_ROOM] __attribute__((aligned(64)));
     float b_copy[B_PANELS * B_ROWS * R1_PANEL] __attribute__((aligned(64)));
-    size_t n0 = first_row(p, e), rows = r1 - r0, tiles = split_count(rows, tile_rows(p));
-    const int over_rows = p->K == EXPERT_ROWS; /* the sum: tn */
-    size_t K = over_rows ? first_row(p, e + 1) - n0 : p->K;
-    const float *b = p->b + n0 * p->b_n + e * p->b_e;
-    float *c = p->c + n0 * p->c_n + e * p->c_e + r0 * p->ldc;
-    const size_t block = sum_block(p, rows), b_step = p->bf16 ? 2 : 1; /* steps of a row of b */
-    uint32_t start[TASK_ROWS / TILE_ROWS + 2], unit[MAX_UNITS + 1];
-    cut_tiles(start, p, tiles, rows);
-    size_t k = 0, configured = 0;
+    const size_t n0 = first_row(p, e), K = p->K == EXPERT_ROWS ? first_row(p, e + 1) - n0 : p->K;
+    const float *a = p->a + n0 * p->a_n + r0 * p->a_row, *b = p->b + n0 * p->b_n + e * p->b_e;
+    worker_state w = {.p = p, .c = p->c + n0 * p->c_n + e * p->c_e + r0 * p->ldc, .p1 = p1};
+    cut_tiles(&w.cut, p, r1 - r0);
     do { /* once even if the sum is empty: c = start */
-        size_t steps = split_end(K, k, block) - k, b_rows = split_count(steps, b_step), units = 0;
-        if (uses_amx(p)) {
-            if (over_rows) {
-                units = cut_units(unit, p, n0 + k, n0 + K);
-                steps = unit[units];
-            }
-            b_rows = (over_rows ? units : split_count(steps, AMX_SUM)) * AMX_PAIRS;
-        }
-        tile_args t = {.ldb = R1_PANEL, .ldc = p->ldc, .b_panel = p->b_panel, .K = b_rows,
-                       .bf16 = p->bf16};
-        const float *a = p->a + n0 * p->a_n + r0 * p->a_row + k * p->a_k;
-        size_t a_row = p->a_row; /* from row to row, where tiles begin */
-        if (over_rows && uses_amx(p)) {
-            a_row = pair_columns(a_copy, p, a, rows, unit, units);
-            a = a_copy;
-        } else if (over_rows) {
-            a_row = copy_columns(a_copy, p, a, start, tiles, steps);
-            a = a_copy;
-        } else if (p->bf16) {
-            a_row = copy_rows(a_copy, p, a, rows, steps);
-            a = a_copy;
-        }
+        cut_steps(&w.cut, p, n0, w.k, K, sum_block(p, r1 - r0));
+        w.a = copy_a(a_copy, p, a + w.k * p->a_k, &w.cut, &w.a_row);
         for (size_t panel = p0, wide; panel < p1; panel += wide) {
-            size_t j = panel * R1_PANEL, columns = split_end(p->columns, j, R1_PANEL) - j;
-            const float *from = b + panel * p->b_panel + (p->packed ? k / b_step : k) * p->ldb;
-            wide = p->packed && tiles == 1 && !uses_amx(p) ? tile_panels(rows) : 1;
-            while (wide > 1 && (panel + wide > p1 || j + wide * R1_PANEL > p->columns)) {
-                wide /= 2;
+            const float *from = b + panel * p->b_panel;
+            wide = panels_at_once(&w, panel);
+            if (p->packed) {
+                from += w.k / (p->bf16 ? 2 : 1) * p->ldb;
+                run_tiles(&w, panel, wide, from, from);
+                continue;
             }
-            t.b = from;
-            if (!p->packed) {
-                size_t in_copy = p->bf16 ? (panel - p0) % B_PANELS : 0;
-                t.b = b_copy + in_copy * b_rows * R1_PANEL;
-                if (!p->bf16) {
-                    copy_panel(b_copy, from, p->ldb, steps, columns);
-                } else if (in_copy == 0) {
-                    size_t end = split_end(p1, panel, B_PANELS) * R1_PANEL;
-                    end = end < p->columns ? end : p->columns;
-                    if (units == 0) {
-                        pair_panels(b_copy, from, p->ldb, steps, end - j, b_rows, b_rows);
-                    }
-                    for (size_t u = 0; u < units; u++) {
-                        pair_panels(b_copy + u * AMX_PAIRS * R1_PANEL, from + unit[u] * p->ldb, p->ldb,
-                                    unit[u + 1] - unit[u], end - j, AMX_PAIRS, b_rows);
-                    }
-                }
+            from += w.k * p->ldb;
+            size_t in_copy = p->bf16 ? (panel - p0) % B_PANELS : 0;
+            if (in_copy == 0) {
+                size_t end = split_end(p1, panel, B_PANELS) * R1_PANEL;
+                end = end < p->columns ? end : p->columns;
+                copy_b(b_copy, p, from, end - panel * R1_PANEL, &w.cut);
             }
-            for (size_t i = 0; i < tiles; i++) {
-                size_t r = start[i], n = start[i + 1] - r;
-                if (uses_amx(p) && configured != n) {
-                    amx_configure(configured = n);
-                }
-                t.a = a + r * a_row;
-                t.a_row = over_rows && !uses_amx(p) ? 1 : a_row;
-                t.a_k = over_rows ? n : 1;
-                t.c = c + r * p->ldc + j;
-                t.init = t.c;
-                t.ld_init = p->ldc;
-                t.init_panel = R1_PANEL;
-                if (p->start != NULL && k == 0) {
-                    t.init = p->start + panel * p->start_panel;
-                    t.ld_init = 0;
-                    t.init_panel = p->start_panel;
-                }
-                t.ahead = t.b;
-                t.ld_ahead = 0;
-                if (p->packed && tiles == 1) {
-                    t.ahead = from + STREAM_AHEAD;
-                    t.ld_ahead = R1_PANEL;
-                } else if ((p->packed || !p->bf16) && i == 0 && panel + 1 < p1) {
-                    t.ahead = from + p->b_panel;
-                    t.ld_ahead = p->ldb;
-                }
-                run_tile(t, p, n, wide, columns);
-            }
+            run_tiles(&w, panel, wide, b_copy + in_copy * w.cut.b_rows * R1_PANEL, from);
         }
-        k += steps;
-    } while (k < K);
-    if (configured != 0) {
+        w.k += w.cut.steps;
+    } while (w.k < K);
+    if (w.configured != 0) {
         amx_release();
     }
 }

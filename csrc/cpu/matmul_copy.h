@@ -55,15 +55,23 @@ tile_rows(const product *p)
     return uses_amx(p) ? AMX_ROWS : TILE_ROWS;
 }
 
-/* start[i]: the first row of tile i of `tiles`. Even shares of the rows, but whole tiles of the matrix
- * unit; start[tiles] is rows. */
+/* How a task's rows are cut into tiles, row start[i] being the first of tile i, and the block of the sum
+ * that is at hand: so many steps, which are b_rows rows of b's copy. Where the matrix unit sums over
+ * rows they are units, and unit[u] is the first step of one. */
+typedef struct {
+    size_t tiles, steps, b_rows, units;
+    uint32_t start[TASK_ROWS / TILE_ROWS + 2], unit[MAX_UNITS + 1];
+} cuts;
+
+/* Even shares of the rows, but whole tiles of the matrix unit. */
 static void
-cut_tiles(uint32_t *start, const product *p, size_t tiles, size_t rows)
+cut_tiles(cuts *cut, const product *p, size_t rows)
 {
-    for (size_t i = 0; i < tiles; i++) {
-        start[i] = (uint32_t)(uses_amx(p) ? i * AMX_ROWS : i * rows / tiles);
+    cut->tiles = split_count(rows, tile_rows(p));
+    for (size_t i = 0; i < cut->tiles; i++) {
+        cut->start[i] = (uint32_t)(uses_amx(p) ? i * AMX_ROWS : i * rows / cut->tiles);
     }
-    start[tiles] = (uint32_t)rows;
+    cut->start[cut->tiles] = (uint32_t)rows;
 }
 
 /* The block (K, columns) of b that starts at `from`, at most a panel of it, in float32; what pads its
@@ -102,10 +110,11 @@ pair_panels(float *to, const float *from, size_t ld, size_t K, size_t columns, s
     }
 }
 
-/* A block (rows, K) of a in bf16, row after row; returns the stride between them. */
+/* A block (rows, steps) of a in bf16, row after row; returns the stride between them. */
 static size_t
-copy_rows(float *to, const product *p, const float *from, size_t rows, size_t K)
+copy_rows(float *to, const product *p, const float *from, const cuts *cut)
 {
+    const size_t rows = cut->start[cut->tiles], K = cut->steps;
     size_t ld = uses_amx(p)   ? split_count(K, AMX_SUM) * AMX_PAIRS
                 : BF16_PAIRS ? split_count(K, 2)
                              : K + K % 2;
@@ -128,10 +137,9 @@ copy_rows(float *to, const product *p, const float *from, size_t rows, size_t K)
  * pairs) one after another, since each would else be a cache line, and a page, of its own. The tile that
  * starts at row r begins at r times the steps, which are returned. */
 static size_t
-copy_columns(float *to, const product *p, const float *from, const uint32_t *start, size_t tiles,
-             size_t K)
+copy_columns(float *to, const product *p, const float *from, const cuts *cut)
 {
-    const size_t rows = start[tiles];
+    const size_t tiles = cut->tiles, rows = cut->start[tiles], K = cut->steps;
     float line[TASK_ROWS];
     size_t step = p->bf16 && BF16_PAIRS ? 2 : 1;
     size_t lines = p->bf16 && !BF16_PAIRS ? K + K % 2 : split_count(K, step);
@@ -147,32 +155,44 @@ copy_columns(float *to, const product *p, const float *from, const uint32_t *sta
             bf16_round_row(line, from, rows);
         }
         for (size_t i = 0; i < tiles; i++) {
-            size_t r = start[i], n = start[i + 1] - r;
+            size_t r = cut->start[i], n = cut->start[i + 1] - r;
             vf_store_left(to + r * lines + k * n, vf_load_left(a + r, n), n);
         }
     }
     return lines;
 }
 
-/* Cuts rows n .. end of tn's sum into blocks, at most MAX_UNITS: block u begins unit[u] rows after n, and
- * the last ends at unit[] of the number of blocks, which is returned. */
-static size_t
-cut_units(uint32_t *unit, const product *p, size_t n, size_t end)
+/* The next block of the sum, from step k on: `most` steps, or where units count so many of these as fit.
+ * n0: the row where step 0 stands in tn. */
+static void
+cut_steps(cuts *cut, const product *p, size_t n0, size_t k, size_t K, size_t most)
 {
+    cut->steps = split_end(K, k, most) - k;
+    cut->units = 0;
+    if (!uses_amx(p)) {
+        cut->b_rows = split_count(cut->steps, p->bf16 ? 2 : 1);
+        return;
+    }
+    if (p->K != EXPERT_ROWS) {
+        cut->b_rows = split_count(cut->steps, AMX_SUM) * AMX_PAIRS;
+        return;
+    }
     const int32_t *id = p->units->id, *row = p->units->row;
-    size_t units = 0, first = n;
-    for (int32_t last = 0; n < end; n++) {
+    const size_t first = n0 + k;
+    size_t n = first;
+    for (int32_t last = 0; n < n0 + K; n++) {
         int32_t now = row != NULL ? id[row[n]] : id[n];
-        if (units == 0 || now != last || n - first - unit[units - 1] == R1_UNIT) {
-            if (units == MAX_UNITS) {
+        if (cut->units == 0 || now != last || n - first - cut->unit[cut->units - 1] == R1_UNIT) {
+            if (cut->units == MAX_UNITS) {
                 break;
             }
-            unit[units++] = (uint32_t)(n - first);
+            cut->unit[cut->units++] = (uint32_t)(n - first);
             last = now;
         }
     }
-    unit[units] = (uint32_t)(n - first);
-    return units;
+    cut->unit[cut->units] = (uint32_t)(n - first);
+    cut->steps = n - first;
+    cut->b_rows = cut->units * AMX_PAIRS;
 }
 
 _Static_assert(R1_UNIT <= (int)AMX_SUM, "a unit is one block of the matrix unit's sum");
@@ -180,14 +200,14 @@ _Static_assert(R1_UNIT <= (int)AMX_SUM, "a unit is one block of the matrix unit'
 /* The blocks of a in tn for the matrix unit: rows of pairs, 0 up to whole blocks. Returns the stride
  * between rows. */
 static size_t
-pair_columns(float *to, const product *p, const float *from, size_t rows, const uint32_t *unit,
-             size_t units)
+pair_columns(float *to, const product *p, const float *from, const cuts *cut)
 {
-    size_t ld = units * AMX_PAIRS;
+    size_t ld = cut->units * AMX_PAIRS;
 #if BF16_AMX
-    for (size_t u = 0; u < units; u++) {
-        size_t K = unit[u + 1] - unit[u];
-        const float *block = from + unit[u] * p->a_k;
+    const size_t rows = cut->start[cut->tiles];
+    for (size_t u = 0; u < cut->units; u++) {
+        size_t K = cut->unit[u + 1] - cut->unit[u];
+        const float *block = from + cut->unit[u] * p->a_k;
         for (size_t r = 0; r < rows; r += W) {
             vf pairs[W];
 #pragma GCC unroll 16
@@ -204,9 +224,40 @@ pair_columns(float *to, const product *p, const float *from, size_t rows, const 
         }
     }
 #else
-    (void)to, (void)p, (void)from, (void)rows, (void)unit;
+    (void)to, (void)p, (void)from;
 #endif
     return ld;
+}
+
+/* The block of a at `from`, copied to `to` if it must be: what the tiles read, row_stride from row to row. */
+static const float *
+copy_a(float *to, const product *p, const float *from, const cuts *cut, size_t *row_stride)
+{
+    if (p->K == EXPERT_ROWS) {
+        *row_stride = uses_amx(p) ? pair_columns(to, p, from, cut) : copy_columns(to, p, from, cut);
+        return to;
+    }
+    if (p->bf16) {
+        *row_stride = copy_rows(to, p, from, cut);
+        return to;
+    }
+    *row_stride = p->a_row;
+    return from;
+}
+
+/* The block of b at `from` in panels: the first of B_PANELS in bf16, which are copied together. */
+static void
+copy_b(float *to, const product *p, const float *from, size_t columns, const cuts *cut)
+{
+    if (!p->bf16) {
+        copy_panel(to, from, p->ldb, cut->steps, columns < R1_PANEL ? columns : R1_PANEL);
+    } else if (cut->units == 0) {
+        pair_panels(to, from, p->ldb, cut->steps, columns, cut->b_rows, cut->b_rows);
+    }
+    for (size_t u = 0; u < cut->units; u++) {
+        pair_panels(to + u * AMX_PAIRS * R1_PANEL, from + cut->unit[u] * p->ldb, p->ldb,
+                    cut->unit[u + 1] - cut->unit[u], columns, AMX_PAIRS, cut->b_rows);
+    }
 }
 
 #endif
