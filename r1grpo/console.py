@@ -1,6 +1,7 @@
 """console.py - what a training says beside its bar: a line of figures, and completions.
 
-    step 20: loss 0.0123, reward 0.53, ...          every logging_steps (and step 1: logging_first_step)
+    step 20: loss 0.0123, reward 0.53, ...          every logging_steps (and step 1: logging_first_step);
+                                                    those of _SHOWN that there are
     prompt: what is 3 + 4?                          with log_completions: as many as
         [accuracy 1, format 0, advantage 0.71, stop] 7 .      num_completions_to_print; None: all
 
@@ -15,6 +16,9 @@ from itertools import islice
 from typing import Any
 
 from .config import GRPOConfig, TrainingConfig
+
+_SHOWN = ("loss", "reward", "reward_std", "kl", "entropy", "completions/mean_length", "grad_norm",
+          "learning_rate", "tokens_per_second", "peak_share")
 
 
 def report(trainer: Any, metrics: Mapping[str, Any]) -> str:
@@ -33,8 +37,8 @@ def _due(args: TrainingConfig, step: int) -> bool:
 
 
 def _figures(metrics: Mapping[str, Any]) -> str:
-    numbers = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()
-                        if name != "step" and isinstance(value, (int, float)))
+    numbers = ", ".join(f"{name.rpartition('/')[2]} {metrics[name]:.4g}" for name in _SHOWN
+                        if isinstance(metrics.get(name), (int, float)))
     return f"step {metrics['step']}: {numbers}"
 
 

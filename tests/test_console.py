@@ -49,8 +49,19 @@ def test_figures_are_said_every_logging_steps(capsys):
     trainer.train()
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(":")[0] for line in lines] == ["step 1", "step 8", "step 16"]
-    assert f"loss {trainer.log_history[7]['loss']:.4g}, num_tokens 4, " in lines[1]
+    said = trainer.log_history[7]
+    assert f"step 8: loss {said['loss']:.4g}, grad_norm {said['grad_norm']:.4g}, learning_rate" in lines[1]
     assert len(trainer.log_history) == 20  # whatever is said
+
+
+def test_a_line_of_figures_is_short_and_log_history_has_them_all(capsys):
+    trainer = grpo(logging_steps=4, disable_tqdm=True)
+    trainer.train()
+    [line] = capsys.readouterr().err.splitlines()
+    names = [one.rsplit(" ", 1)[0] for one in line.removeprefix("step 4: ").split(", ")]
+    assert names == ["loss", "reward", "reward_std", "entropy", "mean_length", "grad_norm",
+                     "learning_rate", "tokens_per_second", "peak_share"]
+    assert {"rewards/length/mean", "completions/clipped_ratio"} <= trainer.log_history[-1].keys()
 
 
 def test_completions_are_shown_once_a_rollout_or_with_the_figures(capsys):
