@@ -163,6 +163,7 @@ class AlarmLimits:
     reward_floor: float = 0.02     # ... whose deviation counts as at least this
     length_factor: float = 2.0     # mean length against the mean of the last `window` steps
     window: int = 10
+    worse: float = 0.2             # what a share has risen by since its alarm, to give another
 
 
 class Monitor:
@@ -170,10 +171,13 @@ class Monitor:
 
     write: where rows go (JsonlLog.append). A figure that is not finite is written as null, and
     named by an alarm. An alarm is given at its onset; it can come again after a step without the
-    symptom. state_dict() holds all of its memory, so that a resumed run gives the same rows.
+    symptom, that of a share (which may well swing about its limit) only where it is clearly worse
+    than when it was last given. state_dict() holds all of its memory, so that a resumed run gives the same rows.
     """
 
     _WATCHED = ("reward", "entropy", "completions/mean_length")
+    _SHARES = {"truncation": "completions/clipped_ratio", "zero_variance": "frac_reward_zero_std",
+               "duplicates": "completions/duplicate_ratio"}
 
     def __init__(self, stage: str, write: Callable[[dict[str, Any]], None],
                  limits: AlarmLimits = AlarmLimits()) -> None:
@@ -181,18 +185,22 @@ class Monitor:
         self._recent: dict[str, list[float]] = {key: [] for key in self._WATCHED}
         self._first_entropies: list[float] = []
         self._active: set[str] = set()
+        self._given: dict[str, float] = {}  # share at its last alarm
         self._tokens = 0
 
     def log_step(self, step: int, metrics: Mapping[str, float | None]) -> list[Alarm]:
         """Write the row of `step`; returns (and warns of) the alarms that set in with it.
 
-        `num_tokens` is given per step and written as the stage's running total, as in TRL.
+        `num_tokens`, those of the step's loss, is written as the stage's running total; TRL's counts
+        prompts too, which here `processed_tokens` does, step by step.
         """
         figures = {key: None if value is None else float(value) for key, value in metrics.items()}
         symptoms = self._symptoms(figures)
         alarms = [Alarm(name, self.stage, step, message) for name, message in symptoms.items()
-                  if name not in self._active]
+                  if self._sets_in(name, figures)]
         self._active = set(symptoms)
+        self._given |= {alarm.name: figures[self._SHARES[alarm.name]] for alarm in alarms
+                        if alarm.name in self._SHARES}
         self._remember(figures)
         row: dict[str, Any] = {"stage": self.stage, "step": step}
         row |= {key: value if value is not None and math.isfinite(value) else None
@@ -207,6 +215,11 @@ class Monitor:
             warnings.warn(str(alarm), MonitorWarning, stacklevel=2)
         return alarms
 
+    def _sets_in(self, name: str, figures: Mapping[str, float | None]) -> bool:
+        if name not in self._given:
+            return name not in self._active
+        return figures[self._SHARES[name]] >= self._given[name] + self.limits.worse
+
     def _symptoms(self, figures: Mapping[str, float | None]) -> dict[str, str]:
         limits, found = self.limits, {}
         unsound = [key for key, value in figures.items()
@@ -217,13 +230,12 @@ class Monitor:
         def finite(key: str) -> float | None:
             return None if key in unsound else figures.get(key)
 
-        for name, key, limit, words in (
-                ("truncation", "completions/clipped_ratio", limits.truncated, "are cut off"),
-                ("zero_variance", "frac_reward_zero_std", limits.zero_variance,
+        for name, limit, words in (
+                ("truncation", limits.truncated, "are cut off"),
+                ("zero_variance", limits.zero_variance,
                  "of the groups have equal rewards: nothing to learn from"),
-                ("duplicates", "completions/duplicate_ratio", limits.duplicates,
-                 "repeat another completion of their group")):
-            value = finite(key)
+                ("duplicates", limits.duplicates, "repeat another completion of their group")):
+            value = finite(self._SHARES[name])
             if value is not None and value > limit:
                 found[name] = f"{value:.0%} {words} (limit {limit:.0%})"
         gap = figures.get("max_logprob_gap")
@@ -260,13 +272,14 @@ class Monitor:
         """Everything a resumed run needs, as JSON."""
         return {"recent": {key: list(past) for key, past in self._recent.items()},
                 "first_entropies": list(self._first_entropies), "active": sorted(self._active),
-                "tokens": self._tokens}
+                "given": dict(self._given), "tokens": self._tokens}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from state_dict()."""
         self._recent = {key: list(state["recent"][key]) for key in self._WATCHED}
         self._first_entropies = list(state["first_entropies"])
         self._active, self._tokens = set(state["active"]), int(state["tokens"])
+        self._given = dict(state.get("given", {}))  # older states have none
 
 
 # ---- progress -----------------------------------------------------------------------------------

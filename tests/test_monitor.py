@@ -99,8 +99,15 @@ def test_each_alarm_sets_in_once(calm, bad, name):
     assert run_monitor([calm] * 40)[0] == []
     names, written = run_monitor([calm] * 10 + [bad, bad] + [calm] * 10 + [bad])
     assert names[0] == (name, 11) and (name, 12) not in names
-    assert names[-1] == (name, 23)
+    assert names[-1] == (name, 11 if name in ("truncation", "zero_variance", "duplicates") else 23)
     assert written[10]["alarms"] == [name] and "alarms" not in written[9]
+
+
+@pytest.mark.parametrize("key, name", [("completions/clipped_ratio", "truncation"),
+                                       ("completions/duplicate_ratio", "duplicates")])
+def test_a_share_that_swings_gives_another_alarm_only_when_it_is_clearly_worse(key, name):
+    rows = [{key: share} for share in (0.6, 0.2, 0.6, 0.2, 0.7, 0.75, 0.85, 0.9, 0.2, 0.9)]
+    assert run_monitor(rows)[0] == [(name, 1), (name, 7)]
 
 
 def test_growth_as_in_r1_zero_is_no_alarm():
@@ -134,7 +141,7 @@ def test_warning_names_alarm_stage_and_step():
 def test_resumed_monitor_writes_the_same_rows():
     rng = np.random.default_rng(1)
     rows = [{"reward": float(rng.random()), "entropy": 0.5 * 0.9 ** i, "num_tokens": 7,
-             "completions/clipped_ratio": float(rng.random()),
+             "max_logprob_gap": float(i % 4 == 0), "completions/clipped_ratio": float(rng.random()),
              "completions/mean_length": float(rng.integers(10, 60))} for i in range(40)]
     whole = run_monitor(rows)[1]
     assert sum("alarms" in row for row in whole) > 5
