@@ -141,7 +141,7 @@ def stage_options(parser: argparse.ArgumentParser, stage: Command) -> None:
     parser.add_argument("--data", metavar="FILE", help="rows: .jsonl, .json, .parquet, a folder")
     parser.add_argument("--layout", metavar="NAME", help="what the columns mean (found by itself)")
     if "reward" in keys:
-        parser.add_argument("--reward", metavar="NAME", type=lambda names: names.split(","),
+        parser.add_argument("--reward", metavar="NAME",
                             help="accuracy,format or FILE.py:function (accuracy)")
     if stage.presets:
         parser.add_argument("--preset", metavar="NAME",

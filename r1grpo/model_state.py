@@ -20,6 +20,7 @@ from .device import get_device
 from .lora import LoraConfig, check_targets, is_adapter, start_adapters
 from .model_config import ModelConfig
 from .offload import MappedArray
+from .toml import suggest
 from .weights import from_hf, init_weights, to_hf
 
 DTYPES = ("float32", "bfloat16")
@@ -39,7 +40,8 @@ class ModelState:
         if seed is not None:
             seed = as_count(seed, "seed", 0)
         if dtype not in DTYPES:
-            raise ValueError(f"dtype is {brief(dtype)}, must be one of {', '.join(DTYPES)}")
+            raise ValueError(f"dtype is {brief(dtype)}, must be one of {', '.join(DTYPES)}"
+                             f"{suggest(str(dtype), DTYPES)}")
         if offload is not None and not frozen:
             raise ValueError("offload is for frozen models: weights that are trained stay in memory")
         self.config = config

@@ -94,7 +94,8 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
     elif origin is typing.Literal:
         if value in inner:
             return value
-        raise ConfigError(f"{place} is {brief(value)}, expected one of {', '.join(map(repr, inner))}")
+        raise ConfigError(f"{place} is {brief(value)}, expected one of "
+                          f"{', '.join(map(repr, inner))}{suggest(str(value), map(str, inner))}")
     elif origin in (list, tuple, Sequence):
         if isinstance(value, (list, tuple)):
             return (list if origin is list else tuple)(

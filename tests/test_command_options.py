@@ -6,7 +6,7 @@ import pytest
 
 from r1grpo import cli
 from r1grpo.commands.options import DISTILL, GRPO, SFT, read_options
-from r1grpo.config import GRPOConfig, SFTConfig
+from r1grpo.config import ConfigError, GRPOConfig, SFTConfig
 
 
 def test_options_come_from_preset_file_settings_and_flags_in_that_order(tmp_path):
@@ -22,6 +22,17 @@ def test_options_come_from_preset_file_settings_and_flags_in_that_order(tmp_path
     assert (inputs.layout, inputs.reward) == ("math", ("format",))
     assert inputs.columns == {"question": "Q", "answer": "A"}
     assert args.save_steps == 10 and GRPOConfig().save_steps == 0  # a command saves by itself
+
+
+def test_several_rewards_in_one_setting_are_those_of_the_flag():
+    want = read_options(GRPO, None, [], {"reward": "accuracy,format"}).inputs.reward
+    for setting in ("reward=accuracy,format", 'reward=["accuracy", "format"]'):
+        assert read_options(GRPO, None, [setting], {}).inputs.reward == want == ("accuracy", "format")
+
+
+def test_a_value_that_is_none_of_its_words_is_answered_with_the_nearest():
+    with pytest.raises(ConfigError, match="dtype is 'bf16', .*'bfloat16', did you mean 'bfloat16'"):
+        read_options(GRPO, None, [], {"dtype": "bf16"})
 
 
 def test_every_command_option_is_one_of_the_two_halves():

@@ -247,9 +247,10 @@ def _placed(key: str, value: Any) -> Any:
     """Where a run finds things, whole: it may be resumed from another directory."""
     if key in _PLACES and value and isinstance(value, str) and Path(value).exists():
         return str(Path(value).absolute())
-    if key == "reward" and isinstance(value, list):
+    if key == "reward" and isinstance(value, list):  # "accuracy,format" is two
+        names = [name for one in value for name in (one.split(",") if isinstance(one, str) else [one])]
         return [f"{Path(file).absolute()}:{name}" if colon and file.endswith(".py") else one
-                for one in value for file, colon, name in [str(one).rpartition(":")]]
+                for one in names for file, colon, name in [str(one).rpartition(":")]]
     return value
 
 
