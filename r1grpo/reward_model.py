@@ -268,13 +268,21 @@ def reward_functions(rewards: Any, processing_classes: Any = None) -> list[Rewar
     if len(tokenizers) != len(found):
         raise ConfigError(f"reward_processing_classes has {len(tokenizers)} entries for {len(found)} "
                           f"reward functions")
-    return [_function(one, tokenizer) for one, tokenizer in zip(found, tokenizers)]
+    folders = [Path(one).parts for one in found if isinstance(one, (str, os.PathLike))]
+    return [_function(one, tokenizer, folders) for one, tokenizer in zip(found, tokenizers)]
 
 
-def _function(reward: Any, processing_class: Any) -> RewardFunction:
+def _folder_name(parts: tuple[str, ...], folders: Sequence[tuple[str, ...]]) -> str:
+    """The last part of a folder's path; where others end so, as many parts as they do not share."""
+    k = next((k for k in range(1, len(parts)) if sum(one[-k:] == parts[-k:] for one in folders) < 2),
+             len(parts))
+    return "_".join(parts[-k:])
+
+
+def _function(reward: Any, processing_class: Any, folders: Sequence[tuple[str, ...]]) -> RewardFunction:
     if isinstance(reward, (str, os.PathLike)):
         model, tokenizer = asked_and_tokenizer(reward, processing_class)
-        return TextReward(model, tokenizer, Path(reward).name)
+        return TextReward(model, tokenizer, _folder_name(Path(reward).parts, folders))
     if hasattr(reward, "score") and not callable(reward):
         return TextReward(reward, processing_class, type(reward).__name__)
     return reward

@@ -1,5 +1,6 @@
 """Models by their folders where rewards are: reward functions as in TRL, RewardTrainer, rejection sampling."""
 
+import shutil
 from functools import partial
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from r1grpo.config import ConfigError
 from r1grpo.evaluate import Graders, check, evaluate
 from r1grpo.rejection import rejection_sample
 from r1grpo.reward_model import TextReward, reward_functions
+from r1grpo.scoring import Rewards
 
 PAIRS = [{"prompt": f"what is {i} ?", "chosen": f"it is {i}", "rejected": "the answer"} for i in range(8)]
 CHAT = [{"role": "user", "content": "what is 1 ?"}]
@@ -92,6 +94,15 @@ def test_a_folder_among_reward_functions_scores_the_whole_text(folder):
     ids = tokenizer.apply_chat_template(
         [*CHAT, {"role": "assistant", "content": row["completion"]}], add_generation_prompt=False)
     assert row["rewards"]["judge"] == judge.score([ids])[0]
+
+
+def test_folders_of_one_name_are_told_apart_by_what_is_before_it(folder, tmp_path):
+    for run in ("a", "b"):
+        shutil.copytree(folder / "judge", tmp_path / run / "final")
+    found = reward_functions([tmp_path / "a" / "final", str(tmp_path / "b" / "final"), folder / "judge"])
+    assert Rewards(found).names == ["a_final", "b_final", "judge"]
+    with pytest.raises(ValueError, match="two reward functions have one name"):
+        Rewards(reward_functions(2 * [folder / "judge"]))
 
 
 def test_tokenizers_of_reward_models_may_be_given(folder):
