@@ -43,7 +43,7 @@ from .config import ConfigError, GRPOConfig
 from .flops import sampling_flops
 from .folder import model_and_tokenizer
 from .grpo_metrics import completion_metrics, update_metrics
-from .reward_model import reward_functions
+from .reward_model import TextReward, reward_functions
 from .rollout import Completions, fit_vocabulary, rollout
 from .scoring import RewardFunction, Rewards, VerdictLog, pack_rollout, unpack_rollout
 from .trainer import (Callback, Trainer, check_length, data_order, fingerprint, prompt_ids_of,
@@ -131,6 +131,7 @@ class GRPOTrainer(Trainer):
             if adapted and getattr(self.args, name):
                 raise ConfigError(f"GRPOConfig: {name}: the reference of a model with adapters is the "
                                   "model without them, which does not move and takes no memory")
+        self._check_reward_models(longest)
         self._require_memory(longest, longest)
         # a model with adapters is its own reference, without them
         self.reference = self._make_reference() if self.args.beta > 0 and not adapted else None
@@ -149,6 +150,15 @@ class GRPOTrainer(Trainer):
             return self.args.max_steps
         rollouts = self.args.num_train_epochs * len(self._rows(0)) / self.args.prompts_per_rollout
         return math.ceil(rollouts) * self.args.updates_per_rollout
+
+    def _check_reward_models(self, longest: int) -> None:
+        """Of those that read a context of their own; longest: tokens of the longest prompt."""
+        limit = self.args.max_completion_length
+        most = limit if isinstance(limit, int) else max(length for _, length in limit)
+        most = min(most, self.model.config.max_position_embeddings - longest)
+        for one in self.rewards.functions:
+            if isinstance(one, TextReward):
+                one.check_context([row.get("prompt", row.get("prompt_ids")) for row in self._rows(0)], most)
 
     def _make_reference(self) -> Any:
         """A copy of the policy as it is now, with what log-probs need and no more."""

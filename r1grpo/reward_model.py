@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 import numbers
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,19 @@ class TextReward:
                  completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[float | None]:
         ids = [self._ids(prompt, completion) for prompt, completion in zip(prompts, completions)]
         return score_in_batches(self.model.score, ids).tolist()
+
+    def check_context(self, prompts: Sequence[Any], completion_tokens: int) -> None:
+        """ConfigError where a prompt alone is longer than this model's context; a warning where a
+        completion of so many tokens may be too long: its own tokens may be fewer than the policy's."""
+        context = self.model.config.max_position_embeddings
+        longest = max(len(self._ids(one, [{"role": "assistant", "content": ""}] if is_chat(one) else ""))
+                      for one in prompts)
+        takes = f"reward {self.__name__!r} reads {context} tokens, the longest prompt has {longest}"
+        if longest > context:
+            raise ConfigError(f"{takes}; filter the data, or take a model that reads more")
+        if longest + completion_tokens > context:
+            warnings.warn(f"{takes} and a completion up to {completion_tokens}: one that is too long ends "
+                          f"the run; a max_completion_length of {context - longest} is safe", stacklevel=3)
 
     def _ids(self, prompt: Any, completion: Any) -> list[int]:
         tokenizer = self.processing_class

@@ -1,5 +1,6 @@
 """Models by their folders where rewards are: reward functions as in TRL, RewardTrainer, rejection sampling."""
 
+import dataclasses
 import shutil
 from functools import partial
 from types import SimpleNamespace
@@ -8,8 +9,8 @@ import numpy as np
 import pytest
 from command_run import make_folder
 
-from r1grpo import (EvalConfig, GRPOConfig, GRPOTrainer, Model, RewardConfig, RewardTrainer, SFTTrainer,
-                    Tokenizer)
+from r1grpo import (EvalConfig, GRPOConfig, GRPOTrainer, Model, ModelConfig, RewardConfig, RewardTrainer,
+                    SFTTrainer, Tokenizer)
 from r1grpo.config import ConfigError
 from r1grpo.evaluate import Graders, check, evaluate
 from r1grpo.rejection import rejection_sample
@@ -103,6 +104,25 @@ def test_folders_of_one_name_are_told_apart_by_what_is_before_it(folder, tmp_pat
     assert Rewards(found).names == ["a_final", "b_final", "judge"]
     with pytest.raises(ValueError, match="two reward functions have one name"):
         Rewards(reward_functions(2 * [folder / "judge"]))
+
+
+def test_contexts_are_compared_before_a_run(folder, tmp_path):
+    config = ModelConfig.from_dict({**Model.from_pretrained(folder / "judge").config.to_dict(),
+                                    "max_position_embeddings": 24})
+    judge, tokenizer = Model(config, seed=0), Tokenizer.from_pretrained(folder / "judge")
+
+    def make(prompt, length):
+        args = dataclasses.replace(ARGS, max_completion_length=length)
+        return GRPOTrainer(str(folder / "policy"), judge, args, [{"prompt": prompt}],
+                           reward_processing_classes=tokenizer)
+
+    prompt = "what is 1 ?"
+    room = 24 - len(tokenizer.encode(prompt))
+    make(prompt, room)
+    with pytest.warns(UserWarning, match=f"'Model' reads 24 tokens, .* max_completion_length of {room} is"):
+        make(prompt, room + 1)
+    with pytest.raises(ConfigError, match="reward 'Model' reads 24 tokens, the longest prompt has"):
+        make(5 * prompt, 4)
 
 
 def test_tokenizers_of_reward_models_may_be_given(folder):
