@@ -181,8 +181,10 @@ class Manifest:
         self.save()
 
 
-def check_run_dir(path: str | Path, recipe_hash: str, resume: bool, command: str) -> None:
-    """Refuse a directory that RunDir would refuse, without touching it: before long work."""
+def check_run_dir(path: str | Path, recipe_hash: str, resume: bool, command: str,
+                  changed: str = "") -> None:
+    """Refuse a directory that RunDir would refuse, without touching it: before long work. changed: what
+    its recipe has otherwise, where that is known."""
     path = Path(path)
     again = f"{command} --out {path} --resume"
     manifest = path / "manifest.json"
@@ -204,8 +206,9 @@ def check_run_dir(path: str | Path, recipe_hash: str, resume: bool, command: str
     check_command(path, command)
     run = Manifest.load(manifest).run
     if run["recipe"] != recipe_hash:
-        raise CheckpointError(f"{path} holds a run of another recipe or seed; to go on with it: "
-                              f"{again}; else choose another --out", path)
+        raise CheckpointError(f"{path} holds a run of another recipe or seed"
+                              f"{changed and f' ({changed})'}; to go on with it: {again}; else "
+                              "choose another --out", path)
     if not resume:
         state = "a finished" if run.get("finished") else "an unfinished"
         raise CheckpointError(f"{path} holds {state} run; to go on with it: {again}; else choose "

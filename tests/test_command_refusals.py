@@ -75,7 +75,8 @@ def test_a_foreign_directory_is_left_alone(here, tmp_path, capsys):
     assert "r1grpo sft --out" in refused(capsys, sft(out), out)
     for other in (grpo(out), ["grpo", "--out", str(out), "--resume"], ["eval", "--out", str(out), "--check"]):
         assert "a run of `r1grpo sft`; to go on with it: r1grpo sft --out" in refused(capsys, other, out)
-    assert "another recipe" in refused(capsys, sft(out, settings=("seed=7",)), out)
+    assert "another recipe or seed (seed is 0 there, 7 here); to go on" in refused(
+        capsys, sft(out, settings=("seed=7",)), out)
 
 
 @pytest.mark.parametrize("name", ["grpo", "sft", "distill", "reject", "eval"])

@@ -193,14 +193,24 @@ def read_options(command: Command, file: Path | None, settings: Sequence[str],
     table = merge_tables(table, {key: value for key, value in flags.items() if value is not None})
     options = _build(command, table)
     if stored:
-        then, now = _flat(_build(command, before).fixed()), _flat(options.fixed())
-        changed = [f"{key} is {brief(then.get(key))} there, {brief(now.get(key))} here"
-                   for key in sorted(then.keys() | now) if then.get(key) != now.get(key)]
-        if changed:
-            raise ConfigError(f"{stored.parent} holds a run with other options: "
-                              f"{'; '.join(changed)}; leave them as they are, or choose another "
-                              f"--out")
+        if changed := _changed(_build(command, before), options):
+            raise ConfigError(f"{stored.parent} holds a run with other options: {changed}; leave them "
+                              f"as they are, or choose another --out")
     return options
+
+
+def differences(options: Options, stored: Path) -> str:
+    """What of a stored config.toml is otherwise here; "" where nothing, or where it cannot be read."""
+    try:
+        return _changed(_build(options.command, read_table(stored)), options)
+    except ConfigError:
+        return ""
+
+
+def _changed(before: Options, options: Options) -> str:
+    then, now = _flat(before.fixed()), _flat(options.fixed())
+    return "; ".join(f"{key} is {brief(then.get(key))} there, {brief(now.get(key))} here"
+                     for key in sorted(then.keys() | now) if then.get(key) != now.get(key))
 
 
 def _flat(table: Mapping[str, Any], where: str = "") -> Table:

@@ -36,7 +36,7 @@ from ..sft import SFTTrainer
 from ..toml import ConfigError
 from ..trainer import Trainer
 from ..work import CONFIG, Meter, StopRequest, Work, run_facts, sequences_a_step
-from .options import EVAL, Command, Options, read_options
+from .options import EVAL, Command, Options, differences, read_options
 
 Row = dict[str, Any]
 FINAL = "final"
@@ -58,7 +58,8 @@ def options_of(command: Command, flags: argparse.Namespace, *names: str) -> Opti
     options = read_options(command, flags.config, flags.set, given,
                            out / CONFIG if out and again else None)
     if out and not flags.plan and not getattr(flags, "check", False):
-        check_run_dir(out, options.hash(), flags.resume, f"r1grpo {command.name}")
+        check_run_dir(out, options.hash(), flags.resume, f"r1grpo {command.name}",
+                      differences(options, out / CONFIG))
     return options
 
 
