@@ -57,8 +57,6 @@ class Model(ModelFiles):
                 stop_token_ids: Sequence[int] | None = None,
                 sample_ids: Sequence[int] | None = None, speculative: bool = False) -> Session:
         """`generate` in slices: see `Session`."""
-        if self.config.score_head:  # its head of tokens may be nobody's: the embedding alone
-            raise ValueError("this model is a reward model: it scores text (Model.score) and writes none")
         how = Filters(temperature, top_k, top_p, min_p)
         stop = self.config.stop_ids() if stop_token_ids is None else stop_token_ids
         return Session(self._core, lambda: self.device, self.config, prompts, num_generations,

@@ -167,10 +167,6 @@ def test_a_reward_model_is_no_policy(folder):
         GRPOTrainer(str(folder / "judge"), lambda completions, **_: [0.0] * len(completions), ARGS, rows)
     with pytest.raises(ValueError, match="SFTTrainer: the model is a reward model"):
         SFTTrainer(str(folder / "judge"), None, rows)
-    judge = Model.from_pretrained(folder / "judge")
-    for ask in (judge.generate, judge.session):
-        with pytest.raises(ValueError, match="this model is a reward model: it scores text"):
-            ask([[1, 2]])
     for ask in (evaluate, partial(rejection_sample, correct=lambda completions, **_: [1.0])):
         with pytest.raises(ValueError, match="the model is a reward model"):
             ask(str(folder / "judge"), rows)
