@@ -70,7 +70,8 @@ def write_report(run_dir: str | Path) -> Path:
     """Write RUN_DIR/report.html from the files of the run; returns its path."""
     run_dir = Path(run_dir)
     if not (run_dir / "summary.json").is_file():
-        raise FileNotFoundError(f"{run_dir} has no summary.json: a report is of a run of `r1grpo pipeline`")
+        raise CheckpointError(f"{run_dir} has no summary.json: a report is of a run of `r1grpo pipeline`",
+                              run_dir / "summary.json")
     summary = _read_json(run_dir / "summary.json", required=True)
     manifest = _read_json(run_dir / "manifest.json")
     metrics = _read_rows(run_dir / "metrics.jsonl")
