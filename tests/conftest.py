@@ -15,9 +15,17 @@ import command_run
 import numpy as np
 import pytest
 
-from r1grpo import _core
+from r1grpo import _core, set_num_threads
 
 THREADS = (1, 2, 3, 7)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """The models' device has two threads, again when the test ends."""
+    set_num_threads(2)
+    yield
+    set_num_threads(2)
 
 
 @pytest.fixture(scope="session", params=_core.tiers())

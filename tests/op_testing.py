@@ -8,7 +8,8 @@ the two arrays must be 1 to 1e-9.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,3 +129,8 @@ def matrix_unit(chain: Product, add: Callable[[np.ndarray, np.ndarray], np.ndarr
             c = add(add(even, odd), c)
         return c
     return product
+
+
+def bits(arrays: Iterable[Any]) -> list[bytes]:
+    """What equal arrays have in common, however long each is."""
+    return [np.asarray(a).tobytes() for a in arrays]

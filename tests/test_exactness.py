@@ -8,12 +8,12 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import platform
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from models import V, batch, configs, make
+from op_testing import bits
 from r1grpo import Model, set_num_threads
 
 NAMES = sorted(configs())
@@ -22,15 +22,7 @@ SAMPLINGS = [{"temperature": 0.6}, {"temperature": 0.0}, {"top_k": 7}, {"top_p":
              {"min_p": 0.1}, {"temperature": 1.2, "top_k": 12, "top_p": 0.9, "min_p": 0.05}]
 
 
-@pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    set_num_threads(2)
-    yield
-    set_num_threads(2)
-
-
-def bits(arrays) -> list[bytes]:
-    return [np.asarray(a).tobytes() for a in arrays]
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 def prompts(seed: int = 0, lengths: tuple[int, ...] = (1, 5, 63, 64, 100)) -> list[list[int]]:

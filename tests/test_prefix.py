@@ -6,12 +6,11 @@ own. csrc/model/micro.c says what is shared.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
 from models import V, configs, make
+from op_testing import bits
 from r1grpo import LoraConfig, Model, _core, set_num_threads
 from reference import Reference
 
@@ -21,15 +20,7 @@ PROMPTS = (1, 2, 3, 63, 64, 65, 67, 128)  # a prefix leaves out one row, with an
 LENGTHS = (7, 0, 20, 1, 30, 2, 0, 0, 3)  # of completions, over and over
 
 
-@pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    set_num_threads(2)
-    yield
-    set_num_threads(2)
-
-
-def bits(arrays) -> list[bytes]:
-    return [np.asarray(a).tobytes() for a in arrays]
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 def draw(prompts: tuple[int, ...] = PROMPTS, group: int = G, seed: int = 0

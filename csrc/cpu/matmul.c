@@ -56,6 +56,16 @@ count_tasks(const product *p, size_t e)
            split_count(split_count(p->columns, R1_PANEL), p->task_panels);
 }
 
+static void
+multiply(const tile_args *t, const product *p, size_t rows)
+{
+    if (uses_amx(p)) {
+        amx_tile(t, rows);
+    } else {
+        tile_fma(t, rows, 1);
+    }
+}
+
 /* One tile of rows across panels; the last columns of the last go through a full-width copy. */
 static void
 run_tile(tile_args t, const product *p, size_t rows, size_t panels, size_t columns)
@@ -64,14 +74,9 @@ run_tile(tile_args t, const product *p, size_t rows, size_t panels, size_t colum
         tile_fma(&t, rows, panels);
         return;
     }
-    int amx = uses_amx(p);
-    size_t step = amx ? R1_PANEL : TILE_COLS;
+    size_t step = uses_amx(p) ? R1_PANEL : TILE_COLS;
     for (; columns >= step; columns -= step) {
-        if (amx) {
-            amx_tile(&t, rows);
-        } else {
-            tile_fma(&t, rows, 1);
-        }
+        multiply(&t, p, rows);
         t.c += step;
         t.init += step;
         t.b += step;
@@ -85,11 +90,7 @@ run_tile(tile_args t, const product *p, size_t rows, size_t panels, size_t colum
         size_t ldc = t.ldc;
         t.init = t.c = full;
         t.ld_init = t.ldc = step;
-        if (amx) {
-            amx_tile(&t, rows);
-        } else {
-            tile_fma(&t, rows, 1);
-        }
+        multiply(&t, p, rows);
         for (size_t r = 0; r < rows; r++) {
             memcpy(c + r * ldc, full + r * step, columns * sizeof(float));
         }
