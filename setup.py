@@ -93,7 +93,7 @@ class BuildCore(build_ext):
               for tier in tiers),
             Unit("core", [str(CSRC / "cpu/isa.c"), *sources("base"), *sources("model")], missing,
                  []),
-            Unit("bind", sources("bind"), [], [*self.include_dirs, numpy.get_include()]),
+            Unit("bind", sources("bind", "cuda_module.c"), [], [*self.include_dirs, numpy.get_include()]),
         ]
 
     def accepts(self, flags: list[str]) -> bool:

@@ -128,6 +128,12 @@ typedef struct {
     uint64_t step;            /* 1, 2, ...: bias corrections 1 - beta^step */
 } r1_adamw_spec;
 
+/* Some bytes of host memory. */
+typedef struct {
+    void *p;
+    size_t bytes;
+} r1_span;
+
 typedef enum { R1_SCORE_PAIRWISE, R1_SCORE_POINTWISE } r1_score_form;
 
 typedef struct {
@@ -135,9 +141,10 @@ typedef struct {
     const char *name; /* "cpu/avx512" */
 
     /* ---- device and memory ---- */
-    r1_code (*dev_open)(r1_dev **dev, size_t threads, r1_status *st);
+    /* which: the CPU's number of threads, a GPU's ordinal */
+    r1_code (*dev_open)(r1_dev **dev, size_t which, r1_status *st);
     void (*dev_close)(r1_dev *dev);
-    size_t (*dev_threads)(const r1_dev *dev);
+    size_t (*dev_threads)(const r1_dev *dev); /* of a GPU: its multiprocessors */
     /* Multiply-adds on registers alone, by every thread at once; returns how many floating-point
      * operations they were. The caller's clock makes it the limit that products are measured by. */
     double (*dev_spin)(r1_dev *dev, r1_dtype dtype, size_t rounds);
@@ -145,6 +152,11 @@ typedef struct {
     void (*mem_free)(r1_dev *dev, void *p);
     r1_code (*mem_upload)(r1_dev *dev, void *dst, const void *src, size_t bytes, r1_status *st);
     r1_code (*mem_download)(r1_dev *dev, void *dst, const void *src, size_t bytes, r1_status *st);
+    /* For tests of single ops: until mem_unmap ops may be given pointers into these spans of host
+     * memory as if they were device memory. mem_unmap waits for what was queued; nothing is read or
+     * written after it. On the CPU neither has anything to do. */
+    r1_code (*mem_map)(r1_dev *dev, const r1_span *spans, size_t count, r1_status *st);
+    r1_code (*mem_unmap)(r1_dev *dev, r1_status *st);
     r1_code (*fill_zero)(r1_dev *dev, const r1_tensor *x, r1_status *st);
 
     /* ---- weights ----
@@ -391,6 +403,19 @@ typedef struct {
                             const r1_tensor *v, const r1_tensor *g, const r1_adamw_spec *spec,
                             r1_status *st);
 } r1_ops;
+
+/* Every function of the table, in its order: what a backend declares and lists. */
+#define R1_OPS(X)                                                                                \
+    X(dev_open) X(dev_close) X(dev_threads) X(dev_spin) X(mem_alloc) X(mem_free) X(mem_upload)   \
+    X(mem_download) X(mem_map) X(mem_unmap) X(fill_zero) X(weight_bytes) X(weight_open)        \
+    X(weight_close) X(weight_master) X(weight_write) X(weight_read) X(matmul_nt) X(matmul_nn)    \
+    X(matmul_tn) X(bias_bwd) X(add) X(scale) X(gather_rows) X(scatter_rows) X(round_bf16)        \
+    X(embed_fwd) X(embed_bwd) X(rmsnorm_fwd) X(rmsnorm_bwd) X(rope) X(mla_expand_fwd)            \
+    X(mla_expand_bwd) X(kv_write) X(kv_copy) X(attention_fwd) X(attention_bwd) X(swiglu_fwd)     \
+    X(swiglu_bwd) X(router_fwd) X(router_bwd) X(router_load) X(balance_loss)                     \
+    X(router_bias_update) X(dispatch_plan) X(combine_fwd) X(combine_bwd) X(dispatch_bwd)         \
+    X(logp_scratch) X(logp_fwd) X(logp_bwd) X(sample) X(token_loss) X(score_loss) X(advantage)   \
+    X(sum_squares) X(adamw) X(weight_adamw)
 
 /* The CPU's table for a tier ("auto", "amx", "avx512bf16", "avx512", "avx2", "baseline"); NULL when this processor or
  * this build lacks it. */

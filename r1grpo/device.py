@@ -6,6 +6,7 @@ the best that the processor has, fixed at first use: a model's packed weights be
 
 from __future__ import annotations
 
+import importlib
 import time
 
 from . import _core
@@ -14,16 +15,33 @@ from .batch import as_count
 __all__ = ["get_device", "peak_flops", "set_num_threads"]
 
 _current: list[_core.Device] = []
+_gpu: list[_core.Device] = []
 _peaks: dict[str, float] = {}  # of the current device, by dtype
 
 
 def get_device(name: str = "cpu") -> _core.Device:
-    """The process's device, opened at first use with all the CPUs that it may use."""
+    """The process's device, opened at first use: "cpu" with all the CPUs that it may use, "cuda" the
+    first GPU that is visible. RuntimeError where there is none, with the reason."""
+    if name == "cuda":
+        if not _gpu:
+            _gpu.append(_core.Device(ops=cuda_ops()))
+        return _gpu[0]
     if name != "cpu":
-        raise ValueError(f"device '{name}' is not available in this build; there is 'cpu'")
+        raise ValueError(f"device '{name}' is unknown; there are 'cpu' and 'cuda'")
     if not _current:
         _current.append(_core.Device())
     return _current[0]
+
+
+def cuda_ops() -> object:
+    """The CUDA backend's op table. RuntimeError in a build without one."""
+    try:
+        return importlib.import_module("r1grpo._cuda").ops
+    except ModuleNotFoundError:
+        raise RuntimeError("device 'cuda': this build of r1grpo has no CUDA backend; build it where nvcc is,"
+                           " with R1GRPO_CUDA=1") from None
+    except ImportError as error:
+        raise RuntimeError(f"device 'cuda': the CUDA backend does not load: {error}") from error
 
 
 def set_num_threads(n: int) -> None:

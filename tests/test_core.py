@@ -196,7 +196,7 @@ def test_nothing_leaks():
 
 
 MEMORY = {"dev_open", "dev_close", "dev_threads", "dev_spin", "mem_alloc", "mem_free", "mem_upload",
-          "mem_download", "weight_bytes", "weight_open", "weight_close", "weight_master",
+          "mem_download", "mem_map", "mem_unmap", "weight_bytes", "weight_open", "weight_close", "weight_master",
           "weight_write", "weight_read", "logp_scratch"}  # behind Device, Weight, Kv and the calls that need scratch
 
 

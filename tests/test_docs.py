@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+TOPS = ("csrc/", "kernels/", "r1grpo/")  # folders whose files the README's tree has, one a line
 RESULTS = re.compile(r"<!-- results:begin -->.*?<!-- results:end -->", re.DOTALL)
 
 
@@ -52,7 +53,7 @@ def tree() -> set[str]:
     for line in block[1].splitlines():
         name, _, words = line.strip().partition(" ")
         if not line.startswith(" "):
-            folder = name if name in ("csrc/", "r1grpo/") else ""
+            folder = name if name in TOPS else ""
             if folder:
                 continue
         assert words.strip(), f"the tree says nothing about {name}"
@@ -61,10 +62,9 @@ def tree() -> set[str]:
 
 
 def test_the_tree_is_the_tree() -> None:
-    files = {str(path.relative_to(ROOT)) for top in ("csrc", "r1grpo")
-             for path in (ROOT / top).rglob("*")
-             if path.is_file() and path.suffix in (".c", ".h", ".py", ".pyi", ".toml", ".typed")}
-    stated = {path for path in tree() if path.startswith(("csrc/", "r1grpo/"))}
+    files = {str(path.relative_to(ROOT)) for top in TOPS for path in (ROOT / top).rglob("*")
+             if path.is_file() and path.suffix in (".c", ".h", ".cu", ".cuh", ".py", ".pyi", ".toml", ".typed")}
+    stated = {path for path in tree() if path.startswith(TOPS)}
     assert sorted(files - stated) == [], "files that the README's tree misses"
     assert sorted(stated - files) == [], "files of the README's tree that are not there"
     for path in tree() - stated:

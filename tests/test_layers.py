@@ -100,6 +100,10 @@ C_LAYERS = {"base": {"", "base"}, "cpu": {"", "base", "cpu"}, "model": {"", "bas
 C_FILES = sorted((*CSRC.rglob("*.c"), *CSRC.rglob("*.h")))
 
 
+CUDA_FILES = sorted((*ROOT.glob("kernels/*.cu"), *ROOT.glob("kernels/*.cuh")))
+CUDA_HEADERS = {"cuda_runtime.h", "mma_emulated.h", "type_traits"}  # beside libc
+
+
 def includes(file: Path) -> list[tuple[str, str]]:
     """(kind, name) of every #include: kind '<' or '\"'."""
     return re.findall(r'^\s*#\s*include\s+([<"])([^>"]+)[>"]', file.read_text(), re.M)
@@ -120,6 +124,17 @@ def test_a_c_file_includes_only_its_layer_and_those_below(file):
                 f"{file.name} includes {name}"
 
 
+@pytest.mark.parametrize("file", CUDA_FILES, ids=lambda file: file.name)
+def test_a_cuda_file_sees_the_table_the_base_and_cuda_alone(file):
+    for kind, name in includes(file):
+        if kind == '"':
+            place = (file.parent / name).resolve().relative_to(ROOT)
+            assert place.exists() and (place.parent == Path("kernels") or place == Path("csrc/ops.h")
+                                       or place.parent == Path("csrc/base")), f"{file.name} includes {name}"
+        else:
+            assert name in CUDA_HEADERS | {"assert.h", "string.h", "unistd.h"}, f"{file.name} includes {name}"
+
+
 def test_base_knows_no_op_and_one_file_sees_numpy():
     for file in (CSRC / "base").iterdir():
         assert all(name.split("/")[-1] != "ops.h" for _, name in includes(file)), file.name
@@ -129,7 +144,7 @@ def test_base_knows_no_op_and_one_file_sees_numpy():
 
 @pytest.mark.parametrize("word", ["printf", "fprintf", "exit", "abort", "getenv", "fopen"])
 def test_the_core_prints_nothing_reads_nothing_and_never_exits(word):
-    for file in C_FILES:
-        if file.parent.name in ("base", "cpu", "model"):
+    for file in (*C_FILES, *CUDA_FILES):
+        if file.parent.name in ("base", "cpu", "model", "kernels"):
             code = re.sub(r"/\*.*?\*/|//[^\n]*|\"(\\.|[^\"])*\"", "", file.read_text(), flags=re.S)
             assert not re.search(rf"\b{word}\s*\(", code), f"{file.name} calls {word}"

@@ -26,7 +26,7 @@
 
 /* ARG_NULL: None is allowed and gives NULL. ARG_FLAT: no slice, rows follow each other. */
 enum { ARG_IN = 0, ARG_OUT = 1, ARG_NULL = 2, ARG_FLAT = 4 };
-enum { ARGS_MAX_TENSORS = 16, ARGS_MAX_DIMS = 24 };
+enum { ARGS_MAX_TENSORS = 16, ARGS_MAX_DIMS = 24, ARGS_MAX_ARRAYS = 24 };
 
 typedef struct {
     const char *function;
@@ -38,8 +38,12 @@ typedef struct {
         PyObject *const *items;
         Py_ssize_t count, next;
     } outer;
-    size_t tensors, dims;
+    size_t tensors, dims, arrays;
     r1_tensor tensor[ARGS_MAX_TENSORS];
+    struct {
+        void *data;
+        size_t bytes;
+    } array[ARGS_MAX_ARRAYS]; /* the memory of every array that was read */
     struct {
         const char *name;
         size_t value;

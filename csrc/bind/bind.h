@@ -29,6 +29,9 @@ PyObject *status_raise(const r1_status *st);
 
 /* ---- device.c ---- */
 
+/* The name of a capsule that holds the table of a backend outside this library. */
+#define OPS_CAPSULE "r1grpo.ops"
+
 /* The device and its table (ops may be NULL), or NULL with a TypeError. They live as long as the
  * object. */
 r1_dev *device_get(PyObject *device, const r1_ops **ops);
@@ -49,9 +52,10 @@ typedef struct {
     r1_dev *dev;
     const r1_ops *ops;
     r1_status st;
+    int maps;              /* an op: the device sees the call's arrays */
     PyThreadState *thread; /* saved while the GIL is released */
     fenv_t environment;    /* the caller's rounding and flush modes: the core has the default ones */
-    void *owned[4];        /* r1_alloc'ed for the length of the call */
+    r1_span owned[4];      /* r1_alloc'ed for the length of the call */
 } r1_call;
 
 /* Opens the reader and reads the first argument, the device. */

@@ -22,17 +22,26 @@ typedef struct {
 static PyObject *
 device_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"threads", "tier", NULL};
-    Py_ssize_t threads = 0;
+    static char *names[] = {"threads", "tier", "ops", "ordinal", NULL};
+    Py_ssize_t threads = 0, ordinal = 0;
     const char *tier = "auto";
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|ns:Device", names, &threads, &tier)) {
+    PyObject *capsule = NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|ns$On:Device", names, &threads, &tier, &capsule,
+                                     &ordinal)) {
         return NULL;
+    }
+    if (ordinal < 0) {
+        return PyErr_Format(PyExc_ValueError, "Device: ordinal is %zd, must be 0 or more", ordinal);
     }
     if (threads < 0 || threads > MAX_THREADS) {
         return PyErr_Format(PyExc_ValueError, "Device: threads is %zd, must be in 0 (all) .. %d",
                             threads, (int)MAX_THREADS);
     }
-    const r1_ops *ops = r1_cpu_ops(tier);
+    const r1_ops *ops = capsule ? PyCapsule_GetPointer(capsule, OPS_CAPSULE) : r1_cpu_ops(tier);
+    if (capsule && (ops == NULL || ops->abi != R1_OPS_ABI)) {
+        return ops == NULL ? NULL : PyErr_Format(PyExc_ValueError, "Device: '%s' was built for another"
+                                                 " version of r1grpo", ops->name);
+    }
     if (ops == NULL || ops->abi != R1_OPS_ABI) {
         return PyErr_Format(PyExc_ValueError,
                             "Device: tier '%s' is unknown, or this processor or build lacks it; "
@@ -45,7 +54,8 @@ device_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->ops = ops;
     atomic_flag_clear(&self->busy);
     r1_status st = {0};
-    if (ops->dev_open(&self->dev, threads ? (size_t)threads : cpu_count(), &st) != R1_OK) {
+    size_t which = capsule ? (size_t)ordinal : threads ? (size_t)threads : cpu_count();
+    if (ops->dev_open(&self->dev, which, &st) != R1_OK) {
         Py_DECREF(self);
         return status_raise(&st);
     }
@@ -161,10 +171,12 @@ static PyGetSetDef device_getset[] = {
 };
 
 PyDoc_STRVAR(device_doc,
-             "Device(threads=0, tier='auto')\n--\n\n"
+             "Device(threads=0, tier='auto', *, ops=None, ordinal=0)\n--\n\n"
              "What the core computes on: a pool of threads and the kernels of one instruction-set\n"
              "tier. threads=0 takes the CPUs that this process may use. Results do not depend on\n"
-             "threads; they do depend on the tier. One thread at a time may compute on a device.");
+             "threads; they do depend on the tier. One thread at a time may compute on a device.\n"
+             "ops, another backend's table (r1grpo._cuda.ops), takes the place of threads and tier;\n"
+             "ordinal says which of its devices.");
 
 static PyType_Slot device_slots[] = {
     {Py_tp_new, device_new},       {Py_tp_dealloc, device_dealloc}, {Py_tp_repr, device_repr},

@@ -70,11 +70,24 @@ call_alloc(r1_call *c, size_t count, size_t size)
         return NULL;
     }
     size_t slot = 0;
-    while (c->owned[slot]) {
+    while (c->owned[slot].p) {
         slot++;
     }
-    c->owned[slot] = p;
+    c->owned[slot] = (r1_span){p, count * size};
     return p;
+}
+
+/* The device may see the call's arrays and its own memory. */
+static r1_code
+map_arrays(r1_call *c)
+{
+    enum { OWNED = sizeof c->owned / sizeof *c->owned };
+    r1_span spans[ARGS_MAX_ARRAYS + OWNED];
+    for (size_t i = 0; i < c->args.arrays; i++) {
+        spans[i] = (r1_span){c->args.array[i].data, c->args.array[i].bytes};
+    }
+    memcpy(spans + c->args.arrays, c->owned, sizeof c->owned);
+    return c->ops->mem_map(c->dev, spans, c->args.arrays + OWNED, &c->st);
 }
 
 int
@@ -86,19 +99,23 @@ call_begin(r1_call *c)
     c->thread = PyEval_SaveThread();
     fegetenv(&c->environment); /* bits must not depend on what a library has set on this thread */
     fesetenv(FE_DFL_ENV);
-    return 1;
+    c->maps = c->maps && map_arrays(c) == R1_OK;
+    return c->st.code == R1_OK;
 }
 
 PyObject *
 call_close(r1_call *c)
 {
     if (c->thread) {
+        if (c->maps) {
+            c->ops->mem_unmap(c->dev, &c->st);
+        }
         fesetenv(&c->environment);
         PyEval_RestoreThread(c->thread);
         device_release(c->device);
     }
     for (size_t i = 0; i < sizeof c->owned / sizeof *c->owned; i++) {
-        r1_free(c->owned[i]);
+        r1_free(c->owned[i].p);
     }
     if (PyErr_Occurred()) {
         return NULL;
@@ -115,6 +132,7 @@ op_run(PyObject *self, PyObject *const *items, Py_ssize_t count)
     const r1_op *op = PyCapsule_GetPointer(self, NULL);
     r1_call c;
     call_open(&c, op->def.ml_name, items, count);
+    c.maps = 1;
     op->run(&c);
     return call_close(&c);
 }

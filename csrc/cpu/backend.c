@@ -72,10 +72,28 @@ TIER(mem_download)(r1_dev *dev, void *dst, const void *src, size_t bytes, r1_sta
     return R1_OK;
 }
 
+r1_code
+TIER(mem_map)(r1_dev *dev, const r1_span *spans, size_t count, r1_status *st)
+{
+    (void)dev;
+    (void)spans;
+    (void)count;
+    (void)st;
+    return R1_OK;
+}
+
+r1_code
+TIER(mem_unmap)(r1_dev *dev, r1_status *st)
+{
+    (void)dev;
+    (void)st;
+    return R1_OK;
+}
+
 #define R1_ENTRY(op) .op = TIER(op),
 extern const r1_ops TIER(r1_ops);
 const r1_ops TIER(r1_ops) = {
     .abi = R1_OPS_ABI,
     .name = "cpu/" TEXT(R1_TIER),
-    R1_CPU_OPS(R1_ENTRY)
+    R1_OPS(R1_ENTRY)
 };

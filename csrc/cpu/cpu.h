@@ -43,21 +43,8 @@ panel_rows(r1_dtype dtype, size_t I)
     return dtype != R1_BF16 ? I : BF16_AMX ? (I / 32 + (I % 32 != 0)) * 16 : I / 2 + I % 2;
 }
 
-/* Every op of the table that is one function here. */
-#define R1_CPU_OPS(X)                                                                             \
-    X(dev_open) X(dev_close) X(dev_threads) X(dev_spin) X(mem_alloc) X(mem_free) X(mem_upload)                \
-    X(mem_download) X(fill_zero) X(weight_bytes) X(weight_open) X(weight_close) X(weight_master)                  \
-    X(weight_write) X(weight_read)                                                                \
-    X(matmul_nt) X(matmul_nn) X(matmul_tn) X(bias_bwd) X(add) X(scale) X(gather_rows) X(scatter_rows)      \
-    X(round_bf16) X(embed_fwd) X(embed_bwd) X(rmsnorm_fwd) X(rmsnorm_bwd) X(rope) X(mla_expand_fwd)             \
-    X(mla_expand_bwd) X(kv_write) X(kv_copy) X(attention_fwd) X(attention_bwd) X(swiglu_fwd)      \
-    X(swiglu_bwd) X(router_fwd) X(router_bwd) X(router_load) X(balance_loss)                      \
-    X(router_bias_update) X(dispatch_plan) X(combine_fwd) X(combine_bwd) X(dispatch_bwd)          \
-    X(logp_scratch) X(logp_fwd) X(logp_bwd) X(sample) X(token_loss) X(score_loss) X(advantage)    \
-    X(sum_squares) X(adamw) X(weight_adamw)
-
 #define R1_DECLARE(op) __typeof__(*((r1_ops *)0)->op) TIER(op);
-R1_CPU_OPS(R1_DECLARE)
+R1_OPS(R1_DECLARE)
 
 /* weight.c: row (I) = row o of the E O that products see, from the panels. */
 void TIER(weight_row)(float *row, const r1_weight *w, size_t o);

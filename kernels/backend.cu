@@ -1,0 +1,336 @@
+/* backend.cu - the CUDA op table, its device and its memory.
+ *
+ * One stream does everything in order. Uploads and launches are queued; downloads, mem_unmap and dev_spin
+ * wait for all that came before, and there an error inside a kernel is seen. Such an error is for good (CUDA
+ * calls it sticky): the device is dead from then on and says so at every call. Nothing of CUDA is called
+ * in a forked child, where the driver is not. Knows nothing about any op. */
+#include <string.h>
+#include <unistd.h>
+
+#include "mma.cuh"
+
+constexpr int MIN_CAPABILITY = 80, SPIN_CHAINS = 8;
+
+/* ---- errors --------------------------------------------------------------------------------- */
+
+r1_code
+dev_check(r1_dev *dev, cudaError_t error, const char *what, r1_status *st)
+{
+    if (error == cudaSuccess) {
+        return R1_OK;
+    }
+    (void)cudaGetLastError(); /* it is told once, here */
+    if (error == cudaErrorMemoryAllocation) {
+        return R1_FAIL(st, R1_ENOMEM, "%s: no GPU memory", what);
+    }
+    cudaError_t now = dev->stream != NULL ? cudaStreamQuery(dev->stream) : error;
+    dev->dead = now != cudaSuccess && now != cudaErrorNotReady;
+    return R1_FAIL(st, R1_EDEVICE, "%s: %s%s", what, cudaGetErrorString(error),
+                   dev->dead ? "; this GPU is lost to this process, start a new one" : "");
+}
+
+r1_code
+dev_ready(r1_dev *dev, r1_status *st)
+{
+    if (dev->pid != (int)getpid()) {
+        return R1_FAIL(st, R1_EDEVICE, "CUDA does not work in a forked process: start it with 'spawn'");
+    }
+    if (dev->dead) {
+        return R1_FAIL(st, R1_EDEVICE, "this GPU is lost to this process since an earlier error");
+    }
+    return dev_check(dev, cudaSetDevice(dev->ordinal), "cudaSetDevice", st);
+}
+
+static r1_code
+dev_wait(r1_dev *dev, const char *what, r1_status *st)
+{
+    return dev_check(dev, cudaStreamSynchronize(dev->stream), what, st);
+}
+
+/* ---- device --------------------------------------------------------------------------------- */
+
+static r1_code
+open_stream(r1_dev *dev, r1_status *st)
+{
+    int major = 0, minor = 0;
+    R1_TRY(dev_ready(dev, st));
+    R1_TRY(dev_check(dev, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor,
+                                                 dev->ordinal), "dev_open", st));
+    R1_TRY(dev_check(dev, cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor,
+                                                 dev->ordinal), "dev_open", st));
+    R1_TRY(dev_check(dev, cudaDeviceGetAttribute(&dev->processors, cudaDevAttrMultiProcessorCount,
+                                                 dev->ordinal), "dev_open", st));
+    if (10 * major + minor < MIN_CAPABILITY) {
+        return R1_FAIL(st, R1_EDEVICE, "GPU %d is sm_%d%d, and sm_%d is needed", dev->ordinal, major,
+                       minor, MIN_CAPABILITY);
+    }
+    return dev_check(dev, cudaStreamCreateWithFlags(&dev->stream, cudaStreamNonBlocking), "dev_open", st);
+}
+
+#define R1_ABSENT(op) +(CUDA(op) == NULL)
+
+r1_code
+CUDA(dev_open)(r1_dev **out, size_t ordinal, r1_status *st)
+{
+    *out = NULL;
+#ifdef __CUDACC__ /* the emulation, for tests, opens with what there is */
+    const int absent = 0 R1_OPS(R1_ABSENT);
+    if (absent > 0) {
+        return R1_FAIL(st, R1_EDEVICE, "the CUDA backend lacks %d ops", absent);
+    }
+#endif
+    int count = 0;
+    cudaError_t error = cudaGetDeviceCount(&count);
+    if (error != cudaSuccess || ordinal >= (size_t)count) {
+        return R1_FAIL(st, R1_EDEVICE, "there is no GPU %zu: %s", ordinal,
+                       error != cudaSuccess ? cudaGetErrorString(error) : "fewer are visible");
+    }
+    r1_dev *dev = static_cast<r1_dev *>(r1_alloc(1, sizeof *dev));
+    if (dev == NULL) {
+        return R1_FAIL(st, R1_ENOMEM, "no memory for a device");
+    }
+    dev->ordinal = (int)ordinal;
+    dev->pid = (int)getpid();
+    r1_code code = open_stream(dev, st);
+    if (code != R1_OK) {
+        CUDA(dev_close)(dev);
+        return code;
+    }
+    *out = dev;
+    return R1_OK;
+}
+
+void
+CUDA(dev_close)(r1_dev *dev)
+{
+    if (dev != NULL && dev_ready(dev, NULL) == R1_OK) { /* errors of the last moment help nobody */
+        (void)cudaFree(dev->scratch);
+        if (dev->stream != NULL) {
+            (void)cudaStreamDestroy(dev->stream);
+        }
+    }
+    r1_free(dev);
+}
+
+size_t
+CUDA(dev_threads)(const r1_dev *dev)
+{
+    return (size_t)dev->processors;
+}
+
+/* ---- memory --------------------------------------------------------------------------------- */
+
+void *
+CUDA(mem_alloc)(r1_dev *dev, size_t bytes)
+{
+    void *p = NULL;
+    r1_status st = {};
+    if (dev_ready(dev, &st) != R1_OK ||
+        dev_check(dev, cudaMalloc(&p, bytes > 0 ? bytes : 1), "cudaMalloc", &st) != R1_OK) {
+        return NULL;
+    }
+    if (dev_check(dev, cudaMemsetAsync(p, 0, bytes, dev->stream), "cudaMemset", &st) != R1_OK) {
+        (void)cudaFree(p);
+        return NULL;
+    }
+    return p;
+}
+
+void
+CUDA(mem_free)(r1_dev *dev, void *p)
+{
+    if (p != NULL && dev_ready(dev, NULL) == R1_OK) {
+        (void)cudaFree(p); /* waits for kernels that use it */
+    }
+}
+
+/* src may be written again as soon as this returns: what is pageable is staged first. */
+r1_code
+CUDA(mem_upload)(r1_dev *dev, void *dst, const void *src, size_t bytes, r1_status *st)
+{
+    R1_TRY(dev_ready(dev, st));
+    return dev_check(dev, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, dev->stream),
+                     "mem_upload", st);
+}
+
+r1_code
+CUDA(mem_download)(r1_dev *dev, void *dst, const void *src, size_t bytes, r1_status *st)
+{
+    R1_TRY(dev_ready(dev, st));
+    R1_TRY(dev_check(dev, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, dev->stream),
+                     "mem_download", st));
+    return dev_wait(dev, "mem_download", st);
+}
+
+r1_code
+dev_scratch(r1_dev *dev, void **p, size_t bytes, r1_status *st)
+{
+    *p = NULL;
+    if (bytes > dev->scratch_bytes) {
+        R1_TRY(dev_ready(dev, st));
+        (void)cudaFree(dev->scratch); /* waits for kernels that use it */
+        dev->scratch = NULL;
+        dev->scratch_bytes = 0;
+        R1_TRY(dev_check(dev, cudaMalloc(&dev->scratch, bytes), "scratch memory", st));
+        dev->scratch_bytes = bytes;
+    }
+#ifndef __CUDACC__
+    (void)cudaMemsetAsync(dev->scratch, 0xff, dev->scratch_bytes, dev->stream);
+#endif
+    *p = dev->scratch;
+    return R1_OK;
+}
+
+/* Whole pages are registered, and none twice: spans are widened, sorted and joined first. */
+r1_code
+CUDA(mem_map)(r1_dev *dev, const r1_span *spans, size_t count, r1_status *st)
+{
+    const uintptr_t page = 4096;
+    struct {
+        uintptr_t begin, end;
+    } part[R1_MAX_MAPPED];
+    size_t parts = 0;
+    assert(count <= R1_MAX_MAPPED && dev->mapped == 0);
+    for (size_t i = 0; i < count; i++) {
+        if (spans[i].bytes > 0) {
+            uintptr_t begin = (uintptr_t)spans[i].p / page * page, at = parts++;
+            uintptr_t end = ((uintptr_t)spans[i].p + spans[i].bytes + page - 1) / page * page;
+            for (; at > 0 && part[at - 1].begin > begin; at--) {
+                part[at] = part[at - 1];
+            }
+            part[at] = {begin, end};
+        }
+    }
+    for (size_t i = 0; i < parts; i++) {
+        char *p = (char *)part[i].begin;
+        uintptr_t end = part[i].end;
+        for (; i + 1 < parts && part[i + 1].begin <= end; i++) {
+            end = part[i + 1].end > end ? part[i + 1].end : end;
+        }
+        r1_code code = dev_ready(dev, st);
+        if (code == R1_OK) {
+            code = dev_check(dev, cudaHostRegister(p, end - (uintptr_t)p, cudaHostRegisterDefault),
+                             "mem_map", st);
+        }
+        if (code != R1_OK) {
+            CUDA(mem_unmap)(dev, NULL);
+            return code;
+        }
+        dev->map[dev->mapped++] = {p, end - (uintptr_t)p};
+    }
+    return R1_OK;
+}
+
+r1_code
+CUDA(mem_unmap)(r1_dev *dev, r1_status *st)
+{
+    r1_code code = dev_ready(dev, st);
+    if (code == R1_OK) {
+        code = dev_wait(dev, "mem_unmap", st);
+        for (size_t i = 0; i < dev->mapped; i++) {
+            (void)cudaHostUnregister(dev->map[i].p);
+        }
+    }
+    dev->mapped = 0;
+    return code;
+}
+
+/* ---- the limit that products are measured by ------------------------------------------------- */
+
+static __global__ void
+spin_f32_kernel(float *out, size_t rounds)
+{
+    float chain[SPIN_CHAINS], sum = 0.0f;
+    for (int i = 0; i < SPIN_CHAINS; i++) {
+        chain[i] = (float)(threadIdx.x + i);
+    }
+    for (size_t r = 0; r < rounds; r++) {
+        for (int i = 0; i < SPIN_CHAINS; i++) {
+            chain[i] = fmaf(chain[i], 0.75f, 0.25f);
+        }
+    }
+    for (int i = 0; i < SPIN_CHAINS; i++) {
+        sum += chain[i];
+    }
+    if (sum < 0.0f) { /* never: it keeps the compiler honest */
+        *out = sum;
+    }
+}
+
+static __global__ void
+spin_bf16_kernel(float *out, size_t rounds)
+{
+    float c[SPIN_CHAINS][4] = {}, sum = 0.0f;
+    const uint32_t a[4] = {0x3f003f00u, 0x3f003f00u, 0x3f003f00u, 0x3f003f00u}, b[2] = {0, 0};
+    for (size_t r = 0; r < rounds; r++) {
+        for (int i = 0; i < SPIN_CHAINS; i++) {
+            mma_bf16(c[i], a, b);
+        }
+    }
+    for (int i = 0; i < SPIN_CHAINS; i++) {
+        sum += c[i][0];
+    }
+    if (sum < 0.0f) {
+        *out = sum;
+    }
+}
+
+double
+CUDA(dev_spin)(r1_dev *dev, r1_dtype dtype, size_t rounds)
+{
+    const unsigned threads = 256, blocks = 4 * (unsigned)dev->processors;
+    const size_t warps = (size_t)blocks * threads / WARP;
+    const size_t each = dtype == R1_BF16 ? 2 * 16 * 16 * 8 : 2 * (size_t)WARP;
+    r1_code code = dtype == R1_BF16
+        ? LAUNCH(dev, NULL, spin_bf16_kernel, blocks, threads, 0, (float *)NULL, rounds)
+        : LAUNCH(dev, NULL, spin_f32_kernel, blocks, threads, 0, (float *)NULL, rounds);
+    code = code == R1_OK ? dev_wait(dev, "dev_spin", NULL) : code;
+    return code == R1_OK ? (double)(each * warps * SPIN_CHAINS * rounds) : 0.0;
+}
+
+/* ---- the table ------------------------------------------------------------------------------- */
+
+/* An op that no file defines yet fails by name. This part goes when the last one is there. */
+static void
+say_missing(r1_status *st, const char *op)
+{
+    R1_FAIL(st, R1_EDEVICE, "%s: not written for CUDA yet", op);
+}
+
+template <class T>
+static void
+say_missing(T, const char *)
+{
+}
+
+template <const char *op, class Result, class... Args>
+static Result
+missing(Args... args)
+{
+    (say_missing(args, op), ...);
+    if constexpr (std::is_same<Result, r1_code>::value) {
+        return R1_EDEVICE;
+    } else {
+        return Result();
+    }
+}
+
+template <const char *op, class Result, class... Args>
+static auto
+present(Result (*function)(Args...)) -> Result (*)(Args...)
+{
+    return function != NULL ? function : missing<op, Result, Args...>;
+}
+
+#define R1_NAME(op) static constexpr char op##_name[] = #op;
+R1_OPS(R1_NAME)
+
+#ifdef __CUDACC__
+#define R1_TABLE_NAME "cuda/exact"
+#else
+#define R1_TABLE_NAME "cuda/emulated"
+#endif
+
+#define R1_ENTRY(op) .op = present<op##_name>(CUDA(op)),
+extern "C" const r1_ops r1_cuda_ops;
+const r1_ops r1_cuda_ops = {.abi = R1_OPS_ABI, .name = R1_TABLE_NAME, R1_OPS(R1_ENTRY)};

@@ -1,0 +1,61 @@
+/* emulator.h - a CUDA block on one host thread: what kernels see as threadIdx, barriers, warps, shared memory.
+ *
+ * The threads of a block are fibers. They run one at a time, each until it waits at a barrier of its block
+ * or its warp; who is next is drawn from the device's seed (device 0 takes a fixed order), and so is the
+ * order of blocks. A missing barrier therefore gives other bits on another device. Shared memory starts as
+ * NaN. Blocks run one after another: they may not wait for each other. See blocks.cpp, memory.cpp. */
+#ifndef EMULATOR_H
+#define EMULATOR_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct dim3 {
+    unsigned x, y, z;
+    constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+
+struct uint3 {
+    unsigned x, y, z;
+};
+
+enum { WARP_LANES = 32, SHARED_LIMIT = 163 * 1024 /* of sm_80 */ };
+
+/* What the running fiber is. */
+struct emulated_place {
+    uint3 thread, block;
+    dim3 threads, blocks;
+    unsigned lane;
+};
+extern emulated_place emulated_now;
+#define threadIdx (emulated_now.thread)
+#define blockIdx (emulated_now.block)
+#define blockDim (emulated_now.threads)
+#define gridDim (emulated_now.blocks)
+#define warpSize 32
+
+/* Runs body(context) once per thread. NULL, or why the launch failed; the text lives until the next one. */
+const char *emulated_run(int device, const char *name, dim3 grid, dim3 block, size_t shared,
+                         void (*body)(void *), void *context);
+
+/* The block's barrier; returns how many threads brought a true predicate. */
+unsigned emulated_barrier(bool predicate);
+
+/* The lanes of mask meet; the last one there runs meet(all, mask), all[lane] being what that lane brought.
+ * Lanes that come with another mask or another function never meet: that is a deadlock, and reported. */
+typedef void (*emulated_meeting)(void *const all[WARP_LANES], unsigned mask);
+void emulated_meet(unsigned mask, emulated_meeting meet, void *mine);
+
+/* Shared memory of the running block: static under a key, dynamic as launched. */
+void *emulated_shared(const void *key, size_t bytes);
+void *emulated_dynamic_shared();
+
+/* ---- memory.cpp ---- */
+
+/* May a kernel be given this address? bytes 0: only the address counts. */
+bool emulated_reachable(const void *p, size_t bytes);
+/* Between these two the host may touch device memory; they nest, and keep other threads out. */
+void emulated_unlock();
+void emulated_lock();
+
+#endif

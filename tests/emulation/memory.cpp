@@ -1,0 +1,277 @@
+/* memory.cpp - the memory of emulated GPUs, and the runtime calls on it.
+ *
+ * One region of address space for all devices, which the host may touch between emulated_unlock and
+ * emulated_lock alone: elsewhere a read of it ends the process, as on a machine with a GPU it would. What
+ * cudaMalloc gives is NaN. Everything happens at once, in order; errors are sticky if a kernel caused them. */
+#include "cuda_runtime.h"
+
+#include <stdio.h>
+#include <sys/mman.h>
+
+#include <map>
+#include <mutex>
+#include <string>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#else
+#define __asan_poison_memory_region(p, n) ((void)(p), (void)(n))
+#define __asan_unpoison_memory_region(p, n) ((void)(p), (void)(n))
+#endif
+
+namespace {
+
+enum { DEVICES = 4, GUARD = 256, PROCESSORS = 4 };
+const size_t REGION = (size_t)1 << 34, CAPACITY = (size_t)1 << 31;
+
+std::recursive_mutex guard;
+char *region;
+size_t used, taken; /* address space that was ever given away; bytes that are */
+int depth;
+std::multimap<size_t, char *> freed; /* by size */
+std::map<const char *, size_t> given, mapped;
+bool broken;
+std::string reason;
+
+size_t
+rounded(size_t bytes)
+{
+    return (bytes + 255) / 256 * 256;
+}
+
+const char *
+find(const std::map<const char *, size_t> &spans, const char *p, size_t bytes)
+{
+    auto next = spans.upper_bound(p);
+    if (next == spans.begin()) {
+        return NULL;
+    }
+    --next;
+    return p + bytes <= next->first + next->second ? next->first : NULL;
+}
+
+void
+protect(int how)
+{
+    if (used > 0) {
+        mprotect(region, used, how);
+    }
+}
+
+struct open_memory {
+    open_memory() { emulated_unlock(); }
+    ~open_memory() { emulated_lock(); }
+};
+
+} // namespace
+
+void
+emulated_unlock()
+{
+    guard.lock();
+    if (depth++ == 0) {
+        protect(PROT_READ | PROT_WRITE);
+    }
+}
+
+void
+emulated_lock()
+{
+    if (--depth == 0) {
+        protect(PROT_NONE);
+    }
+    guard.unlock();
+}
+
+bool
+emulated_reachable(const void *p, size_t bytes)
+{
+    std::lock_guard<std::recursive_mutex> hold(guard);
+    const char *at = (const char *)p;
+    return find(given, at, bytes) != NULL || find(mapped, at, bytes) != NULL;
+}
+
+cudaError_t
+emulated_failure(const char *why)
+{
+    reason = why;
+    broken = true;
+    return cudaErrorLaunchFailure;
+}
+
+cudaError_t
+cudaMalloc(void **p, size_t bytes)
+{
+    std::lock_guard<std::recursive_mutex> hold(guard);
+    *p = NULL;
+    if (bytes > CAPACITY || rounded(bytes) > CAPACITY - taken) {
+        return cudaErrorMemoryAllocation;
+    }
+    size_t size = rounded(bytes);
+    if (region == NULL) {
+        region = (char *)mmap(NULL, REGION, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    }
+    char *found = NULL;
+    auto fit = freed.find(size);
+    if (fit != freed.end()) {
+        found = fit->second;
+        freed.erase(fit);
+    } else if (size + GUARD <= REGION - used) {
+        found = region + used;
+        used += size + GUARD;
+        __asan_poison_memory_region(found, size + GUARD);
+    } else {
+        return cudaErrorMemoryAllocation;
+    }
+    taken += size;
+    given[found] = bytes;
+    __asan_unpoison_memory_region(found, bytes);
+    open_memory access;
+    memset(found, 0xff, bytes);
+    *p = found;
+    return cudaSuccess;
+}
+
+cudaError_t
+cudaFree(void *p)
+{
+    std::lock_guard<std::recursive_mutex> hold(guard);
+    if (p == NULL) {
+        return cudaSuccess;
+    }
+    auto one = given.find((char *)p);
+    if (one == given.end()) {
+        return cudaErrorInvalidValue;
+    }
+    size_t size = rounded(one->second);
+    madvise(p, size, MADV_DONTNEED);
+    __asan_poison_memory_region(p, size);
+    taken -= size;
+    freed.insert({size, (char *)p});
+    given.erase(one);
+    return cudaSuccess;
+}
+
+cudaError_t
+cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t)
+{
+    open_memory access;
+    const char *device = (const char *)(kind == cudaMemcpyDeviceToHost ? from : to);
+    bool other = kind != cudaMemcpyDeviceToDevice || find(given, (const char *)from, bytes) != NULL;
+    if (bytes > 0 && (find(given, device, bytes) == NULL || !other)) {
+        return cudaErrorInvalidValue;
+    }
+    memcpy(to, from, bytes);
+    return cudaSuccess;
+}
+
+cudaError_t
+cudaMemset2DAsync(void *p, size_t pitch, int value, size_t width, size_t height, cudaStream_t)
+{
+    open_memory access;
+    if (width == 0 || height == 0) {
+        return cudaSuccess;
+    }
+    if (!emulated_reachable(p, (height - 1) * pitch + width)) {
+        return cudaErrorInvalidValue;
+    }
+    for (size_t y = 0; y < height; y++) {
+        memset((char *)p + y * pitch, value, width);
+    }
+    return cudaSuccess;
+}
+
+cudaError_t
+cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t stream)
+{
+    return cudaMemset2DAsync(p, bytes, value, bytes, 1, stream);
+}
+
+cudaError_t
+cudaHostRegister(void *p, size_t bytes, unsigned)
+{
+    std::lock_guard<std::recursive_mutex> hold(guard);
+    mapped[(char *)p] = bytes;
+    return cudaSuccess;
+}
+
+cudaError_t
+cudaHostUnregister(void *p)
+{
+    std::lock_guard<std::recursive_mutex> hold(guard);
+    return mapped.erase((char *)p) == 1 ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+cudaError_t
+cudaMemGetInfo(size_t *left, size_t *total)
+{
+    *left = CAPACITY - taken;
+    *total = CAPACITY;
+    return cudaSuccess;
+}
+
+cudaError_t
+cudaGetDeviceCount(int *count)
+{
+    *count = DEVICES;
+    return cudaSuccess;
+}
+
+cudaError_t
+cudaSetDevice(int device)
+{
+    return device >= 0 && device < DEVICES ? cudaSuccess : cudaErrorInvalidDevice;
+}
+
+cudaError_t
+cudaDeviceGetAttribute(int *value, cudaDeviceAttr what, int)
+{
+    *value = what == cudaDevAttrComputeCapabilityMajor ? 8
+             : what == cudaDevAttrMultiProcessorCount  ? (int)PROCESSORS
+                                                       : 0;
+    return cudaSuccess;
+}
+
+cudaError_t
+cudaFuncSetAttribute(const void *, cudaFuncAttribute, int)
+{
+    return cudaSuccess;
+}
+
+cudaError_t
+cudaGetLastError()
+{
+    return cudaSuccess;
+}
+
+const char *
+cudaGetErrorString(cudaError_t error)
+{
+    return error == cudaErrorLaunchFailure && broken ? reason.c_str() : "an emulated error";
+}
+
+cudaError_t
+cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned)
+{
+    static char one;
+    *stream = (cudaStream_t)&one;
+    return cudaSuccess;
+}
+
+cudaError_t
+cudaStreamDestroy(cudaStream_t)
+{
+    return cudaSuccess;
+}
+
+cudaError_t
+cudaStreamSynchronize(cudaStream_t)
+{
+    return cudaSuccess;
+}
+
+cudaError_t
+cudaStreamQuery(cudaStream_t)
+{
+    return cudaSuccess;
+}
