@@ -390,7 +390,7 @@ typedef struct {
                          r1_status *st);
 
     /* ---- update ---- */
-    /* *sum += sum of squares, float64 partials of fixed blocks of 4,096 elements added in index order
+    /* *sum (float64, device memory) += sum of squares, float64 partials of fixed blocks of 4,096 elements added in index order
      * to the value that is there: a tensor given in parts of whole blocks has the bits of one call */
     r1_code (*sum_squares)(r1_dev *dev, double *sum, const r1_tensor *g, r1_status *st);
     /* AdamW, Loshchilov & Hutter 2019 alg. 2: p, m, v updated in place from g */

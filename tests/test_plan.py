@@ -117,7 +117,8 @@ def test_parameters_gradients_and_moments_are_counted(name: str) -> None:
     uses = 1 + (model.config.tie_word_embeddings or bool(model.config.num_nextn_predict_layers))
     assert plan.bytes_of("gradients") >= 4 * trained
     shared = model.config.vocab_size * model.config.hidden_size * 4
-    assert plan.bytes_of("update") == (shared if uses > 1 else 0)
+    sums = plan.bytes_of("update") - (shared if uses > 1 else 0)  # a float64 for each parameter
+    assert 8 <= sums < 8 * len(model.state_dict()) + 64
 
 
 def test_what_lowers_what() -> None:
@@ -214,7 +215,7 @@ def test_trainers_are_planned() -> None:
     assert gspo.bytes_of("without gradient") > plan_training(config, grpo).bytes_of("without gradient")
     assert plan_training(config, GRPOConfig.r1_zero(loss_type="grpo")).total > 0
     adapted = plan_training(config, GRPOConfig(beta=0.1), lora=LoraConfig(r=4))
-    assert adapted.bytes_of("reference") == adapted.bytes_of("update") == 0
+    assert adapted.bytes_of("reference") == 0 and adapted.bytes_of("update") < 4096
     assert adapted.bytes_of("gradients") < adapted.bytes_of("parameters") / 20
     scored = [plan_training(config, GRPOConfig(
         beta=0.1, per_device_train_batch_size=batch, steps_per_generation=parts, max_prompt_length=50,

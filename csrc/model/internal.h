@@ -38,8 +38,8 @@ size_t rope_bytes(const r1_config *c, size_t positions);
 void vectors_place(r1_model *m, r1_arena *a);
 void grads_place(r1_model *m, r1_arena *a);
 void moments_place(r1_model *m, r1_arena *a);
-/* Numbers that update adds up at a time: of the largest parameter with several uses, in parts. */
-size_t update_scratch(const r1_model *m);
+/* Bytes that an update takes while it runs. */
+size_t update_bytes(const r1_model *m);
 /* Makes ws hold at least these and keep just this; contents are lost when it changes. */
 r1_code workspace_reserve(r1_model *m, r1_workspace *ws, size_t rows, size_t seqs, size_t blocks,
                           size_t table, r1_keep keep, r1_status *st);

@@ -43,7 +43,7 @@ r1_plan_model(const r1_config *c, r1_dtype dtype, const r1_ops *ops, r1_dev *dev
     moments_place(m, &moments);
     matrices_measure(m, &master, &packed);
     *out = (r1_model_bytes){master.used, packed.used, vectors.used, grads.used, moments.used,
-                            update_scratch(m) * sizeof(float)};
+                            update_bytes(m)};
     r1_model_close(m);
     return R1_OK;
 }

@@ -44,8 +44,14 @@ grad_part(r1_model *m, const r1_param *p, size_t r0, size_t n, float *total, r1_
     return R1_OK;
 }
 
-size_t
-update_scratch(const r1_model *m)
+/* The memory of an update, on the device: a float64 sum a parameter, and the largest part's total. */
+typedef struct {
+    double *sums;
+    float *total;
+} update_memory;
+
+static update_memory
+memory_place(const r1_model *m, r1_arena *a)
 {
     size_t largest = 0;
     for (size_t i = 0; i < m->n_params; i++) {
@@ -53,24 +59,44 @@ update_scratch(const r1_model *m)
         size_t n = p->uses > 1 && p->trained ? part_rows(p) * p->I : 0;
         largest = n > largest ? n : largest;
     }
-    return largest;
+    update_memory memory;
+    memory.sums = r1_arena_push(a, m->n_params, sizeof *memory.sums);
+    memory.total = r1_arena_push(a, largest, sizeof *memory.total);
+    return memory;
 }
 
-static r1_code
-grad_norm(r1_model *m, float *total, double *norm, r1_status *st)
+size_t
+update_bytes(const r1_model *m)
 {
-    double sum = 0.0;
+    r1_arena a = {0};
+    memory_place(m, &a);
+    return a.used;
+}
+
+/* The sums start as 0. */
+static r1_code
+grad_norm(r1_model *m, const update_memory *memory, double *norm, r1_status *st)
+{
     for (size_t i = 0; i < m->n_params; i++) {
         const r1_param *p = &m->params[i];
-        double one = 0.0;
         for (size_t r0 = 0, n; p->trained && r0 < p->value.rows; r0 += n) {
             r1_tensor g;
             n = p->value.rows - r0 < part_rows(p) ? p->value.rows - r0 : part_rows(p);
-            R1_TRY(grad_part(m, p, r0, n, total, &g, st));
-            R1_TRY(m->ops->sum_squares(m->dev, &one, &g, st));
+            R1_TRY(grad_part(m, p, r0, n, memory->total, &g, st));
+            R1_TRY(m->ops->sum_squares(m->dev, &memory->sums[i], &g, st));
         }
-        sum += one;
     }
+    double *sums = r1_alloc(m->n_params, sizeof *sums), sum = 0.0;
+    if (sums == NULL) {
+        return R1_FAIL(st, R1_ENOMEM, "out of memory for the norms of %zu gradients", m->n_params);
+    }
+    r1_code code =
+        m->ops->mem_download(m->dev, sums, memory->sums, m->n_params * sizeof *sums, st);
+    for (size_t i = 0; code == R1_OK && i < m->n_params; i++) {
+        sum += sums[i];
+    }
+    r1_free(sums);
+    R1_TRY(code);
     *norm = sqrt(sum);
     if (!isfinite(*norm)) {
         return R1_FAIL(st, R1_ENUMERIC, "the gradient norm is %g; the weights are unchanged",
@@ -115,15 +141,17 @@ r1_model_update(r1_model *m, const r1_update_spec *spec, double *norm, r1_status
 {
     R1_TRY(r1_model_grads(m, st));
     R1_TRY(r1_model_moments(m, st));
-    float *total = m->ops->mem_alloc(m->dev, update_scratch(m) * sizeof(float));
-    if (total == NULL) {
+    r1_arena a = {.size = update_bytes(m)};
+    a.base = m->ops->mem_alloc(m->dev, a.size);
+    if (a.base == NULL) {
         return R1_FAIL(st, R1_ENOMEM, "out of memory for the update");
     }
-    r1_code code = grad_norm(m, total, norm, st);
+    update_memory memory = memory_place(m, &a);
+    r1_code code = grad_norm(m, &memory, norm, st);
     if (code == R1_OK) {
-        code = step_all(m, total, spec, *norm, st);
+        code = step_all(m, memory.total, spec, *norm, st);
     }
-    m->ops->mem_free(m->dev, total);
+    m->ops->mem_free(m->dev, a.base);
     return code;
 }
 
