@@ -67,19 +67,33 @@ open_stream(r1_dev *dev, r1_status *st)
     return dev_check(dev, cudaStreamCreateWithFlags(&dev->stream, cudaStreamNonBlocking), "dev_open", st);
 }
 
-#define R1_ABSENT(op) +(CUDA(op) == NULL)
+#ifdef __CUDACC__ /* the emulation, for tests, opens with what there is */
+#define R1_ADDRESS(op) reinterpret_cast<const void *>(CUDA(op)),
+
+static r1_code
+check_complete(r1_status *st)
+{
+    const void *const all[] = {R1_OPS(R1_ADDRESS)};
+    size_t absent = 0;
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
+        absent += all[i] == NULL;
+    }
+    return absent == 0 ? R1_OK : R1_FAIL(st, R1_EDEVICE, "the CUDA backend lacks %zu ops", absent);
+}
+#else
+static r1_code
+check_complete(r1_status *)
+{
+    return R1_OK;
+}
+#endif
 
 r1_code
 CUDA(dev_open)(r1_dev **out, size_t ordinal, r1_status *st)
 {
     *out = NULL;
-#ifdef __CUDACC__ /* the emulation, for tests, opens with what there is */
-    const int absent = 0 R1_OPS(R1_ABSENT);
-    if (absent > 0) {
-        return R1_FAIL(st, R1_EDEVICE, "the CUDA backend lacks %d ops", absent);
-    }
-#endif
     int count = 0;
+    R1_TRY(check_complete(st));
     cudaError_t error = cudaGetDeviceCount(&count);
     if (error != cudaSuccess || ordinal >= (size_t)count) {
         return R1_FAIL(st, R1_EDEVICE, "there is no GPU %zu: %s", ordinal,
