@@ -48,7 +48,35 @@ typedef struct {
     size_t N, K, C, rows;
 } dispatch_job;
 
-/* out[n] = add[n] + sum_k [weight[n,k]] in[place[n,k]] */
+/* Columns c .. c + vecs W of row n: a chain over k for each. vecs is a constant where this is inlined. */
+static inline __attribute__((always_inline)) void
+sum_vectors(const dispatch_job *job, size_t n, size_t c, size_t left, const size_t vecs)
+{
+    const int32_t *place = job->place + n * job->K;
+    float *out = row_f32(job->out, n) + c;
+    vf sum[4];
+#pragma GCC unroll 4
+    for (size_t i = 0; i < vecs; i++) {
+        sum[i] = (vf){0};
+        if (job->add != NULL) {
+            sum[i] = vf_load_left(row_f32(job->add, n) + c + i * W, left - i * W);
+        }
+    }
+    for (size_t k = 0; k < job->K; k++) {
+        const float *in = row_f32(job->in, (size_t)place[k]) + c;
+        vf weight = vf_set1(job->weight != NULL ? row_f32(job->weight, n)[k] : 1.0f);
+#pragma GCC unroll 4
+        for (size_t i = 0; i < vecs; i++) {
+            sum[i] = vf_fma(weight, vf_load_left(in + i * W, left - i * W), sum[i]);
+        }
+    }
+#pragma GCC unroll 4
+    for (size_t i = 0; i < vecs; i++) {
+        vf_store_left(out + i * W, sum[i], left - i * W);
+    }
+}
+
+/* out[n] = add[n] + sum_k weight[n,k] in[place[n,k]] */
 static void
 sum_rows_task(void *ctx, size_t task, size_t worker)
 {
@@ -56,18 +84,12 @@ sum_rows_task(void *ctx, size_t task, size_t worker)
     const dispatch_job *job = ctx;
     size_t begin = task * job->rows, end = split_end(job->N, begin, job->rows);
     for (size_t n = begin; n < end; n++) {
-        const int32_t *place = job->place + n * job->K;
-        const float *add = job->add != NULL ? row_f32(job->add, n) : NULL;
-        const float *weight = job->weight != NULL ? row_f32(job->weight, n) : NULL;
-        float *out = row_f32(job->out, n);
-        for (size_t c = 0; c < job->C; c += W) {
-            size_t cols = job->C - c;
-            vf sum = add != NULL ? vf_load_left(add + c, cols) : vf_set1(0.0f);
-            for (size_t k = 0; k < job->K; k++) {
-                vf x = vf_load_left(row_f32(job->in, (size_t)place[k]) + c, cols);
-                sum = weight != NULL ? vf_fma(vf_set1(weight[k]), x, sum) : sum + x;
-            }
-            vf_store_left(out + c, sum, cols);
+        size_t c = 0;
+        for (; c + 4 * W <= job->C; c += 4 * W) {
+            sum_vectors(job, n, c, 4 * W, 4);
+        }
+        for (; c < job->C; c += W) {
+            sum_vectors(job, n, c, job->C - c, 1);
         }
     }
 }

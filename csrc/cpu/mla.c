@@ -7,8 +7,6 @@
  *
  * k (N, H (Dn + Dr)), v (N, H Dv). Forward copies; the one sum adds heads in ascending order. In
  * parallel over rows. The projections around it are matmuls; the rotation is rope.c. */
-#include <string.h>
-
 #include "cpu.h"
 #include "simd.h"
 #include "split.h"
@@ -30,9 +28,9 @@ expand_rows(void *ctx, size_t task, size_t worker)
         const float *kvb = row_f32(job->kvb, n), *kr = row_f32(job->kr, n);
         float *k = row_f32(job->k, n), *v = row_f32(job->v, n);
         for (size_t h = 0; h < job->H; h++) {
-            memcpy(k + h * (Dn + Dr), kvb + h * (Dn + Dv), Dn * sizeof(float));
-            memcpy(k + h * (Dn + Dr) + Dn, kr, Dr * sizeof(float));
-            memcpy(v + h * Dv, kvb + h * (Dn + Dv) + Dn, Dv * sizeof(float));
+            vf_copy(k + h * (Dn + Dr), kvb + h * (Dn + Dv), Dn);
+            vf_copy(k + h * (Dn + Dr) + Dn, kr, Dr);
+            vf_copy(v + h * Dv, kvb + h * (Dn + Dv) + Dn, Dv);
         }
     }
 }
@@ -48,8 +46,8 @@ collect_rows(void *ctx, size_t task, size_t worker)
         float *dkvb = row_f32(job->kvb, n), *dkr = row_f32(job->kr, n);
         const float *dk = row_f32(job->k, n), *dv = row_f32(job->v, n);
         for (size_t h = 0; h < job->H; h++) {
-            memcpy(dkvb + h * (Dn + Dv), dk + h * (Dn + Dr), Dn * sizeof(float));
-            memcpy(dkvb + h * (Dn + Dv) + Dn, dv + h * Dv, Dv * sizeof(float));
+            vf_copy(dkvb + h * (Dn + Dv), dk + h * (Dn + Dr), Dn);
+            vf_copy(dkvb + h * (Dn + Dv) + Dn, dv + h * Dv, Dv);
         }
         for (size_t d = 0; d < Dr; d += W) {
             vf sum = {0};

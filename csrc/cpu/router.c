@@ -29,24 +29,26 @@ typedef struct {
     size_t rows; /* of a task */
 } router_job;
 
+/* Both fill whole vectors of s; what is behind the E scores is no score. */
 static void
 row_softmax(float *s, const float *x, size_t E)
 {
-    vf m = vf_set1(-__builtin_inff()), sum = {0};
+    const vf none = vf_set1(-__builtin_inff());
+    vf m = none, sum = {0};
     for (size_t e = 0; e < E; e += W) {
-        size_t n = E - e < W ? E - e : W;
-        m = vf_max(m, vf_select(vi_first(n), vf_load_n(x + e, n), vf_set1(-__builtin_inff())));
+        vf y = vf_load_left(x + e, E - e);
+        m = vf_max(m, E - e < W ? vf_select(vi_first(E - e), y, none) : y);
     }
     m = vf_set1(vf_hmax(m));
     for (size_t e = 0; e < E; e += W) {
-        size_t n = E - e < W ? E - e : W;
-        vf y = vf_select(vi_first(n), vf_exp(vf_load_n(x + e, n) - m), vf_set1(0.0f));
-        vf_store_n(s + e, y, n);
+        vf y = vf_exp(vf_load_left(x + e, E - e) - m);
+        y = E - e < W ? vf_select(vi_first(E - e), y, vf_set1(0.0f)) : y;
+        vf_store(s + e, y);
         sum = sum + y;
     }
     vf total = vf_set1(vf_sum(sum));
     for (size_t e = 0; e < E; e += W) {
-        vf_store_left(s + e, vf_load_left(s + e, E - e) / total, E - e);
+        vf_store(s + e, vf_load(s + e) / total);
     }
 }
 
@@ -54,24 +56,26 @@ static void
 row_sigmoid(float *s, const float *x, size_t E)
 {
     for (size_t e = 0; e < E; e += W) {
-        vf_store_left(s + e, vf_sigmoid(vf_load_left(x + e, E - e)), E - e);
+        vf_store(s + e, vf_sigmoid(vf_load_left(x + e, E - e)));
     }
 }
 
 /* ---- the choice ----
- * Arrays of choices reach to whole vectors. What is not open is NaN: larger than nothing, equal to
+ * Arrays of scores and choices reach to whole vectors, and are written so: a search that begins at once
+ * reads them on their way to memory. A choice that is not open is NaN: larger than nothing, equal to
  * nothing. */
 
 static void
 close_rest(float *x, size_t n)
 {
-    for (size_t i = n; i % W != 0; i++) {
-        x[i] = __builtin_nanf("");
+    if (n % W != 0) {
+        float *last = x + n / W * W;
+        vf_store(last, vf_select(vi_first(n % W), vf_load(last), vf_set1(__builtin_nanf(""))));
     }
 }
 
 /* The largest of x (n), lowest index first, closed on the way out; one is open. */
-static size_t
+static inline size_t
 take_largest(float *x, size_t n)
 {
     vf m = vf_set1(-__builtin_inff());
@@ -84,7 +88,8 @@ take_largest(float *x, size_t n)
         i += W;
         assert(i < n);
     }
-    x[i + lane] = __builtin_nanf("");
+    vi taken = vi_iota() == vi_set1((int32_t)lane);
+    vf_store(x + i, vf_select(taken, vf_set1(__builtin_nanf("")), vf_load(x + i)));
     return i + lane;
 }
 
@@ -109,8 +114,10 @@ close_groups(float *choice, int biased, const r1_router_spec *spec)
     for (size_t i = 0; i < spec->top_groups; i++) {
         best[take_largest(score, spec->groups)] = 1;
     }
-    for (size_t e = 0; e < spec->E; e++) {
-        choice[e] = best[e / size] ? choice[e] : __builtin_nanf("");
+    for (size_t g = 0; g < spec->groups; g++) {
+        for (size_t e = g * size; !best[g] && e < (g + 1) * size; e++) {
+            choice[e] = __builtin_nanf("");
+        }
     }
 }
 
@@ -119,7 +126,7 @@ static void
 row_choice(float *choice, const float *scores, const float *bias, size_t E)
 {
     for (size_t e = 0; e < E; e += W) {
-        vf x = vf_load_left(scores + e, E - e);
+        vf x = vf_load(scores + e);
         x = bias != NULL ? x + vf_load_left(bias + e, E - e) : x;
         vf_store(choice + e, vf_max(x, vf_set1(-__builtin_inff())));
     }
@@ -130,13 +137,16 @@ static void
 row_fwd(int32_t *idx, float *weight, float *scores, const float *logits, const float *bias,
         const r1_router_spec *spec)
 {
-    float choice[R1_MAX_EXPERTS + W];
+    float s[R1_MAX_EXPERTS + W], choice[R1_MAX_EXPERTS + W];
     if (spec->softmax) {
-        row_softmax(scores, logits, spec->E);
+        row_softmax(s, logits, spec->E);
     } else {
-        row_sigmoid(scores, logits, spec->E);
+        row_sigmoid(s, logits, spec->E);
     }
-    row_choice(choice, scores, bias, spec->E);
+    for (size_t e = 0; e < spec->E; e += W) {
+        vf_store_left(scores + e, vf_load(s + e), spec->E - e);
+    }
+    row_choice(choice, s, bias, spec->E);
     if (spec->top_groups < spec->groups) {
         close_groups(choice, bias != NULL, spec);
     }
@@ -144,8 +154,8 @@ row_fwd(int32_t *idx, float *weight, float *scores, const float *logits, const f
     for (size_t k = 0; k < spec->K; k++) {
         size_t e = take_largest(choice, spec->E);
         idx[k] = (int32_t)e;
-        weight[k] = scores[e];
-        sum += scores[e];
+        weight[k] = s[e];
+        sum += s[e];
     }
     for (size_t k = 0; k < spec->K; k++) {
         float w = spec->normalize ? weight[k] / (sum + 1e-20f) : weight[k];

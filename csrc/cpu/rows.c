@@ -91,8 +91,7 @@ take_rows(void *ctx, size_t task, size_t worker)
     const rows_job *job = ctx;
     size_t m0 = task * job->step, m1 = split_end(job->y->rows, m0, job->step);
     for (size_t m = m0; m < m1; m++) {
-        memcpy(row_f32(job->y, m), row_f32(job->a, (size_t)job->idx[m]),
-               job->y->cols * sizeof(float));
+        vf_copy(row_f32(job->y, m), row_f32(job->a, (size_t)job->idx[m]), job->y->cols);
     }
 }
 
@@ -103,8 +102,7 @@ put_rows(void *ctx, size_t task, size_t worker)
     const rows_job *job = ctx;
     size_t m0 = task * job->step, m1 = split_end(job->a->rows, m0, job->step);
     for (size_t m = m0; m < m1; m++) {
-        memcpy(row_f32(job->y, (size_t)job->idx[m]), row_f32(job->a, m),
-               job->a->cols * sizeof(float));
+        vf_copy(row_f32(job->y, (size_t)job->idx[m]), row_f32(job->a, m), job->a->cols);
     }
 }
 

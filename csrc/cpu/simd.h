@@ -189,6 +189,19 @@ vf_store_left(float *p, vf a, size_t left)
     }
 }
 
+/* to (n) = from (n), which do not overlap: memcpy for a row of a head, shorter than what that call costs */
+static inline void
+vf_copy(float *to, const float *from, size_t n)
+{
+    size_t i = 0;
+    for (; i + W <= n; i += W) {
+        vf_store(to + i, vf_load(from + i));
+    }
+    if (i < n) {
+        vf_store_n(to + i, vf_load_n(from + i, n - i), n - i);
+    }
+}
+
 /* Horizontal sum and maximum by halves: a fixed tree. The halves are taken in registers: a vector
  * whose address is taken lives in memory, and so would the sum of a loop that ends here. */
 typedef float vf4 __attribute__((vector_size(16)));
