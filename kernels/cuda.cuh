@@ -23,8 +23,9 @@ extern "C" {
 
 /* Every op, declared from its entry in the table. Weak: one that no file defines is NULL there, and
  * backend.cu says so. */
-#define R1_DECLARE(op) \
-    extern "C" __attribute__((weak)) std::remove_pointer<decltype(r1_ops::op)>::type CUDA(op);
+#define R1_DECLARE(op)                                     \
+    extern "C" __attribute__((weak, visibility("hidden"))) \
+    std::remove_pointer<decltype(r1_ops::op)>::type CUDA(op);
 R1_OPS(R1_DECLARE)
 
 /* ---- the device (backend.cu) --------------------------------------------------------------- */

@@ -1,4 +1,4 @@
-"""The shared object's symbols, and the typed face of the extension beside what it really holds."""
+"""The shared objects' symbols, and the typed face of the extension beside what it really holds."""
 
 from __future__ import annotations
 
@@ -18,23 +18,46 @@ needs_nm = pytest.mark.skipif(shutil.which("nm") is None or sys.platform != "lin
                               reason="needs binutils")
 
 
-def symbols(option: str) -> list[str]:
-    shown = subprocess.run(["nm", "-D", option, _core.__file__], check=True, capture_output=True,
+def symbols(option: str, library: str = _core.__file__) -> list[str]:
+    shown = subprocess.run(["nm", "-D", option, library], check=True, capture_output=True,
                            text=True).stdout
     return [line.split()[-1].split("@")[0] for line in shown.splitlines()]
 
 
-@needs_nm
-def test_only_the_init_function_is_visible() -> None:
-    assert symbols("--defined-only") == ["PyInit__core"]
+@pytest.fixture(params=["_core", "_cuda"])
+def library(request: pytest.FixtureRequest) -> str:
+    found = sorted(Path(_core.__file__).parent.glob(f"{request.param}.*.so"))
+    return str(found[0]) if found else pytest.skip(f"this build has no {request.param}")
 
 
 @needs_nm
-def test_nothing_of_ours_is_missing() -> None:
+def test_only_the_init_function_is_visible(library: str) -> None:
+    assert symbols("--defined-only", library) == [f"PyInit_{Path(library).name.split('.')[0]}"]
+
+
+@needs_nm
+def test_nothing_of_ours_is_missing(library: str) -> None:
     """Python's symbols are unresolved until it is loaded, so the linker would not tell."""
-    missing = symbols("--undefined-only")
-    assert [name for name in missing if name.startswith(("r1_", "cpu_", "avx", "baseline"))] == []
+    missing = symbols("--undefined-only", library)
+    ours = re.compile(r"r1_|cpu_|avx|baseline|.*_cuda$|_Z")  # _Z: C++, whose library is not linked
+    assert [name for name in missing if ours.match(name)] == []
     assert any(name.startswith("Py") for name in missing)
+
+
+@needs_nm
+def test_the_cuda_backend_needs_nothing_of_cuda_to_load() -> None:
+    """The driver is opened at run time; a machine without one can import, and is told why not."""
+    if not list(Path(_core.__file__).parent.glob("_cuda.*.so")):
+        pytest.skip("this build has no _cuda")
+    script = """
+import r1grpo._cuda, r1grpo.device
+try:
+    print(r1grpo.device.get_device("cuda").name)
+except RuntimeError as error:
+    print("refused:", error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert done.stdout.startswith(("cuda/", "refused: "))
 
 
 @needs_nm
