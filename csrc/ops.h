@@ -328,7 +328,7 @@ typedef struct {
     r1_code (*combine_fwd)(r1_dev *dev, const r1_tensor *y, const r1_tensor *ys,
                            const r1_tensor *weight, const int32_t *place, const r1_tensor *add,
                            r1_status *st);
-    /* dys[place[n,k]] = weight[n,k] dy[n];  dweight[n,k] = dy[n] . ys[place[n,k]] */
+    /* dys[place[n,k]] = weight[n,k] dy[n];  dweight[n,k] = dy[n] . ys[place[n,k]]; dys may alias ys */
     r1_code (*combine_bwd)(r1_dev *dev, const r1_tensor *dys, const r1_tensor *dweight,
                            const r1_tensor *dy, const r1_tensor *ys, const r1_tensor *weight,
                            const int32_t *place, r1_status *st);

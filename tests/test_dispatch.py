@@ -54,6 +54,9 @@ def test_values_and_gradients(device, rng, C, branch):
     check(y, want.data + (add if branch else 0.0), "sum")
     check(dys, grads[0], "element")
     check(dweight, grads[1], "sum")
+    again = nan(N, K)
+    _core.combine_bwd(device, ys, again, dy, ys, weight, place)  # in place
+    assert_same_bits((ys, again), (dys, dweight))
 
     dxs, dx = normal(rng, N * K, C), nan(N, C)
     _core.dispatch_bwd(device, dx, dxs, place, add)

@@ -5,6 +5,7 @@
  *            pair. No token is dropped; an expert may be empty.
  *   combine  y[n] = add[n] + sum_k weight[n,k] ys[place[n,k]]
  *            dys[place[n,k]] = weight[n,k] dy[n],   dweight[n,k] = dy[n] . ys[place[n,k]]
+ *            dys may alias ys
  *   dispatch (forward is gather_rows by source)   dx[n] = add[n] + sum_k dxs[place[n,k]]
  *
  * ys, dys, dxs (N K, C). Sums over k are chains in slot order that start from add (0 without it),

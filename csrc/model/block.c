@@ -215,12 +215,11 @@ dense_bwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_temps *t, c
 {
     const r1_sum_rows rows = sum_rows(seqs);
     r1_tensor gate = ffn_cols(l, &a->gate), up = ffn_cols(l, &a->up), act = ffn_cols(l, &a->act);
-    r1_tensor dgate = ffn_cols(l, &t->dgate), dup = ffn_cols(l, &t->dup);
     r1_tensor dact = ffn_cols(l, &t->dact);
     R1_TRY(linear_bwd(m, &dact, &t->ds, &act, &l->down, &rows, 0, st));
-    R1_TRY(m->ops->swiglu_bwd(m->dev, &dgate, &dup, &dact, &gate, &up, st));
-    R1_TRY(linear_bwd(m, &t->dh, &dgate, &a->h1, &l->gate, &rows, 0, st));
-    return linear_bwd(m, &t->dh, &dup, &a->h1, &l->up, &rows, 1, st);
+    R1_TRY(m->ops->swiglu_bwd(m->dev, &gate, &up, &dact, &gate, &up, st)); /* now their gradients */
+    R1_TRY(linear_bwd(m, &t->dh, &gate, &a->h1, &l->gate, &rows, 0, st));
+    return linear_bwd(m, &t->dh, &up, &a->h1, &l->up, &rows, 1, st);
 }
 
 static r1_code
@@ -259,12 +258,12 @@ moe_bwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_temps *t, con
         R1_TRY(dense_bwd(m, l, a, t, seqs, st));
         shared = &t->dh;
     }
-    R1_TRY(ops->combine_bwd(m->dev, &t->dys, &t->dweight, &t->ds, &a->ys, &a->weight, a->place,
-                            st));
-    R1_TRY(linear_bwd(m, &t->deact, &t->dys, &a->eact, &l->edown, &chosen, 0, st));
-    R1_TRY(ops->swiglu_bwd(m->dev, &t->degate, &t->deup, &t->deact, &a->egate, &a->eup, st));
-    R1_TRY(linear_bwd(m, &t->dxs, &t->degate, &a->xs, &l->egate, &chosen, 0, st));
-    R1_TRY(linear_bwd(m, &t->dxs, &t->deup, &a->xs, &l->eup, &chosen, 1, st));
+    /* ys, egate and eup become their gradients */
+    R1_TRY(ops->combine_bwd(m->dev, &a->ys, &t->dweight, &t->ds, &a->ys, &a->weight, a->place, st));
+    R1_TRY(linear_bwd(m, &t->deact, &a->ys, &a->eact, &l->edown, &chosen, 0, st));
+    R1_TRY(ops->swiglu_bwd(m->dev, &a->egate, &a->eup, &t->deact, &a->egate, &a->eup, st));
+    R1_TRY(linear_bwd(m, &t->dxs, &a->egate, &a->xs, &l->egate, &chosen, 0, st));
+    R1_TRY(linear_bwd(m, &t->dxs, &a->eup, &a->xs, &l->eup, &chosen, 1, st));
     R1_TRY(ops->dispatch_bwd(m->dev, &t->dh, &t->dxs, a->place, spec.K, shared, st));
     if (balance_coef != 0.0f) {
         R1_TRY(ops->balance_loss(m->dev, &t->balance, &t->dscores, &a->scores, a->idx, seqs,

@@ -149,7 +149,8 @@ typedef struct {
 } r1_layer;
 
 /* Activations of one layer for N rows; what backward needs of it. See block.c for the equations.
- * The stream s0 is the caller's: it outlives the rest where that is recomputed. */
+ * The stream s0 is the caller's: it outlives the rest where that is recomputed. Backward leaves the
+ * gradients of gate, up, egate, eup and ys in their places. */
 typedef struct {
     r1_tensor s0, r0, h0;                 /* stream in (N, C), rstd (N, 1), normed (N, C) */
     r1_tensor qa, rq, qn;                 /* MLA q latent (N, q_lora), rstd, normed */
@@ -171,10 +172,10 @@ typedef struct {
     r1_tensor ds, dh;                     /* (N, C) */
     r1_tensor dq, dk, dv, dout, dqa, dqn, dkva, dcn, dkvb;
     r1_tensor dq0, dk0;                   /* with qk_norm: gradients of q0, k0 */
-    r1_tensor dgate, dup, dact;           /* (N, F) */
-    r1_tensor dys, dxs, dweight, dscores, dlogits; /* (N K, C) x2 (N, K) (N, E) x2 */
+    r1_tensor dact;                       /* (N, F) */
+    r1_tensor dxs, dweight, dscores, dlogits; /* (N K, C) (N, K) (N, E) x2 */
     r1_tensor balance, balance_sum;       /* (B, 1) of one layer, of all */
-    r1_tensor degate, deup, deact;        /* (N K, Fe) */
+    r1_tensor deact;                      /* (N K, Fe) */
 } r1_temps;
 
 /* What the MTP module has beside its layer's activations, N rows; mtp.c has the equations. */

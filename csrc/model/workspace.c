@@ -97,18 +97,13 @@ temps_place(r1_temps *t, r1_arena *ar, const r1_config *c, size_t n, size_t seqs
     t->dkvb = push(ar, n, config_mla(c) ? H * (c->Dn + c->Dv) : 0);
     t->dq0 = push(ar, n, c->qk_norm ? H * D : 0);
     t->dk0 = push(ar, n, c->qk_norm ? Hkv * D : 0);
-    t->dgate = push(ar, n, F);
-    t->dup = push(ar, n, F);
     t->dact = push(ar, n, F);
-    t->dys = push(ar, n * c->K, c->C);
     t->dxs = push(ar, n * c->K, c->C);
     t->dweight = push(ar, n, c->K);
     t->dscores = push(ar, n, c->E);
     t->dlogits = push(ar, n, c->E);
     t->balance = push(ar, seqs, 1);
     t->balance_sum = push(ar, seqs, 1);
-    t->degate = push(ar, n * c->K, c->Fe);
-    t->deup = push(ar, n * c->K, c->Fe);
     t->deact = push(ar, n * c->K, c->Fe);
 }
 
@@ -292,9 +287,9 @@ temps_view(const r1_temps *t, size_t N, size_t B, size_t K)
     r1_temps v = *t;
     r1_tensor *by_row[] = {&v.a,   &v.kvb, &v.logits, &v.ds,   &v.dh,  &v.dq,      &v.dk,
                            &v.dv,  &v.dout, &v.dqa,   &v.dqn,  &v.dkva, &v.dcn,    &v.dkvb,
-                           &v.dgate, &v.dup, &v.dact, &v.dweight, &v.dscores, &v.dlogits,
+                           &v.dact, &v.dweight, &v.dscores, &v.dlogits,
                            &v.dq0, &v.dk0};
-    r1_tensor *by_slot[] = {&v.dys, &v.dxs, &v.degate, &v.deup, &v.deact};
+    r1_tensor *by_slot[] = {&v.dxs, &v.deact};
     for (size_t i = 0; i < sizeof by_row / sizeof by_row[0]; i++) {
         by_row[i]->rows = N;
     }
