@@ -35,9 +35,12 @@ CC = [*shlex.split(os.environ.get("CC", "gcc")), *COMMON, "-std=c11",
       "-I", sysconfig.get_path("include")]
 
 
-def commands() -> dict[Path, list[str]]:
-    """How each source is compiled."""
-    cuda = {path: [*CXX, "-x", "c++"] for path in sorted(ROOT.glob("kernels/*.cu"))}
+CUDA = [*CXX, "-x", "c++"]
+
+
+def backend() -> dict[Path, list[str]]:
+    """How each source of r1grpo._cuda is compiled."""
+    cuda = {path: CUDA for path in sorted(ROOT.glob("kernels/*.cu"))}
     host = {path: CXX for path in sorted(EMULATION.glob("*.cpp"))}
     core = [ROOT / "csrc/base/arena.c", ROOT / "csrc/base/status.c", ROOT / "csrc/bind/cuda_module.c"]
     return cuda | host | {path: CC for path in core}
@@ -57,9 +60,8 @@ def compile_source(source: Path, command: list[str], headers: bytes) -> Path:
     return built
 
 
-@functools.cache
-def load() -> ModuleType:
-    """The emulated r1grpo._cuda. FileNotFoundError without a C++ compiler; RuntimeError with the
+def build(name: str, sources: dict[Path, list[str]]) -> Path:
+    """The library of these sources. FileNotFoundError without a C++ compiler; RuntimeError with the
     compiler's words where a source is wrong."""
     if shutil.which(CXX[0]) is None:
         raise FileNotFoundError(f"{CXX[0]} is not installed")
@@ -68,14 +70,25 @@ def load() -> ModuleType:
                                        (EMULATION, "*.h")) for p in folder.glob(pattern)]
     headers = b"".join(hashlib.sha256(p.read_bytes()).digest() for p in sorted(paths))
     with ThreadPoolExecutor(max_workers=2) as pool:
-        objects = list(pool.map(lambda job: compile_source(*job, headers), commands().items()))
+        objects = list(pool.map(lambda job: compile_source(*job, headers), sources.items()))
     key = hashlib.sha256(repr(objects).encode()).hexdigest()[:16]
-    library = BUILD / f"_cuda-{key}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    library = BUILD / f"{name}-{key}{sysconfig.get_config_var('EXT_SUFFIX')}"
     if not library.exists():
         part = library.with_suffix(f".{os.getpid()}")
         subprocess.run([*CXX, "-shared", *map(str, objects), "-o", str(part)], check=True)
         part.replace(library)
-    loader = importlib.machinery.ExtensionFileLoader("_cuda", str(library))
+    return library
+
+
+@functools.cache
+def load() -> ModuleType:
+    """The emulated r1grpo._cuda."""
+    loader = importlib.machinery.ExtensionFileLoader("_cuda", str(build("_cuda", backend())))
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader("_cuda", loader))
     loader.exec_module(module)
     return module
+
+
+def build_probes() -> Path:
+    """The emulator with tests/emulation/probes.cu: for tests of itself."""
+    return build("probes", backend() | {EMULATION / "probes.cu": CUDA})

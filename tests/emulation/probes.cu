@@ -1,0 +1,212 @@
+/* probes.cu - kernels that are right, and some that are wrong, for tests/test_emulation.py: what the emulation
+ * computes, and what it catches. Each probe runs on an emulated GPU of its own order; in and out are host
+ * memory. 0, or the status' code, with its message in probe_message. */
+#include <string.h>
+
+#include "../../kernels/mma.cuh"
+
+#define PROBE extern "C" __attribute__((visibility("default"))) int
+
+extern "C" __attribute__((visibility("default"))) char probe_message[320];
+char probe_message[320];
+
+/* in (count) floats to the device, `run` with them and `count` more for its results, which go to out. */
+typedef r1_code (*probe_body)(r1_dev *dev, float *in, float *out, size_t count, r1_status *st);
+
+static int
+run_probe(int device, const float *in, float *out, size_t count, probe_body body)
+{
+    r1_dev *dev = NULL;
+    r1_status st = {};
+    size_t bytes = count * sizeof(float);
+    r1_code code = CUDA(dev_open)(&dev, (size_t)device, &st);
+    if (code == R1_OK) {
+        float *from = static_cast<float *>(CUDA(mem_alloc)(dev, bytes));
+        float *to = static_cast<float *>(CUDA(mem_alloc)(dev, bytes));
+        code = CUDA(mem_upload)(dev, from, in, bytes, &st);
+        code = code == R1_OK ? body(dev, from, to, count, &st) : code;
+        code = code == R1_OK ? CUDA(mem_download)(dev, out, to, bytes, &st) : code;
+        CUDA(mem_free)(dev, from);
+        CUDA(mem_free)(dev, to);
+        CUDA(dev_close)(dev);
+    }
+    memcpy(probe_message, st.message, sizeof probe_message);
+    return (int)code;
+}
+
+/* ---- warps: out[i] of 64 threads ---- */
+
+static __global__ void
+warp_kernel(float *out, const float *in)
+{
+    unsigned i = threadIdx.x, lane = i % WARP;
+    float v = in[i];
+    out[i] = warp_sum(v);
+    out[64 + i] = block_sum(v);
+    out[128 + i] = warp_max(v);
+    out[192 + i] = __shfl_up_sync(ALL_LANES, v, 3);
+    out[256 + i] = __shfl_down_sync(ALL_LANES, v, 1, 8);
+    out[320 + i] = __shfl_sync(ALL_LANES, v, 5, 16);
+    out[384 + i] = (float)__popc(__ballot_sync(ALL_LANES, v > 0.0f));
+    out[448 + i] = (float)__popc(__match_any_sync(ALL_LANES, (int)v));
+    if (lane < 8) { /* the others go on without */
+        out[512 + i] = __shfl_xor_sync(0xffu, v, 1);
+    }
+}
+
+PROBE
+probe_warp(int device, const float *in, float *out, size_t count)
+{
+    return run_probe(device, in, out, count, [](r1_dev *dev, float *from, float *to, size_t, r1_status *st) {
+        return LAUNCH(dev, st, warp_kernel, 1, 64, 0, to, (const float *)from);
+    });
+}
+
+/* ---- tensor cores: in a (16, 16), b (16, 8), c (16, 8) of bf16 numbers; out c + a b (16, 8) ---- */
+
+static __global__ void
+mma_kernel(float *out, const float *in)
+{
+    SHARED(a, uint16_t[16][16]);
+    SHARED(b, uint16_t[16][8]);
+    SHARED(wide, float[16][8]);
+    const float *in_b = in + 256, *in_c = in + 384;
+    unsigned lane = threadIdx.x, g = lane / 4, t = lane % 4;
+    for (unsigned i = lane; i < 256; i += WARP) {
+        a[i / 16][i % 16] = bf16_of(in[i]);
+    }
+    for (unsigned i = lane; i < 128; i += WARP) {
+        b[i / 8][i % 8] = bf16_of(in_b[i]);
+    }
+    copy_16(&wide[lane / 2][lane % 2 * 4], in_c + lane * 4, 16);
+    copy_commit();
+    copy_wait<0>();
+    __syncwarp();
+    uint32_t fa[4], fb[4];
+    load_matrix(fa, &a[lane % 8 + lane / 8 % 2 * 8][lane / 16 * 8]);
+    load_matrix_transposed(fb, &b[lane % 16][0]); /* its last two tiles are the first two again */
+    float c[4] = {wide[g][2 * t], wide[g][2 * t + 1], wide[g + 8][2 * t], wide[g + 8][2 * t + 1]};
+    mma_bf16(c, fa, fb);
+    out[g * 8 + 2 * t] = c[0];
+    out[g * 8 + 2 * t + 1] = c[1];
+    out[(g + 8) * 8 + 2 * t] = c[2];
+    out[(g + 8) * 8 + 2 * t + 1] = c[3];
+}
+
+PROBE
+probe_mma(int device, const float *in, float *out, size_t count)
+{
+    return run_probe(device, in, out, count, [](r1_dev *dev, float *from, float *to, size_t, r1_status *st) {
+        return LAUNCH(dev, st, mma_kernel, 1, WARP, 0, to, (const float *)from);
+    });
+}
+
+/* ---- what is wrong ---- */
+
+static __global__ void
+race_kernel(float *out, const float *in, bool barrier)
+{
+    SHARED(shared, float[256]);
+    shared[threadIdx.x] = in[threadIdx.x];
+    if (barrier) {
+        __syncthreads();
+    }
+    out[threadIdx.x] = shared[255 - threadIdx.x];
+}
+
+PROBE
+probe_barrier(int device, const float *in, float *out, size_t count)
+{
+    return run_probe(device, in, out, count, [](r1_dev *dev, float *from, float *to, size_t, r1_status *st) {
+        return LAUNCH(dev, st, race_kernel, 1, 256, 0, to, (const float *)from, true);
+    });
+}
+
+PROBE
+probe_race(int device, const float *in, float *out, size_t count)
+{
+    return run_probe(device, in, out, count, [](r1_dev *dev, float *from, float *to, size_t, r1_status *st) {
+        return LAUNCH(dev, st, race_kernel, 1, 256, 0, to, (const float *)from, false);
+    });
+}
+
+/* An order of blocks shows as well: the last to write wins. */
+static __global__ void
+block_race_kernel(float *out)
+{
+    out[0] = (float)blockIdx.x;
+}
+
+PROBE
+probe_block_race(int device, const float *in, float *out, size_t count)
+{
+    return run_probe(device, in, out, count, [](r1_dev *dev, float *, float *to, size_t, r1_status *st) {
+        return LAUNCH(dev, st, block_race_kernel, 64, 1, 0, to);
+    });
+}
+
+static __global__ void
+deadlock_kernel(float *out)
+{
+    if (threadIdx.x < 40) {
+        __syncthreads();
+    } else {
+        __syncwarp(0x000f0000u); /* lanes that it does not name wait for ever */
+    }
+    out[threadIdx.x] = 1.0f;
+}
+
+PROBE
+probe_deadlock(int device, const float *in, float *out, size_t count)
+{
+    return run_probe(device, in, out, count, [](r1_dev *dev, float *, float *to, size_t, r1_status *st) {
+        return LAUNCH(dev, st, deadlock_kernel, 1, 64, 0, to);
+    });
+}
+
+PROBE
+probe_host_pointer(int device, const float *in, float *out, size_t count)
+{
+    return run_probe(device, in, out, count, [](r1_dev *dev, float *from, float *, size_t, r1_status *st) {
+        float mine[256];
+        return LAUNCH(dev, st, race_kernel, 1, 256, 0, mine, (const float *)from, true);
+    });
+}
+
+PROBE
+probe_too_long(int device, const float *in, float *out, size_t count)
+{
+    return run_probe(device, in, out, count, [](r1_dev *dev, float *, float *to, size_t n, r1_status *st) {
+        r1_tensor beyond = r1_f32(to, 2, n);
+        return CUDA(scale)(dev, &beyond, &beyond, 1.0f, st);
+    });
+}
+
+/* The host reads device memory: the process ends. */
+PROBE
+probe_host_reads(int device, const float *in, float *out, size_t count)
+{
+    return run_probe(device, in, out, count, [](r1_dev *, float *from, float *, size_t, r1_status *) {
+        return from[0] > 0.0f ? R1_OK : R1_EINVAL;
+    });
+}
+
+static __global__ void
+fresh_kernel(float *out, const float *scratch)
+{
+    DYNAMIC_SHARED(float, dynamic);
+    SHARED(fixed, float[4]);
+    out[0] = dynamic[7];
+    out[1] = fixed[3];
+    out[2] = scratch[5];
+}
+
+PROBE
+probe_fresh(int device, const float *in, float *out, size_t count)
+{
+    return run_probe(device, in, out, count, [](r1_dev *dev, float *, float *to, size_t, r1_status *st) {
+        void *scratch;
+        R1_TRY(dev_scratch(dev, &scratch, 64, st));
+        return LAUNCH(dev, st, fresh_kernel, 1, 1, 8 * sizeof(float), to, (const float *)scratch);
+    });
+}

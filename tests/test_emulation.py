@@ -1,0 +1,98 @@
+"""The emulated GPU itself: what its instructions compute, and that it catches what it is there to catch."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cuda_emulation
+from op_testing import F32, assert_same_bits, bf16, normal
+
+OK, EINVAL, EDEVICE = 0, 1, 4
+
+
+@pytest.fixture(scope="module")
+def probes() -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(cuda_emulation.build_probes()))
+    except FileNotFoundError as error:
+        pytest.skip(f"no emulated GPU: {error}")
+
+
+Probe = Callable[..., F32]
+
+
+@pytest.fixture
+def probe(probes: ctypes.CDLL) -> Probe:
+    def call(name: str, given: F32, device: int = 0, says: str = "") -> F32:
+        """What the kernel wrote, or its message must hold `says`."""
+        out, pointer = np.full_like(given, np.nan), ctypes.POINTER(ctypes.c_float)
+        code = getattr(probes, f"probe_{name}")(device, given.ctypes.data_as(pointer),
+                                                out.ctypes.data_as(pointer), ctypes.c_size_t(given.size))
+        message = bytes((ctypes.c_char * 320).in_dll(probes, "probe_message")).rstrip(b"\0").decode()
+        assert (code == OK) == (says == "") and says in message, (code, message)
+        return out
+    return call
+
+
+@pytest.mark.parametrize("device", range(4))
+def test_warps(probe: Probe, rng: np.random.Generator, device: int) -> None:
+    given = np.zeros(576, np.float32)
+    given[:64] = v = rng.integers(-3, 4, 64).astype(np.float32)
+    total, block, most, up, down, one, positive, equal, pairs = probe("warp", given, device).reshape(9, 64)
+    w = v.reshape(2, 32)
+    assert_same_bits([total, block, most], [np.repeat(w.sum(1), 32), np.full(64, v.sum(), np.float32),
+                                            np.repeat(w.max(1), 32)])
+    assert_same_bits([up.reshape(2, 32)], [np.hstack([w[:, :3], w[:, :-3]])])
+    eights = v.reshape(8, 8)
+    assert_same_bits([down.reshape(8, 8)], [np.hstack([eights[:, 1:], eights[:, -1:]])])
+    assert_same_bits([one], [np.repeat(v.reshape(4, 16)[:, 5], 16)])
+    assert_same_bits([positive], [np.repeat((w > 0).sum(1), 32).astype(np.float32)])
+    assert_same_bits([equal.reshape(2, 32)], [(w[:, :, None] == w[:, None]).sum(2).astype(np.float32)])
+    first = np.arange(64).reshape(2, 32)[:, :8].ravel()
+    assert_same_bits([pairs[first]], [v[first ^ 1]])
+    assert np.all(np.delete(pairs, first) == 0.0)
+
+
+@pytest.mark.parametrize("device", range(4))
+def test_tensor_cores(probe: Probe, rng: np.random.Generator, device: int) -> None:
+    given = bf16(normal(rng, 512))
+    a, b, c = given[:256].reshape(16, 16), given[256:384].reshape(16, 8), given[384:].reshape(16, 8)
+    got = probe("mma", given, device)[:128].reshape(16, 8)
+    np.testing.assert_allclose(got, c + a.astype(np.float64) @ b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_missing_barrier_shows(probe: Probe) -> None:
+    given = np.arange(256, dtype=np.float32)
+    assert all(np.array_equal(probe("barrier", given, i), given[::-1]) for i in range(4))
+    wrong = [probe("race", given, i) for i in range(4)]
+    assert all(np.isnan(one).any() for one in wrong)
+    assert len({one.tobytes() for one in wrong}) > 2
+    assert len({probe("block_race", given, i)[0] for i in range(4)}) > 2
+
+
+def test_a_deadlock_says_where_the_threads_stand(probe: Probe) -> None:
+    probe("deadlock", np.zeros(64, np.float32), 1, "deadlock_kernel: block (0, 0, 0) of 64 threads: 4 have"
+          " returned, 40 wait at the block's barrier, 20 at one of their warp (the first: thread 40, mask 000f0000)")
+
+
+@pytest.mark.parametrize("name", ["host_pointer", "too_long"])
+def test_memory_that_is_not_the_devices_is_refused(probe: Probe, name: str) -> None:
+    probe(name, np.zeros(256, np.float32), 0, "is no memory of the device")
+
+
+def test_fresh_memory_is_nan(probe: Probe) -> None:
+    assert np.isnan(probe("fresh", np.zeros(8, np.float32))[:3]).all()
+
+
+def test_the_host_cannot_read_device_memory(probes: ctypes.CDLL) -> None:
+    script = ("import ctypes, sys; x = (ctypes.c_float * 4)();"
+              "ctypes.CDLL(sys.argv[1]).probe_host_reads(0, x, x, ctypes.c_size_t(4))")
+    done = subprocess.run([sys.executable, "-c", script, str(Path(probes._name))], capture_output=True)
+    assert done.returncode != 0
