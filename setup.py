@@ -41,7 +41,7 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     TIERS["avx2"] = ["-mavx2", "-mfma"]
     TIERS["avx512"] = [*TIERS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
     TIERS["avx512bf16"] = [*TIERS["avx512"], "-mavx512bf16"]
-    TIERS["amx"] = [*TIERS["avx512"], "-mamx-tile", "-mamx-bf16"]
+    TIERS["amx"] = [*TIERS["avx512bf16"], "-mamx-tile", "-mamx-bf16"]
 # An assembler may be older than its compiler: one instruction of the tier that is hardest to have.
 PROBE = """void probe(void);
 #if defined(__AMX_BF16__)

@@ -42,7 +42,7 @@ class Bench:
         weight = _core.Weight(self.device, w, 1, dtype)
         units = (np.arange(n, dtype=np.int32) // 32, None)
         arguments = {"nt": (dy, x, weight, None, None, False), "nn": (x, dy, weight, None, False),
-                     "tn": (w, dy, x, 1, None, dtype, *units)}[kind]
+                     "tn": (w, dy, x, 1, None, dtype, *units, True)}[kind]
         return self.op(f"matmul_{kind}", *arguments), 2.0 * n * O * I, f"N {n}, O {O}, I {I}"
 
     def experts(self, kind: str, n: int, O: int = 256, I: int = 256,  # noqa: E741
@@ -54,7 +54,7 @@ class Bench:
         units = (np.arange(n, dtype=np.int32) // 32, None)
         arguments = {"nt": (dy, x, weight, None, offsets, False),
                      "nn": (x, dy, weight, offsets, False),
-                     "tn": (w, dy, x, E, offsets, dtype, *units)}[kind]
+                     "tn": (w, dy, x, E, offsets, dtype, *units, True)}[kind]
         return (self.op(f"matmul_{kind}", *arguments), 2.0 * n * O * I,
                 f"N {n}, {E} experts, O {O}, I {I}")
 

@@ -194,11 +194,11 @@ typedef struct {
     /* dx (N, I) [+]= dy (N, O) W */
     r1_code (*matmul_nn)(r1_dev *dev, const r1_tensor *dx, const r1_tensor *dy, const r1_weight *w,
                          const int32_t *offsets, int accumulate, r1_status *st);
-    /* dW (E O, I) += dy^T (O, N) x (N, I), the sum over rows in ascending order; dtype: the weight's;
+    /* dW (E O, I) [+]= dy^T (O, N) x (N, I), the sum over rows in ascending order; dtype: the weight's;
      * units may be NULL */
     r1_code (*matmul_tn)(r1_dev *dev, const r1_tensor *dw, const r1_tensor *dy, const r1_tensor *x,
                          size_t E, const int32_t *offsets, r1_dtype dtype, const r1_units *units,
-                         r1_status *st);
+                         int accumulate, r1_status *st);
     /* dbias (1, O) += sum_n dy[n] */
     r1_code (*bias_bwd)(r1_dev *dev, const r1_tensor *dbias, const r1_tensor *dy, r1_status *st);
 

@@ -124,8 +124,8 @@ def test_a_product_is_the_flushing_chain_on_every_tier(device, rng, N, I, O, low
     _core.matmul_nn(device, dx, dy, weight, None, True)
     dw_units, units = dw.copy(), np.arange(N, dtype=np.int32) // 32
     want_units = order(dw, bf16(dy).T, bf16(x))
-    _core.matmul_tn(device, dw, dy, x, 1, None, "bfloat16", None, None)
-    _core.matmul_tn(device, dw_units, dy, x, 1, None, "bfloat16", units, None)
+    _core.matmul_tn(device, dw, dy, x, 1, None, "bfloat16", None, None, True)
+    _core.matmul_tn(device, dw_units, dy, x, 1, None, "bfloat16", units, None, True)
     same_but_nan(dw_units, want_units)
     for got, want in ((y, want_y), (dx, want_dx), (dw, want_dw)):
         same_but_nan(got, want)
@@ -139,7 +139,7 @@ def test_padding_of_an_odd_sum_keeps_a_negative_zero(device):
     minus, weight = np.array([[-0.0]], np.float32), _core.Weight(device, w, 1, "bfloat16")
     y, dw = minus.copy(), minus.copy()
     _core.matmul_nt(device, y, x, weight, None, None, True)
-    _core.matmul_tn(device, dw, np.array([[-1.0]], np.float32), x, 1, None, "bfloat16", None, None)
+    _core.matmul_tn(device, dw, np.array([[-1.0]], np.float32), x, 1, None, "bfloat16", None, None, True)
     assert_same_bits([dw], [minus])
     if device.tier != "amx":
         assert_same_bits([y], [minus])

@@ -65,7 +65,7 @@ def test_products(device, rng, dtype, N, I, O):
     check(dx, old_dx + dy64 @ w64, "sum")
 
     dw = old_dw.copy()
-    _core.matmul_tn(device, dw, dy, x, 1, None, dtype, None, None)
+    _core.matmul_tn(device, dw, dy, x, 1, None, dtype, None, None, True)
     check(dw, old_dw + dy64.T @ x64, "sum")
     dbias = bias.copy()
     _core.bias_bwd(device, dbias, dy)
@@ -83,6 +83,7 @@ def test_experts(device, rng, dtype, rows, accumulate):
     sx, sdy, sw = (seen(a, dtype).astype(np.float64) for a in (x, dy, w))
     y, dx, dw = normal(rng, N, O), normal(rng, N, I), normal(rng, E * O, I)
     want_y, want_dx, want_dw = (a.astype(np.float64) for a in (y, dx, dw))
+    want_dw *= accumulate  # of an expert without rows too
     for e in range(E):
         part = slice(offsets[e], offsets[e + 1])
         want_y[part] = want_y[part] * accumulate + sx[part] @ sw[e].T
@@ -91,10 +92,12 @@ def test_experts(device, rng, dtype, rows, accumulate):
     before_y, before_dx = y[N - spare:].copy(), dx[N - spare:].copy()
     _core.matmul_nt(device, y, x, weight, None, offsets, accumulate)
     _core.matmul_nn(device, dx, dy, weight, offsets, accumulate)
-    _core.matmul_tn(device, dw, dy, x, E, offsets, dtype, None, None)
+    for units in (None, np.arange(N, dtype=np.int32) // 5):
+        got = dw.copy() if accumulate else nan(E * O, I)
+        _core.matmul_tn(device, got, dy, x, E, offsets, dtype, units, None, accumulate)
+        check(got, want_dw, "sum")
     check(y, want_y, "sum")
     check(dx, want_dx, "sum")
-    check(dw, want_dw, "sum")
     assert_same_bits((y[N - spare:], dx[N - spare:]), (before_y, before_dx))
 
 
@@ -114,7 +117,7 @@ def test_an_element_is_one_ascending_chain_from_memory(device, rng, dtype, N, I,
     assert_same_bits([dx], [order(np.zeros((N, I)), dy, w)])
     dw = coarse(rng, O, I)
     want = chain(dw, dy.T, x)
-    _core.matmul_tn(device, dw, dy, x, 1, None, dtype, None, None)
+    _core.matmul_tn(device, dw, dy, x, 1, None, dtype, None, None, True)
     assert_same_bits([dw], [want])
     dbias = bias.copy()
     _core.bias_bwd(device, dbias, dy)
@@ -132,7 +135,7 @@ def test_bits_do_not_depend_on_threads(devices, rng, dtype):
         y, dx, dw, dbias = nan(N, O), nan(N, I), dw0.copy(), dw0[0, :O].copy()
         _core.matmul_nt(device, y, x, weight, None, offsets, False)
         _core.matmul_nn(device, dx, dy, weight, offsets, False)
-        _core.matmul_tn(device, dw, dy, x, 2, offsets, dtype, None, None)
+        _core.matmul_tn(device, dw, dy, x, 2, offsets, dtype, None, None, True)
         _core.bias_bwd(device, dbias, dy)
         return y, dx, dw, dbias
     check_threads(devices, run)
@@ -162,7 +165,7 @@ def test_two_calls_sum_to_one(device, rng, dtype, cut, with_units):
     for grads, parts in ((one, [slice(0, N)]), (two, [slice(0, cut), slice(cut, N)])):
         for part in parts:
             _core.matmul_tn(device, grads[0], dy[part], x[part], 1, None, dtype,
-                            None if units is None else units[part], None)
+                            None if units is None else units[part], None, True)
             _core.bias_bwd(device, grads[1], dy[part])
     assert_same_bits(one, two)
 
@@ -188,7 +191,7 @@ def test_units_are_added_up_one_after_another(device, rng, dtype, mapped, offset
         for part in (range(max(a, begin), min(b, end)) for a, b in pairwise(cuts)):
             want[e] = sum_up(want[e], dy[part].T, x[part])
     _core.matmul_tn(device, dw, dy, x, E, None if offsets is None else ints(*offsets), dtype, units,
-                    rows)
+                    rows, True)
     assert_same_bits([dw], [want.reshape(E * O, I)])
 
 
@@ -200,11 +203,11 @@ def test_slices_of_columns(device, rng, dtype):
     plain = nan(N, O), nan(N, I), np.zeros((O, I), np.float32)
     _core.matmul_nt(device, plain[0], x.copy(), weight, None, None, False)
     _core.matmul_nn(device, plain[1], dy.copy(), weight, None, False)
-    _core.matmul_tn(device, plain[2], dy.copy(), x.copy(), 1, None, dtype, None, None)
+    _core.matmul_tn(device, plain[2], dy.copy(), x.copy(), 1, None, dtype, None, None, True)
     dw = np.zeros((O, I), np.float32)
     _core.matmul_nt(device, y, x, weight, None, None, False)
     _core.matmul_nn(device, dx, dy, weight, None, False)
-    _core.matmul_tn(device, dw, dy, x, 1, None, dtype, None, None)
+    _core.matmul_tn(device, dw, dy, x, 1, None, dtype, None, None, True)
     assert_same_bits((y, dx, dw), plain)
     for a, before in zip((y, dx), around):  # nothing outside the slice was written
         before[:, 9:9 + a.shape[1]] = a

@@ -66,9 +66,10 @@ matmul_tn(r1_call *c)
         arg_require(a, units.id != NULL, "'unit_rows': without units");
         arg_range(a, "unit_rows", units.row, arg_dim(a, "N"), 0, (int64_t)arg_dim(a, "U"));
     }
+    int accumulate = arg_flag(a, "accumulate");
     if (call_begin(c)) {
         c->ops->matmul_tn(c->dev, dw, dy, x, E, offsets, dtype, units.id != NULL ? &units : NULL,
-                          &c->st);
+                          accumulate, &c->st);
     }
 }
 
@@ -362,7 +363,7 @@ static r1_op ops[] = {
     R1_OP(fill_zero, "x"),
     R1_OP(matmul_nt, "y, x, w, bias, offsets, accumulate"),
     R1_OP(matmul_nn, "dx, dy, w, offsets, accumulate"),
-    R1_OP(matmul_tn, "dw, dy, x, E, offsets, dtype, units, unit_rows"),
+    R1_OP(matmul_tn, "dw, dy, x, E, offsets, dtype, units, unit_rows, accumulate"),
     R1_OP(bias_bwd, "dbias, dy"),
     R1_OP(add, "y, a, b"),
     R1_OP(scale, "y, x, factor"),

@@ -1,13 +1,17 @@
-/* amx_check.c - does this processor's matrix unit do what matmul_amx.h says?
+/* amx_check.c - does this processor's matrix unit do what amx_tile.h says?
  *
  * Our bits depend on the order of its sums: in a block of 32 terms a chain over the even ones and a chain
  * over the odd ones, each from 0, their sum, and that onto c. isa.c asks before it hands out the
  * tier. Here the definition is computed one number at a time, on numbers whose products are exact and
  * whose sums cancel and round. */
 #include "cpu.h"
-#include "matmul_amx.h"
 
 #if BF16_AMX
+#include <string.h>
+
+#include "amx_tile.h"
+#include "bf16.h"
+
 int TIER(amx_check)(void);
 
 enum { ROWS = 19, SUM = 2 * AMX_SUM };
@@ -36,7 +40,7 @@ int
 TIER(amx_check)(void)
 {
     float a[ROWS][SUM], b[SUM][R1_PANEL], c[AMX_ROWS][R1_PANEL], want[ROWS][R1_PANEL];
-    uint32_t a_pairs[AMX_ROWS][SUM / 2] = {0}, b_pairs[SUM / 2][R1_PANEL];
+    uint32_t a_pairs[2][SUM / AMX_SUM][AMX_HALF][AMX_PAIRS] = {0}, b_pairs[SUM / 2][R1_PANEL];
     uint64_t state = 1;
     for (size_t k = 0; k < SUM; k++) {
         for (size_t r = 0; r < ROWS; r++) {
@@ -48,7 +52,8 @@ TIER(amx_check)(void)
     }
     for (size_t k = 0; k < SUM; k += 2) {
         for (size_t r = 0; r < ROWS; r++) {
-            a_pairs[r][k / 2] = bf16_pair(a[r][k], a[r][k + 1]);
+            a_pairs[r / AMX_HALF][k / AMX_SUM][r % AMX_HALF][k % AMX_SUM / 2] =
+                bf16_pair(a[r][k], a[r][k + 1]);
         }
         for (size_t j = 0; j < R1_PANEL; j++) {
             b_pairs[k / 2][j] = bf16_pair(b[k][j], b[k + 1][j]);
@@ -66,10 +71,9 @@ TIER(amx_check)(void)
             }
         }
     }
-    tile_args t = {.c = c[0], .init = c[0], .a = (const float *)(const void *)a_pairs,
-                   .b = (const float *)(const void *)b_pairs, .ldc = R1_PANEL,
-                   .ld_init = R1_PANEL, .a_row = SUM / 2, .a_k = 1, .ldb = R1_PANEL,
-                   .K = SUM / 2, .bf16 = 1};
+    amx_args t = {.c = c[0], .init = c[0], .a = (const float *)(const void *)a_pairs,
+                  .b = (const float *)(const void *)b_pairs, .ldc = R1_PANEL, .ld_init = R1_PANEL,
+                  .a_half = SUM / AMX_SUM * AMX_A_BLOCK, .blocks = SUM / AMX_SUM};
     amx_configure(ROWS);
     amx_tile(&t, ROWS);
     amx_release();

@@ -3,7 +3,7 @@
  * The device is a thread pool; device memory is host memory. Knows nothing about any op. */
 #include <string.h>
 
-#include "cpu.h"
+#include "product.h"
 
 #define TEXT_(x) #x
 #define TEXT(x) TEXT_(x)
@@ -16,8 +16,11 @@ TIER(dev_open)(r1_dev **out, size_t threads, r1_status *st)
     if (dev == NULL) {
         return R1_FAIL(st, R1_ENOMEM, "no memory for a device");
     }
-    r1_code code = r1_pool_open(&dev->pool, threads, st);
+    dev->scratch = r1_alloc(threads * PRODUCT_SCRATCH, sizeof *dev->scratch);
+    r1_code code = dev->scratch != NULL ? r1_pool_open(&dev->pool, threads, st)
+                                        : R1_FAIL(st, R1_ENOMEM, "no memory for a device");
     if (code != R1_OK) {
+        r1_free(dev->scratch);
         r1_free(dev);
         return code;
     }
@@ -30,6 +33,7 @@ TIER(dev_close)(r1_dev *dev)
 {
     if (dev != NULL) {
         r1_pool_close(dev->pool);
+        r1_free(dev->scratch);
         r1_free(dev);
     }
 }

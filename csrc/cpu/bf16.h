@@ -22,7 +22,14 @@
 
 #include "simd.h"
 
+/* BF16_CONVERT: there is an instruction that rounds. BF16_PAIRS: and one that multiplies pairs, which the tier
+ * takes; beside a matrix unit it is slower than two fmas (isa.c). */
 #if defined(__AVX512BF16__)
+#define BF16_CONVERT 1
+#else
+#define BF16_CONVERT 0
+#endif
+#if BF16_CONVERT && !defined(__AMX_BF16__)
 #define BF16_PAIRS 1
 #else
 #define BF16_PAIRS 0
@@ -165,12 +172,15 @@ bf16_store_row(uint16_t *to, const float *from, size_t n)
     }
 }
 
-#if BF16_PAIRS
-/* The instruction that rounds takes denormals for 0, and bf16_bits does not. */
+#if BF16_CONVERT
+/* The instruction that rounds takes denormals for 0, and bf16_bits does not. Asked of the bits, since
+ * bf16_enter makes denormals zeros for floating point. */
 static inline int
 any_denormal(vf a, vf b)
 {
-    return (_mm512_fpclass_ps_mask((__m512)a, 0x20) | _mm512_fpclass_ps_mask((__m512)b, 0x20)) != 0;
+    vu x = ((vu)a & 0x7fffffffu) - 1u, y = ((vu)b & 0x7fffffffu) - 1u; /* of 0: the largest number */
+    __m512i least = _mm512_min_epu32((__m512i)x, (__m512i)y);
+    return _mm512_cmplt_epu32_mask(least, _mm512_set1_epi32(0x7fffff)) != 0;
 }
 #endif
 
@@ -178,7 +188,7 @@ any_denormal(vf a, vf b)
 static inline vu
 vf_bf16_pair(vf a0, vf a1)
 {
-#if BF16_PAIRS
+#if BF16_CONVERT
     if (!any_denormal(a0, a1)) {
         const vu lane = (vu)vi_iota(), interleaved = lane | (lane + W) << 16;
         __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)a0, (__m512)a1); /* of a1, of a0 */
@@ -204,7 +214,7 @@ vf_bf16_neighbours(const float *from)
 {
 #if defined(__AVX512F__)
     vf x = vf_load(from), y = vf_load(from + W);
-#if BF16_PAIRS
+#if BF16_CONVERT
     if (!any_denormal(x, y)) { /* in order, and so with the lower index in the lower half */
         __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)y, (__m512)x);
         return (vu)_mm512_rol_epi32(halves, 16);

@@ -22,6 +22,7 @@
 
 struct r1_dev {
     r1_pool *pool;
+    float *scratch; /* (threads, PRODUCT_SCRATCH): product.h */
 };
 
 /* master (E O, I) row-major; panels: for each expert and each panel of R1_PANEL output columns the

@@ -2,7 +2,7 @@
  *
  *   nt   y  (N, O)   [+]= x (N, I) W^T [+ bias]    c rows n, columns o, sum over i
  *   nn   dx (N, I)   [+]= dy (N, O) W              c rows n, columns i, sum over o
- *   tn   dW (E O, I) += dy^T (O, N) x (N, I)       c rows o, columns i, sum over n
+ *   tn   dW (E O, I) [+]= dy^T (O, N) x (N, I)     c rows o, columns i, sum over n
  *
  * One element is one chain of fused multiply-adds (baseline: multiply, add) in ascending index
  * order that starts from the value in memory, from bias, or from 0. Work is split over rows,
@@ -12,26 +12,24 @@
  * gives.
  *
  * All three are one loop nest over c = a b: blocks of the sum, panels of 32 columns of b, tiles of
- * rows. nt finds b packed in panels (weight.c); nn and tn copy theirs, one block of a panel at a
- * time, to the stack, and tn its block of a too (matmul_copy.h). While a tile is at work it fetches what
- * the next panel will read. The tiles are matmul_kernel.h and matmul_amx.h.
+ * rows. Here are their operands and how they are cut into tasks; matmul_block.h and, on the matrix
+ * unit, amx_block.h do a task, in scratch memory that the device keeps for each thread.
  *
  * In bf16 both operands are rounded where they meet: W in its panels, x and dy on their way to the
- * stack, W in nn as forward rounded it; a sum over rows of odd length is padded by a product of
+ * scratch, W in nn as forward rounded it; a sum over rows of odd length is padded by a product of
  * 0. The chain is the same, of fused multiply-adds on every tier, but that what is below 2^-126
  * counts as 0 (bf16.h); c, start and bias stay float32. The matrix unit has an order of its own
- * (matmul_amx.h), in nt and nn again the same for any number of rows; in tn it takes a unit of rows
+ * (amx_tile.h), in nt and nn again the same for any number of rows; in tn it takes a unit of rows
  * (ops.h) as a block, so that there a sum may be split between two calls where a unit ends, and it
  * leaves sums without units to the chain. */
-#include "matmul_amx.h"
-#include "matmul_copy.h"
-#include "matmul_kernel.h"
+#include "matmul_block.h"
+#if BF16_AMX
+#include "amx_block.h"
+#endif
 
 enum {
-    TASK_PANELS = 8,      /* panels of c a task takes at most */
-    AMX_TASK_PANELS = 32, /* the same where rounding a costs as much as multiplying */
+    TASK_PANELS = 8,      /* panels of c a task takes at most, where a costs nothing to prepare */
     TASKS_A_THREAD = 2,   /* aimed at, so that threads finish together */
-    STREAM_AHEAD = 1024,  /* floats that are fetched ahead of a stream through b */
     TINY = 20000,         /* multiply-adds that are not worth a wake-up */
 };
 
@@ -56,166 +54,18 @@ count_tasks(const product *p, size_t e)
            split_count(split_count(p->columns, R1_PANEL), p->task_panels);
 }
 
-static void
-multiply(const tile_args *t, const product *p, size_t rows)
-{
-    if (uses_amx(p)) {
-        amx_tile(t, rows);
-    } else {
-        tile_fma(t, rows, 1);
-    }
-}
-
-/* One tile of rows across panels; the last columns of the last go through a full-width copy. */
-static void
-run_tile(tile_args t, const product *p, size_t rows, size_t panels, size_t columns)
-{
-    if (panels > 1) {
-        tile_fma(&t, rows, panels);
-        return;
-    }
-    size_t step = uses_amx(p) ? R1_PANEL : TILE_COLS;
-    for (; columns >= step; columns -= step) {
-        multiply(&t, p, rows);
-        t.c += step;
-        t.init += step;
-        t.b += step;
-    }
-    if (columns > 0) {
-        float full[AMX_ROWS * R1_PANEL] = {0};
-        for (size_t r = 0; r < rows; r++) {
-            memcpy(full + r * step, t.init + r * t.ld_init, columns * sizeof(float));
-        }
-        float *c = t.c;
-        size_t ldc = t.ldc;
-        t.init = t.c = full;
-        t.ld_init = t.ldc = step;
-        multiply(&t, p, rows);
-        for (size_t r = 0; r < rows; r++) {
-            memcpy(c + r * ldc, full + r * step, columns * sizeof(float));
-        }
-    }
-}
-
-/* Steps of the sum between two passes over c: all of them where every element of b is read once, as
- * it lies, else so many that a panel of b stays in cache; and no more than the copies have room for. */
+/* Where block i of so many starts: an even share of the rows, in whole tiles of the matrix unit. */
 static size_t
-sum_block(const product *p, size_t rows)
+block_start(const product *p, size_t rows, size_t i, size_t blocks)
 {
-    size_t of_row = p->bf16 ? 2 : 1, block = B_ROWS * of_row;
-    if (p->packed && (uses_amx(p) || rows <= TILE_ROWS)) {
-        block = SIZE_MAX;
-    }
-    if (p->bf16 || p->K == EXPERT_ROWS) {
-        size_t room = A_ROOM / rows * (uses_amx(p) ? 2 : 1) / AMX_SUM * AMX_SUM;
-        block = block < room ? block : room;
-    }
-    return block;
+    size_t unit = uses_amx(p) ? MATRIX_ROWS : 1, start = i * split_count(rows, unit) / blocks * unit;
+    return start < rows ? start : rows;
 }
 
-/* A task at work: its rows of c, its panels up to p1, the block of the sum from step k on. */
-typedef struct {
-    const product *p;
-    float *c;
-    const float *a;         /* as the tiles read it, a_row from row to row */
-    size_t a_row, p1, k;
-    size_t configured;      /* rows of the matrix unit's tiles; 0: not yet */
-    cuts cut;
-} worker_state;
-
-/* All tiles of rows over panels panel .. panel + wide, whose b is at `b`, copied from, or at, `from`. */
-static void
-run_tiles(worker_state *w, size_t panel, size_t wide, const float *b, const float *from)
-{
-    const product *p = w->p;
-    const int over_rows = p->K == EXPERT_ROWS, amx = uses_amx(p);
-    const size_t j = panel * R1_PANEL, columns = split_end(p->columns, j, R1_PANEL) - j;
-    tile_args t = {.b = b, .ldb = R1_PANEL, .b_panel = p->b_panel, .K = w->cut.b_rows,
-                   .ldc = p->ldc, .bf16 = p->bf16};
-    for (size_t i = 0; i < w->cut.tiles; i++) {
-        size_t r = w->cut.start[i], n = w->cut.start[i + 1] - r;
-        if (amx && w->configured != n) {
-            amx_configure(w->configured = n);
-        }
-        t.a = w->a + r * w->a_row;
-        t.a_row = over_rows && !amx ? 1 : w->a_row;
-        t.a_k = over_rows ? n : 1;
-        t.c = w->c + r * p->ldc + j;
-        t.init = t.c;
-        t.ld_init = p->ldc;
-        t.init_panel = R1_PANEL;
-        if (p->start != NULL && w->k == 0) {
-            t.init = p->start + panel * p->start_panel;
-            t.ld_init = 0;
-            t.init_panel = p->start_panel;
-        }
-        t.ahead = b;
-        t.ld_ahead = 0;
-        if (p->packed && w->cut.tiles == 1) {
-            t.ahead = from + STREAM_AHEAD;
-            t.ld_ahead = R1_PANEL;
-        } else if ((p->packed || !p->bf16) && i == 0 && panel + 1 < w->p1) {
-            t.ahead = from + p->b_panel;
-            t.ld_ahead = p->ldb;
-        }
-        run_tile(t, p, n, wide, columns);
-    }
-}
-
-/* Panels at a time: several where few rows meet b as it lies. */
-static size_t
-panels_at_once(const worker_state *w, size_t panel)
-{
-    const product *p = w->p;
-    size_t wide = p->packed && w->cut.tiles == 1 && !uses_amx(p) ? tile_panels(w->cut.start[1]) : 1;
-    while (wide > 1 && (panel + wide > w->p1 || (panel + wide) * R1_PANEL > p->columns)) {
-        wide /= 2;
-    }
-    return wide;
-}
-
-/* Rows r0 .. r1 and panels p0 .. p1 of expert e's c, one block of the sum after another. */
-static __attribute__((noinline)) void
-run_block(const product *p, size_t e, size_t r0, size_t r1, size_t p0, size_t p1)
-{
-    float a_copy[A_ROOM] __attribute__((aligned(64)));
-    float b_copy[B_PANELS * B_ROWS * R1_PANEL] __attribute__((aligned(64)));
-    const size_t n0 = first_row(p, e), K = p->K == EXPERT_ROWS ? first_row(p, e + 1) - n0 : p->K;
-    const float *a = p->a + n0 * p->a_n + r0 * p->a_row, *b = p->b + n0 * p->b_n + e * p->b_e;
-    worker_state w = {.p = p, .c = p->c + n0 * p->c_n + e * p->c_e + r0 * p->ldc, .p1 = p1};
-    cut_tiles(&w.cut, p, r1 - r0);
-    do { /* once even if the sum is empty: c = start */
-        cut_steps(&w.cut, p, n0, w.k, K, sum_block(p, r1 - r0));
-        w.a = copy_a(a_copy, p, a + w.k * p->a_k, &w.cut, &w.a_row);
-        for (size_t panel = p0, wide; panel < p1; panel += wide) {
-            const float *from = b + panel * p->b_panel;
-            wide = panels_at_once(&w, panel);
-            if (p->packed) {
-                from += w.k / (p->bf16 ? 2 : 1) * p->ldb;
-                run_tiles(&w, panel, wide, from, from);
-                continue;
-            }
-            from += w.k * p->ldb;
-            size_t in_copy = p->bf16 ? (panel - p0) % B_PANELS : 0;
-            if (in_copy == 0) {
-                size_t end = split_end(p1, panel, B_PANELS) * R1_PANEL;
-                end = end < p->columns ? end : p->columns;
-                copy_b(b_copy, p, from, end - panel * R1_PANEL, &w.cut);
-            }
-            run_tiles(&w, panel, wide, b_copy + in_copy * w.cut.b_rows * R1_PANEL, from);
-        }
-        w.k += w.cut.steps;
-    } while (w.k < K);
-    if (w.configured != 0) {
-        amx_release();
-    }
-}
-
-/* Tasks in the order expert, block of rows, block of panels; a block of rows is an even share. */
+/* Tasks in the order expert, block of rows, block of panels. */
 static void
 run_task(void *ctx, size_t task, size_t worker)
 {
-    (void)worker;
     const product *p = ctx;
     size_t e = 0;
     for (size_t tasks; task >= (tasks = count_tasks(p, e)); e++) {
@@ -224,10 +74,27 @@ run_task(void *ctx, size_t task, size_t worker)
     size_t rows = count_rows(p, e), row_blocks = split_count(rows, p->task_rows);
     size_t panels = split_count(p->columns, R1_PANEL);
     size_t panel_blocks = split_count(panels, p->task_panels);
-    size_t i = task / panel_blocks, j = task % panel_blocks;
+    size_t i = task / panel_blocks, j = task % panel_blocks, n0 = first_row(p, e);
+    product_task t = {
+        .n0 = n0, .K = p->K == EXPERT_ROWS ? first_row(p, e + 1) - n0 : p->K,
+        .r0 = block_start(p, rows, i, row_blocks), .r1 = block_start(p, rows, i + 1, row_blocks),
+        .p0 = j * panels / panel_blocks, .p1 = (j + 1) * panels / panel_blocks,
+        .b = p->b + n0 * p->b_n + e * p->b_e,
+    };
+    t.c = p->c + n0 * p->c_n + e * p->c_e + t.r0 * p->ldc;
+    t.a = p->a + n0 * p->a_n + t.r0 * p->a_row;
+    if (t.K == 0 && p->start == NULL) {
+        return;
+    }
+    float *scratch = p->scratch + worker * PRODUCT_SCRATCH;
+#if BF16_AMX
+    if (uses_amx(p)) {
+        amx_block(p, &t, scratch);
+        return;
+    }
+#endif
     uint32_t mode = p->bf16 ? bf16_enter() : 0;
-    run_block(p, e, i * rows / row_blocks, (i + 1) * rows / row_blocks, j * panels / panel_blocks,
-              (j + 1) * panels / panel_blocks);
+    run_block(p, &t, scratch);
     if (p->bf16) {
         bf16_leave(mode);
     }
@@ -249,14 +116,15 @@ static void
 run_product(r1_dev *dev, product *p)
 {
     size_t rows = p->M == EXPERT_ROWS ? p->N : p->M, sum = p->K == EXPERT_ROWS ? p->N : p->K;
-    size_t few = p->packed && p->N <= TILE_ROWS, tiny = rows * sum * p->columns < TINY;
+    size_t few = p->layout == LAYOUT_PANELS && p->N <= TILE_ROWS, tiny = rows * sum * p->columns < TINY;
     size_t aim = tiny ? 1 : r1_pool_threads(dev->pool) * (few ? 1 : TASKS_A_THREAD), tasks;
-    p->task_rows = TASK_ROWS;
-    p->task_panels = uses_amx(p) ? AMX_TASK_PANELS : TASK_PANELS;
+    p->scratch = dev->scratch;
+    p->task_rows = uses_amx(p) ? MATRIX_TASK_ROWS : TASK_ROWS;
+    p->task_panels = uses_amx(p) ? split_count(p->columns, R1_PANEL) : TASK_PANELS;
     while ((tasks = sum_tasks(p)) < aim) {
         if (p->task_panels > 1) {
             p->task_panels /= 2;
-        } else if (p->task_rows > 2 * tile_rows(p)) {
+        } else if (p->task_rows > 2 * (uses_amx(p) ? MATRIX_ROWS : TILE_ROWS)) {
             p->task_rows /= 2;
         } else {
             break;
@@ -287,7 +155,7 @@ TIER(matmul_nt)(r1_dev *dev, const r1_tensor *y, const r1_tensor *x, const r1_we
         .start_panel = bias != NULL ? R1_PANEL : 0,
         .a = x->data, .a_row = x->ld, .a_k = 1, .a_n = x->ld,
         .b = w->panels, .ldb = R1_PANEL, .b_panel = panel,
-        .b_e = split_count(w->O, R1_PANEL) * panel, .packed = 1, .bf16 = bf16,
+        .b_e = split_count(w->O, R1_PANEL) * panel, .layout = LAYOUT_PANELS, .bf16 = bf16,
     };
     run_product(dev, &p);
     return R1_OK;
@@ -308,6 +176,12 @@ TIER(matmul_nn)(r1_dev *dev, const r1_tensor *dx, const r1_tensor *dy, const r1_
         .b = w->master, .ldb = w->I, .b_panel = R1_PANEL, .b_e = w->O * w->I,
         .bf16 = w->dtype == R1_BF16,
     };
+    if (uses_amx(&p)) { /* half the bytes of the master, and rounded */
+        p.b = w->panels;
+        p.b_panel = panel_rows(w->dtype, w->I) * R1_PANEL;
+        p.b_e = split_count(w->O, R1_PANEL) * p.b_panel;
+        p.layout = LAYOUT_TURNED;
+    }
     run_product(dev, &p);
     return R1_OK;
 }
@@ -315,7 +189,7 @@ TIER(matmul_nn)(r1_dev *dev, const r1_tensor *dx, const r1_tensor *dy, const r1_
 r1_code
 TIER(matmul_tn)(r1_dev *dev, const r1_tensor *dw, const r1_tensor *dy, const r1_tensor *x,
                 size_t E, const int32_t *offsets, r1_dtype dtype, const r1_units *units,
-                r1_status *st)
+                int accumulate, r1_status *st)
 {
     (void)st;
     assert(dw->rows == E * dy->cols && dw->cols == x->cols && dy->rows == x->rows);
@@ -323,7 +197,7 @@ TIER(matmul_tn)(r1_dev *dev, const r1_tensor *dw, const r1_tensor *dy, const r1_
     product p = {
         .offsets = offsets, .E = E, .N = x->rows, .columns = x->cols, .M = dy->cols,
         .K = EXPERT_ROWS,
-        .c = dw->data, .ldc = dw->ld, .c_e = dy->cols * dw->ld,
+        .c = dw->data, .ldc = dw->ld, .c_e = dy->cols * dw->ld, .start = accumulate ? NULL : ZEROS,
         .a = dy->data, .a_row = 1, .a_k = dy->ld, .a_n = dy->ld,
         .b = x->data, .ldb = x->ld, .b_panel = R1_PANEL, .b_n = x->ld, .bf16 = dtype == R1_BF16,
         .units = units,

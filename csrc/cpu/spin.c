@@ -6,8 +6,11 @@
  * store. Whoever calls it has the clock (device.py): the share of the limit that a run shows is the
  * rate of its work over the rate of this. Knows nothing about time.
  */
+#include "bf16.h"
 #include "cpu.h"
-#include "matmul_amx.h"
+#if BF16_AMX
+#include "amx_tile.h"
+#endif
 
 enum {
     CHAINS = W == 16 ? 24 : 12, /* of 32 registers, of 16 */

@@ -47,8 +47,7 @@ chunk_bwd(r1_model *m, r1_workspace *ws, const r1_head_job *job, const r1_tensor
     R1_TRY(ops->matmul_nn(m->dev, &dh, logits, job->head.weight->weight, NULL, 0, st));
     if (!job->freeze && job->head.weight->trained) {
         r1_units units = {job->unit + n0, NULL};
-        R1_TRY(ops->matmul_tn(m->dev, &job->head.weight->grad[job->head.use], logits, h, 1, NULL,
-                              job->head.weight->dtype, &units, st));
+        R1_TRY(weight_grad(m, job->head.weight, job->head.use, logits, h, NULL, &units, st));
     }
     return R1_OK;
 }

@@ -16,6 +16,12 @@ typedef struct {
 r1_code linear_bwd(r1_model *m, const r1_tensor *dx, const r1_tensor *dy, const r1_tensor *x,
                    const r1_linear *l, const r1_sum_rows *rows, int accumulate, r1_status *st);
 
+/* dW of one use of a trained matrix, which is added to what there is. */
+r1_code weight_grad(r1_model *m, r1_param *w, size_t use, const r1_tensor *dy, const r1_tensor *x,
+                    const int32_t *offsets, const r1_units *units, r1_status *st);
+/* Before anybody else reads or adds to a gradient: one that counts as 0 becomes 0. */
+r1_code param_settle(r1_model *m, r1_param *p, size_t use, r1_status *st);
+
 static inline r1_sum_rows /* a packed batch's */
 sum_rows(const r1_seqs *seqs)
 {

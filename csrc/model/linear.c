@@ -11,6 +11,16 @@
  */
 #include "internal.h"
 
+r1_code
+weight_grad(r1_model *m, r1_param *w, size_t use, const r1_tensor *dy, const r1_tensor *x,
+            const int32_t *offsets, const r1_units *units, r1_status *st)
+{
+    int accumulate = !w->cleared[use];
+    w->cleared[use] = 0;
+    return m->ops->matmul_tn(m->dev, &w->grad[use], dy, x, w->E, offsets, w->dtype, units,
+                             accumulate, st);
+}
+
 static int
 has_adapter(const r1_model *m, const r1_linear *l)
 {
@@ -47,15 +57,12 @@ adapter_bwd(r1_model *m, const r1_tensor *dx, const r1_tensor *dy, const r1_tens
 {
     const r1_ops *ops = m->ops;
     const int32_t *offsets = rows->offsets;
-    size_t E = l->weight->E;
     r1_tensor t = r1_rows(&m->temps->low, 0, x->rows), dt = r1_rows(&m->temps->dlow, 0, x->rows);
     R1_TRY(adapter_down(m, &t, x, l, offsets, st));
-    R1_TRY(ops->matmul_tn(m->dev, &l->up->grad[0], dy, &t, E, offsets, l->up->dtype,
-                          &rows->units, st));
+    R1_TRY(weight_grad(m, l->up, 0, dy, &t, offsets, &rows->units, st));
     R1_TRY(ops->matmul_nn(m->dev, &dt, dy, l->up->weight, offsets, 0, st));
     R1_TRY(ops->scale(m->dev, &dt, &dt, m->adapter_scale, st));
-    R1_TRY(ops->matmul_tn(m->dev, &l->down->grad[0], &dt, x, E, offsets, l->down->dtype,
-                          &rows->units, st));
+    R1_TRY(weight_grad(m, l->down, 0, &dt, x, offsets, &rows->units, st));
     return dx != NULL ? ops->matmul_nn(m->dev, dx, &dt, l->down->weight, offsets, 1, st) : R1_OK;
 }
 
@@ -67,8 +74,7 @@ linear_bwd(r1_model *m, const r1_tensor *dx, const r1_tensor *dy, const r1_tenso
     const int32_t *offsets = rows->offsets;
     r1_param *w = l->weight;
     if (w->trained) {
-        R1_TRY(ops->matmul_tn(m->dev, &w->grad[l->use], dy, x, w->E, offsets, w->dtype,
-                              &rows->units, st));
+        R1_TRY(weight_grad(m, w, l->use, dy, x, offsets, &rows->units, st));
     }
     if (l->bias != NULL && l->bias->trained) {
         R1_TRY(ops->bias_bwd(m->dev, &l->bias->grad[0], dy, st));

@@ -117,6 +117,9 @@ param_tensor(r1_model *m, size_t i, int what, r1_tensor *x, r1_status *st)
     }
     if (what == R1_GRAD) {
         R1_TRY(r1_model_grads(m, st));
+        for (size_t u = 0; p->trained && u < p->uses; u++) {
+            R1_TRY(param_settle(m, p, u, st));
+        }
     }
     *x = what == R1_VALUE ? p->value : what == R1_GRAD ? p->grad[0] : what == R1_MOMENT1 ? p->m : p->v;
     if (x->data == NULL) {
@@ -170,11 +173,25 @@ r1_param_write(r1_model *m, size_t i, int what, const float *in, r1_status *st)
 }
 
 r1_code
+param_settle(r1_model *m, r1_param *p, size_t use, r1_status *st)
+{
+    if (p->cleared[use]) {
+        R1_TRY(m->ops->fill_zero(m->dev, &p->grad[use], st));
+        p->cleared[use] = 0;
+    }
+    return R1_OK;
+}
+
+r1_code
 r1_model_zero_grad(r1_model *m, r1_status *st)
 {
     for (size_t i = 0; m->grads != NULL && i < m->n_params; i++) {
-        for (size_t u = 0; m->params[i].trained && u < m->params[i].uses; u++) {
-            R1_TRY(m->ops->fill_zero(m->dev, &m->params[i].grad[u], st));
+        r1_param *p = &m->params[i];
+        for (size_t u = 0; p->trained && u < p->uses; u++) {
+            p->cleared[u] = p->weight != NULL; /* the first product to come overwrites it */
+            if (p->weight == NULL) {
+                R1_TRY(m->ops->fill_zero(m->dev, &p->grad[u], st));
+            }
         }
     }
     if (m->config.E > 0) { /* an int64 as two zero floats */
@@ -235,8 +252,11 @@ trunk_bwd(r1_model *m, r1_workspace *ws, const r1_tensor *dy, const int32_t *ids
         }
         R1_TRY(block_bwd(m, &m->layers[i], &a, &t, seqs, balance_coef, st));
     }
-    return m->embed->trained ? m->ops->embed_bwd(m->dev, &m->embed->grad[0], &t.ds, ids, st)
-                             : R1_OK;
+    if (!m->embed->trained) {
+        return R1_OK;
+    }
+    R1_TRY(param_settle(m, m->embed, 0, st));
+    return m->ops->embed_bwd(m->dev, &m->embed->grad[0], &t.ds, ids, st);
 }
 
 /* ---- one pass over a batch ------------------------------------------------------------------- */

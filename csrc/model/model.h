@@ -119,6 +119,7 @@ typedef struct {
                         * all of a frozen model */
     size_t uses;
     r1_tensor grad[R1_MAX_USES]; /* (E O, I) float32 each */
+    int cleared[R1_MAX_USES];    /* of a matrix: counts as 0, whatever its memory still holds */
     r1_tensor m, v;              /* Adam's moments */
 } r1_param;
 
@@ -129,7 +130,7 @@ typedef struct {
     r1_param *down, *up;     /* adapter: (E, lora, I) and (E, O, lora); NULL: none */
 } r1_linear;
 
-static inline const r1_tensor * /* where a gradient is added up; NULL: it is frozen */
+static inline const r1_tensor * /* where a vector's gradient is added up; NULL: it is frozen */
 param_grad(const r1_param *p, size_t use)
 {
     return p->trained ? &p->grad[use] : NULL;

@@ -52,6 +52,7 @@ mtp_bwd(r1_model *m, r1_workspace *ws, const r1_micro *mb, const r1_mtp *io, con
                                 &m->hnorm->value, st);
     }
     if (m->embed->trained) {
+        R1_TRY(param_settle(m, m->embed, m->mtp_embed_use, st));
         R1_TRY(ops->embed_bwd(m->dev, &m->embed->grad[m->mtp_embed_use], &demb, mb->next, st));
     }
     return ops->rmsnorm_bwd(m->dev, dy, param_grad(m->hnorm, 0), &second, dy, &y, &io->rh,

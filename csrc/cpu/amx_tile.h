@@ -1,4 +1,4 @@
-/* matmul_amx.h - the tile of bf16 products on processors with a matrix unit (AMX).
+/* amx_tile.h - the tile of bf16 products on processors with a matrix unit (AMX).
  *
  *   c[r][j] = for each block of 32 of the sum:  c + (even + odd),
  *             even = chain of fma(a[r][k], b[k][j], .) over the block's even k, from 0;  odd alike
@@ -8,21 +8,34 @@
  * (docs/numerics.md). a and b are pairs, 0 up to a whole block. Which number of a pair lies in the upper half
  * does not matter, since the two sums meet in one addition.
  *
- * Registers are eight tiles of 16 rows of 64 bytes: four of c, two of a, two of b. Knows nothing
- * about experts or tasks. */
-#ifndef R1_MATMUL_AMX_H
-#define R1_MATMUL_AMX_H
+ * Registers are eight tiles of 16 rows of 64 bytes: four of c, two of a, two of b. Compiled on the tier
+ * amx alone. Knows nothing about experts or tasks. */
+#ifndef R1_AMX_TILE_H
+#define R1_AMX_TILE_H
 
-#include "matmul_kernel.h"
+#include <immintrin.h>
+#include <stddef.h>
+#include <stdint.h>
 
 enum {
     AMX_SUM = 32,        /* steps of the sum in a block */
     AMX_PAIRS = 16,
-    AMX_ROWS = 32,       /* of c in two tiles */
+    AMX_ROWS = 32,       /* of c in two tiles, and its columns */
     AMX_HALF = 16,
+    AMX_A_BLOCK = AMX_HALF * AMX_PAIRS, /* one tile of a, rows beside each other: all that is read at once */
+    AMX_B_BLOCK = AMX_PAIRS * AMX_ROWS,
 };
 
-#if BF16_AMX
+/* Strides in floats, or pairs. */
+typedef struct {
+    float *c;
+    const float *init, *a, *b;
+    size_t ldc, ld_init;
+    size_t a_half;       /* from the upper 16 rows of a (blocks, 16, 16) to the lower ones */
+    size_t blocks;       /* of the sum; b (blocks, 16, 32) */
+    const float *ahead;  /* what will be read next, laid out as b, */
+    size_t fetch;        /* and how many of the 32 cache lines of each of its blocks to fetch now */
+} amx_args;
 
 /* Tiles of so many rows; what they held is lost. Once a task and thread at least. */
 static inline void
@@ -49,58 +62,48 @@ amx_release(void)
     _tile_release();
 }
 
-/* Rows of b that the next panel's tile will want. */
+/* A panel of 32 columns; rows as configured, at most AMX_HALF where `both` is 0. */
 static inline __attribute__((always_inline)) void
-amx_fetch(const float *ahead, size_t ld)
+amx_run(const amx_args *t, const int both)
 {
-    for (size_t i = 0; i < AMX_PAIRS; i++, ahead += ld) {
-        __builtin_prefetch(ahead, 0, 2);
-        __builtin_prefetch(ahead + R1_PANEL / 2, 0, 2);
-    }
-}
-
-/* One panel; rows as configured, at most AMX_HALF where `both` is 0; K a multiple of AMX_PAIRS. */
-static inline __attribute__((always_inline)) void
-amx_run(const tile_args *t, const int both)
-{
-    const size_t bytes = sizeof(float);
-    const size_t ld_init = t->ld_init * bytes, ldc = t->ldc * bytes, a_row = t->a_row * bytes;
+    const size_t bytes = sizeof(float), line = 64 / bytes;
+    const size_t ld_init = t->ld_init * bytes, ldc = t->ldc * bytes;
     __asm__ volatile("" : : : "memory"); /* gcc's loads of tiles do not say that they read memory */
     _tile_loadd(0, t->init, ld_init);
-    _tile_loadd(1, t->init + 16, ld_init);
+    _tile_loadd(1, t->init + AMX_HALF, ld_init);
     if (both) {
         _tile_loadd(2, t->init + AMX_HALF * t->ld_init, ld_init);
-        _tile_loadd(3, t->init + AMX_HALF * t->ld_init + 16, ld_init);
+        _tile_loadd(3, t->init + AMX_HALF * t->ld_init + AMX_HALF, ld_init);
     }
     const float *a = t->a, *b = t->b, *ahead = t->ahead;
-    for (size_t k = 0; k < t->K; k += AMX_PAIRS) {
-        _tile_loadd(4, a, a_row);
-        _tile_loadd(6, b, R1_PANEL * bytes);
+    for (size_t k = 0; k < t->blocks; k++) {
+        _tile_loadd(4, a, 64);
+        _tile_loadd(6, b, AMX_ROWS * bytes);
         _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, b + 16, R1_PANEL * bytes);
+        _tile_loadd(7, b + AMX_HALF, AMX_ROWS * bytes);
         _tile_dpbf16ps(1, 4, 7);
         if (both) {
-            _tile_loadd(5, a + AMX_HALF * t->a_row, a_row);
+            _tile_loadd(5, a + t->a_half, 64);
             _tile_dpbf16ps(2, 5, 6);
             _tile_dpbf16ps(3, 5, 7);
         }
-        if (t->ld_ahead != 0) {
-            amx_fetch(ahead, t->ld_ahead);
+        for (size_t i = 0; i < t->fetch; i++) {
+            __builtin_prefetch(ahead + i * line, 0, 2);
         }
-        a += AMX_PAIRS;
-        b += AMX_PAIRS * R1_PANEL;
-        ahead += AMX_PAIRS * t->ld_ahead;
+        a += AMX_A_BLOCK;
+        b += AMX_B_BLOCK;
+        ahead += AMX_B_BLOCK;
     }
     _tile_stored(0, t->c, ldc);
-    _tile_stored(1, t->c + 16, ldc);
+    _tile_stored(1, t->c + AMX_HALF, ldc);
     if (both) {
         _tile_stored(2, t->c + AMX_HALF * t->ldc, ldc);
-        _tile_stored(3, t->c + AMX_HALF * t->ldc + 16, ldc);
+        _tile_stored(3, t->c + AMX_HALF * t->ldc + AMX_HALF, ldc);
     }
 }
 
 static inline void
-amx_tile(const tile_args *t, size_t rows)
+amx_tile(const amx_args *t, size_t rows)
 {
     if (rows > AMX_HALF) {
         amx_run(t, 1);
@@ -108,25 +111,5 @@ amx_tile(const tile_args *t, size_t rows)
         amx_run(t, 0);
     }
 }
-
-#else /* never called: uses_amx is 0 */
-static inline void
-amx_configure(size_t rows)
-{
-    (void)rows;
-}
-
-static inline void
-amx_release(void)
-{
-}
-
-static inline void
-amx_tile(const tile_args *t, size_t rows)
-{
-    (void)t;
-    (void)rows;
-}
-#endif
 
 #endif
