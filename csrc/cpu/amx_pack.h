@@ -17,8 +17,9 @@
 enum {
     AMX_MOST_BLOCKS = 32, /* of the sum between two passes over c */
     AMX_PANELS = 4,       /* of b that are packed at a time: rows are read in longer pieces */
-    AMX_A_ROOM = MATRIX_TASK_ROWS * AMX_MOST_BLOCKS * AMX_PAIRS,
-    AMX_B_ROOM = AMX_PANELS * AMX_MOST_BLOCKS * AMX_B_BLOCK,
+    AMX_A_ROOM = MATRIX_PART_ROWS * AMX_MOST_BLOCKS * AMX_PAIRS,
+    AMX_B_ROOM = MATRIX_PANELS * AMX_MOST_BLOCKS * AMX_B_BLOCK,
+    AMX_C_ROOM = MATRIX_PART_ROWS * AMX_ROWS,
 };
 
 /* The blocks of the sum that are at hand. Where the sum goes over rows they are units, and first[u] is the
@@ -28,7 +29,7 @@ typedef struct {
     uint32_t first[AMX_MOST_BLOCKS + 1];
 } amx_sum;
 
-_Static_assert(AMX_A_ROOM + AMX_B_ROOM <= (int)PRODUCT_SCRATCH, "room for copies");
+_Static_assert(AMX_A_ROOM + AMX_B_ROOM + AMX_C_ROOM <= (int)PRODUCT_SCRATCH, "room for copies");
 _Static_assert(R1_UNIT <= (int)AMX_SUM, "a unit is one block of the matrix unit's sum");
 
 /* The next ones, from step k of the task on. */

@@ -110,8 +110,23 @@ sum_tasks(const product *p)
     return tasks;
 }
 
-/* Large tasks reuse a and b most; they shrink until every thread has a few, or one where the rows are
- * so few that a tile wants several panels. */
+/* Large tasks reuse a and b most. On vectors a costs nothing to prepare, so that a few panels will do. The
+ * matrix unit wants a packed: in nt all panels share it; nn and tn pack b too and keep it, which tn, whose
+ * c is the largest, does for more rows. */
+static void
+largest_task(product *p)
+{
+    p->task_rows = TASK_ROWS;
+    p->task_panels = TASK_PANELS;
+    if (uses_amx(p)) {
+        p->task_rows = p->K == EXPERT_ROWS ? MATRIX_MOST_ROWS : MATRIX_PART_ROWS;
+        p->task_panels = p->layout == LAYOUT_PANELS ? split_count(p->columns, R1_PANEL)
+                                                    : MATRIX_PANELS;
+    }
+}
+
+/* Tasks shrink until every thread has a few, or one where the rows are so few that a tile wants several
+ * panels. */
 static void
 run_product(r1_dev *dev, product *p)
 {
@@ -119,10 +134,12 @@ run_product(r1_dev *dev, product *p)
     size_t few = p->layout == LAYOUT_PANELS && p->N <= TILE_ROWS, tiny = rows * sum * p->columns < TINY;
     size_t aim = tiny ? 1 : r1_pool_threads(dev->pool) * (few ? 1 : TASKS_A_THREAD), tasks;
     p->scratch = dev->scratch;
-    p->task_rows = uses_amx(p) ? MATRIX_TASK_ROWS : TASK_ROWS;
-    p->task_panels = uses_amx(p) ? split_count(p->columns, R1_PANEL) : TASK_PANELS;
+    p->c_rows = p->M == EXPERT_ROWS ? p->N : p->E * p->M;
+    largest_task(p);
     while ((tasks = sum_tasks(p)) < aim) {
-        if (p->task_panels > 1) {
+        if (p->task_rows > MATRIX_PART_ROWS) {
+            p->task_rows /= 2;
+        } else if (p->task_panels > 1) {
             p->task_panels /= 2;
         } else if (p->task_rows > 2 * (uses_amx(p) ? MATRIX_ROWS : TILE_ROWS)) {
             p->task_rows /= 2;

@@ -16,9 +16,11 @@ typedef enum { LAYOUT_PLAIN, LAYOUT_PANELS, LAYOUT_TURNED } b_layout;
 #define EXPERT_ROWS SIZE_MAX
 
 enum {
-    MATRIX_ROWS = 32,       /* of c in a tile of the matrix unit */
-    MATRIX_TASK_ROWS = 512, /* of c in a task for it: the more, the less often b is packed */
-    PRODUCT_SCRATCH = BF16_AMX ? 327680 : 114688, /* floats a thread needs for copies of a and b */
+    MATRIX_ROWS = 32,        /* of c in a tile of the matrix unit */
+    MATRIX_PART_ROWS = 512,  /* for which a is packed at a time */
+    MATRIX_MOST_ROWS = 4096, /* in a task */
+    MATRIX_PANELS = 32,      /* of b that can be kept */
+    PRODUCT_SCRATCH = BF16_AMX ? 13 << 16 : 7 << 14, /* floats a thread needs for copies */
 };
 
 /* Rows n0 .. n0 + n of x and y belong to an expert: they are the rows of c (nt, nn) or the sum (tn). a, b, c
@@ -29,7 +31,7 @@ typedef struct {
     size_t columns;
     size_t M, K; /* one of them EXPERT_ROWS */
     float *c;
-    size_t ldc, c_n, c_e;
+    size_t ldc, c_n, c_e, c_rows; /* c_rows: of all experts */
     const float *start; /* one row for all rows of c; NULL: what c holds */
     size_t start_panel; /* from panel to panel of start */
     const float *a;
