@@ -73,7 +73,8 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
     ("score", {}, {"length": 2048, "sequences": 2}),
     ("sample", {}, {"length": 192, "sequences": 40}),
     ("load", {"vocab_size": 40000}, {"frozen": True, "dtype": "bfloat16", "length": 16}),
-    ("score", {}, {"frozen": True, "dtype": "bfloat16", "length": 2048, "sequences": 2}),
+    ("score", {"vocab_size": 16000},
+     {"frozen": True, "dtype": "bfloat16", "length": 2048, "sequences": 2}),
     ("sample", {"vocab_size": 16000, "tie_word_embeddings": True, "max_position_embeddings": 131072},
      {"frozen": True, "length": 192, "sequences": 40})])
 def test_a_process_takes_what_the_plan_says(work: str, changes: dict, options: dict,
@@ -172,11 +173,11 @@ def test_the_head_of_a_long_sample_adds_little() -> None:
     model. benchmarks/bench_memory.py measures that a process keeps to it."""
     small = plan_memory(ModelConfig.from_dict(LONG), length=4096).bytes_of("training: head")
     large = plan_memory(ModelConfig.from_dict(LONG), length=32768).bytes_of("training: head")
-    chunk = 256 * 151936 * 4
+    chunk = 512 * 151936 * 4
     assert large < 8 * small and small < 3 * chunk, "more than vectors and a chunk grows with tokens"
     wide = ModelConfig.from_dict({**LONG, "hidden_size": 896, "num_hidden_layers": 24,
                                   "num_attention_heads": 14, "intermediate_size": 4864})
-    assert plan_memory(wide, length=32768, recompute=True).bytes_of("training: head") < 2**29
+    assert plan_memory(wide, length=32768, recompute=True).bytes_of("training: head") < 2**30
 
 
 def test_a_model_that_only_samples_has_no_gradients() -> None:

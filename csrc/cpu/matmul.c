@@ -29,7 +29,7 @@
 
 enum {
     TASK_PANELS = 8,      /* panels of c a task takes at most, where a costs nothing to prepare */
-    TASKS_A_THREAD = 2,   /* aimed at, so that threads finish together */
+    TASKS_A_THREAD = 2,   /* aimed at, so that threads finish together; one where a must be packed */
     TINY = 20000,         /* multiply-adds that are not worth a wake-up */
 };
 
@@ -125,14 +125,15 @@ largest_task(product *p)
     }
 }
 
-/* Tasks shrink until every thread has a few, or one where the rows are so few that a tile wants several
- * panels. */
+/* Tasks shrink until every thread has a few, or one where splitting costs more than waiting: on the matrix
+ * unit, and where the rows are so few that a tile wants several panels. */
 static void
 run_product(r1_dev *dev, product *p)
 {
     size_t rows = p->M == EXPERT_ROWS ? p->N : p->M, sum = p->K == EXPERT_ROWS ? p->N : p->K;
     size_t few = p->layout == LAYOUT_PANELS && p->N <= TILE_ROWS, tiny = rows * sum * p->columns < TINY;
-    size_t aim = tiny ? 1 : r1_pool_threads(dev->pool) * (few ? 1 : TASKS_A_THREAD), tasks;
+    size_t once = few || uses_amx(p), tasks;
+    size_t aim = tiny ? 1 : r1_pool_threads(dev->pool) * (once ? 1 : TASKS_A_THREAD);
     p->scratch = dev->scratch;
     p->c_rows = p->M == EXPERT_ROWS ? p->N : p->E * p->M;
     largest_task(p);

@@ -121,14 +121,14 @@ mtp_place(r1_mtp *io, r1_arena *ar, const r1_config *c, size_t n)
 }
 
 /* Rows of logits at a time: about a megabyte of them so that they stay in the cache, but at least
- * 256 rows, since every chunk reads the head's matrix three times and its gradient, which are what
- * does not fit where V is large; never tokens x V. */
+ * 256 rows, since every chunk reads the head's matrix, which does not fit where V is large, and twice as many
+ * where it reads it twice more and adds to its gradient; never tokens x V. */
 static size_t
-head_chunk(const r1_config *c, size_t rows)
+head_chunk(const r1_workspace *ws, const r1_config *c)
 {
-    size_t chunk = (size_t)262144 / c->V;
-    chunk = chunk < 256 ? 256 : chunk;
-    return chunk < rows ? chunk : rows;
+    size_t chunk = (size_t)262144 / c->V, least = ws->keep != R1_KEEP_NONE ? 512 : 256;
+    chunk = chunk < least ? least : chunk;
+    return chunk < ws->rows ? chunk : ws->rows;
 }
 
 /* Activations of the layers and of the MTP module, and what is beside them. */
@@ -165,7 +165,7 @@ head_place(r1_workspace *ws, r1_arena *ar, const r1_model *m)
     size_t n = ws->rows;
     ws->hm = push(ar, n, c->C);
     ws->dhm = push(ar, ws->keep != R1_KEEP_NONE ? n : 0, c->C);
-    ws->logits = push(ar, head_chunk(c, n), c->V);
+    ws->logits = push(ar, head_chunk(ws, c), c->V);
     for (size_t i = 0; i < sizeof ws->vec / sizeof ws->vec[0]; i++) {
         ws->vec[i] = push(ar, n, 1);
     }
