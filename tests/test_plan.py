@@ -73,7 +73,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
     ("score", {}, {"length": 2048, "sequences": 2}),
     ("sample", {}, {"length": 192, "sequences": 40}),
     ("load", {"vocab_size": 40000}, {"frozen": True, "dtype": "bfloat16", "length": 16}),
-    ("score", {"vocab_size": 16000},
+    ("score", {"intermediate_size": 2048},
      {"frozen": True, "dtype": "bfloat16", "length": 2048, "sequences": 2}),
     ("sample", {"vocab_size": 16000, "tie_word_embeddings": True, "max_position_embeddings": 131072},
      {"frozen": True, "length": 192, "sequences": 40})])
