@@ -226,7 +226,7 @@ def test_thread_counts(n: Any, error: type[Exception]) -> None:
 
 
 @pytest.mark.parametrize("options, error, match", [
-    (dict(device="cuda"), ValueError, "device 'cuda' is not available"),
+    (dict(device="cuda"), RuntimeError, "CUDA"),
     (dict(device="tpu"), ValueError, "device 'tpu'"),
     (dict(dtype="float16"), ValueError, "'float16', must be one of float32, bfloat16"),
     (dict(seed=-1), ValueError, "seed"), (dict(seed=2**64), ValueError, "seed"),

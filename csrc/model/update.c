@@ -56,14 +56,14 @@ typedef struct {
 static update_memory
 memory_place(const r1_model *m, r1_arena *a)
 {
-    size_t largest = 0;
+    size_t largest = 0, sums = m->config.frozen ? 0 : m->n_params;
     for (size_t i = 0; i < m->n_params; i++) {
         const r1_param *p = &m->params[i];
         size_t n = p->uses > 1 && p->trained ? part_rows(p) * p->I : 0;
         largest = n > largest ? n : largest;
     }
     update_memory memory;
-    memory.sums = r1_arena_push(a, m->n_params, sizeof *memory.sums);
+    memory.sums = r1_arena_push(a, sums, sizeof *memory.sums);
     memory.total = r1_arena_push(a, largest, sizeof *memory.total);
     return memory;
 }
