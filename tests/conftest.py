@@ -10,7 +10,7 @@ each. An op that has not been written for CUDA yet skips its tests by name.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import command_run
@@ -48,17 +48,20 @@ def open_gpu() -> _core.Device | None:
 GPU = open_gpu()
 
 
+def emulated_ops() -> object:
+    try:
+        return cuda_emulation.load().ops
+    except FileNotFoundError as error:
+        pytest.skip(f"no emulated GPU: {error}")
+
+
 @pytest.fixture(scope="session", params=[*_core.tiers(), "emulated-cuda", *(["cuda"] if GPU else [])])
 def devices(request: pytest.FixtureRequest) -> list[_core.Device]:
     """Devices of one tier with 1, 2, 3 and 7 threads; emulated GPUs; a GPU four times."""
     if request.param == "cuda":
         return [GPU] * len(THREADS)
     if request.param == "emulated-cuda":
-        try:
-            ops = cuda_emulation.load().ops
-        except FileNotFoundError as error:
-            pytest.skip(f"no emulated GPU: {error}")
-        return [_core.Device(ops=ops, ordinal=i) for i in range(len(THREADS))]
+        return [_core.Device(ops=emulated_ops(), ordinal=i) for i in range(len(THREADS))]
     return [_core.Device(threads=n, tier=request.param) for n in THREADS]
 
 
@@ -77,6 +80,20 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
         if "not written for CUDA yet" not in str(error):
             raise
         pytest.skip(str(error))
+
+
+@pytest.fixture(params=["emulated", *(["real"] if GPU else [])])
+def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """device="cuda" is an emulated GPU, or this machine's. gpu(i): from now on the emulated GPU that
+    shuffles like i; the real one stays."""
+    opened: dict[int, _core.Device] = {}
+
+    def use(i: int) -> None:
+        if request.param == "emulated" and i not in opened:
+            opened[i] = _core.Device(ops=emulated_ops(), ordinal=i)
+        monkeypatch.setattr("r1grpo.device._gpu", [GPU if request.param == "real" else opened[i]])
+    use(1)
+    return use
 
 
 @pytest.fixture

@@ -60,9 +60,9 @@ def configs() -> dict[str, ModelConfig]:
     }
 
 
-def make(name: str, seed: int = 0, dtype: str = "float32") -> Model:
+def make(name: str, seed: int = 0, dtype: str = "float32", device: str = "cpu") -> Model:
     """The model of that name; norms, biases and routing biases are random too."""
-    model = Model(configs()[name], seed=seed, dtype=dtype)
+    model = Model(configs()[name], seed=seed, dtype=dtype, device=device)
     rng = np.random.default_rng([seed, 7])
     state = model.state_dict()
     for key, array in state.items():
