@@ -6,11 +6,11 @@ the best that the processor has, fixed at first use: a model's packed weights be
 
 from __future__ import annotations
 
-import importlib
 import time
 
 from . import _core
 from .batch import as_count
+from .cuda import cuda_ops
 
 __all__ = ["get_device", "peak_flops", "set_num_threads"]
 
@@ -31,17 +31,6 @@ def get_device(name: str = "cpu") -> _core.Device:
     if not _current:
         _current.append(_core.Device())
     return _current[0]
-
-
-def cuda_ops() -> object:
-    """The CUDA backend's op table. RuntimeError in a build without one."""
-    try:
-        return importlib.import_module("r1grpo._cuda").ops
-    except ModuleNotFoundError:
-        raise RuntimeError("device 'cuda': this build of r1grpo has no CUDA backend; build it where nvcc is,"
-                           " with R1GRPO_CUDA=1") from None
-    except ImportError as error:
-        raise RuntimeError(f"device 'cuda': the CUDA backend does not load: {error}") from error
 
 
 def set_num_threads(n: int) -> None:

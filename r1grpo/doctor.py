@@ -58,4 +58,15 @@ def _engine() -> list[tuple[str, str]]:
             ("threads", str(device.threads)),
             ("peak", ", ".join(f"{devices.peak_flops(dtype) / 1e9:,.0f} GFLOP/s {dtype}"
                                for dtype in ("float32", "bfloat16"))),
-            ("CUDA", "not in this build")]
+            *_gpus()]
+
+
+def _gpus() -> list[tuple[str, str]]:
+    cuda = importlib.import_module(".cuda", __package__)
+    found = cuda.open_cublaslt() or "not found: pip install 'r1grpo[cuda]', or set CUDA_HOME"
+    try:
+        text, free, total = cuda.describe_gpu()
+        line = f"{text}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    except RuntimeError as error:
+        return [("CUDA", str(error).removeprefix("device 'cuda': "))]
+    return [("CUDA", line), ("cuBLASLt", found)]

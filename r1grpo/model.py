@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from .model_files import ModelFiles
 from .model_state import NO_BASE
 from .plan import MICRO_TOKENS as _MICRO_TOKENS
 from .plan import SLOTS as _SLOTS
-from .plan import MemoryPlan, plan_memory
+from .plan import MemoryPlan, explained, plan_memory
 from .sampling import Filters, Rollout, Session
 
 __all__ = ["Loss", "Model"]
@@ -49,6 +50,11 @@ class Model(ModelFiles):
         return plan_memory(self.config, dtype=self.dtype, device=self.device_name, lora=self.lora,
                            frozen=self.frozen, **options)
 
+    def _explained(self, batch: PackedBatch, **options: Any) -> AbstractContextManager[None]:
+        """A MemoryError of a pass over this batch carries its plan."""
+        return explained(lambda: self.plan(
+            length=int(max(np.diff(batch.start), default=1)), sequences=max(len(batch.lengths), 1), **options))
+
     # ---- sampling -------------------------------------------------------------------------------
 
     def session(self, prompts: Sequence, num_generations: int = 1, max_new_tokens: int = 128,
@@ -59,8 +65,11 @@ class Model(ModelFiles):
         """`generate` in slices: see `Session`."""
         how = Filters(temperature, top_k, top_p, min_p)
         stop = self.config.stop_ids() if stop_token_ids is None else stop_token_ids
-        return Session(self._core, lambda: self.device, self.config, prompts, num_generations,
-                       max_new_tokens, how, seed, step, stop, sample_ids, _SLOTS, speculative)
+        with explained(lambda: self.plan(
+                training=False, prompts=len(prompts), num_generations=num_generations, slots=_SLOTS,
+                prompt_length=max(map(len, prompts)), max_new_tokens=max_new_tokens, speculative=speculative)):
+            return Session(self._core, lambda: self.device, self.config, prompts, num_generations,
+                           max_new_tokens, how, seed, step, stop, sample_ids, _SLOTS, speculative)
 
     def generate(self, prompts: Sequence, num_generations: int = 1, max_new_tokens: int = 128,
                  temperature: float = 1.0, top_k: int | None = 0, top_p: float | None = 1.0,
@@ -108,8 +117,9 @@ class Model(ModelFiles):
         out = np.empty(batch.targets, np.float32)
         spec = (False, False, base, *LossSpec(), 0.0, False, 0.0, _MICRO_TOKENS)
         if batch.targets:
-            self._core.run(self.device, batch.ids, batch.start, batch.first, batch.group, None, None,
-                           None, None, spec, how.tuple(), out, None, None, None, None, None, None, None)
+            with self._explained(batch, training=False, scoring=True):
+                self._core.run(self.device, batch.ids, batch.start, batch.first, batch.group, None, None,
+                               None, None, spec, how.tuple(), out, None, None, None, None, None, None, None)
         return split_rows(out, batch.lengths)
 
     def sft_gradient(self, prompt_ids: Sequence, completion_ids: Sequence, weights=None,
@@ -204,9 +214,10 @@ class Model(ModelFiles):
         spec = (True, bool(recompute), False, *loss_spec._replace(scale=1.0 / total),
                 as_number(mtp_coef, "mtp_coef"), bool(mtp_detach),
                 as_number(balance_coef, "balance_coef") / total, _micro_rows(micro_batch_tokens))
-        self._core.run(self.device, batch.ids, batch.start, batch.first, batch.group, w, advantages,
-                       old, ref, spec, how.tuple(), logp, entropy, loss, kl, clipped, mtp_loss, draft,
-                       balance)
+        with self._explained(batch, training=True, micro_batch_tokens=micro_batch_tokens, recompute=recompute):
+            self._core.run(self.device, batch.ids, batch.start, batch.first, batch.group, w, advantages,
+                           old, ref, spec, how.tuple(), logp, entropy, loss, kl, clipped, mtp_loss, draft,
+                           balance)
         value = math.fsum(loss) + math.fsum(balance)
         value += mtp_coef / total * math.fsum(w.astype(np.float64) * mtp_loss)
         stats = token_stats(w != 0, logp, entropy, kl, clipped, sampled, old)

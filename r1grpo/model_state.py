@@ -44,6 +44,9 @@ class ModelState:
                              f"{suggest(str(dtype), DTYPES)}")
         if offload is not None and not frozen:
             raise ValueError("offload is for frozen models: weights that are trained stay in memory")
+        if offload is not None and device != "cpu":
+            raise ValueError(f"offload keeps weights in a file for the CPU: a GPU, device {brief(device)},"
+                             " needs them in its own memory")
         self.config = config
         self.device_name = device
         self.dtype = dtype

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ import numpy as np
 from . import _core
 from .batch import as_count
 from .config import GRPOConfig, RewardConfig, SFTConfig, TrainingConfig
+from .cuda import describe_gpu
 from .device import get_device
 from .lora import LoraConfig
 from .model_config import ModelConfig
@@ -192,7 +194,7 @@ def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
 def plan_training(config: ModelConfig | dict[str, Any], args: TrainingConfig,
                   dtype: str = "float32", length: int | None = None,
                   prompt_length: int | None = None, lora: LoraConfig | None = None,
-                  sequences: int | None = None) -> MemoryPlan:
+                  sequences: int | None = None, device: str = "cpu") -> MemoryPlan:
     """The plan of a trainer with these options on a model of this configuration.
 
     length: tokens of the longest row (SFT, reward models), prompt_length: of the longest prompt
@@ -204,7 +206,7 @@ def plan_training(config: ModelConfig | dict[str, Any], args: TrainingConfig,
     common: dict[str, Any] = {
         "dtype": dtype, "sequences": sequences or args.per_device_train_batch_size,
         "micro_batch_tokens": args.micro_batch_tokens, "recompute": args.gradient_checkpointing,
-        "checkpoint": args.output_dir is not None, "lora": lora}
+        "checkpoint": args.output_dir is not None, "lora": lora, "device": device}
     if isinstance(args, GRPOConfig):
         limit = args.max_completion_length  # of every rollout, or a schedule
         completion = limit if isinstance(limit, int) else max(length for _, length in limit)
@@ -244,9 +246,11 @@ def _group_room(folder: Path, limit: str, used: str, cache: str) -> int | None:
     return max(0, int(most) - int(now) + int(stat.get(cache, 0)))
 
 
-def available_memory() -> int:
-    """Bytes that this process may still take: what the system calls available, and no more than
+def available_memory(device: str = "cpu") -> int:
+    """Bytes that this process may still take: of a GPU, what is free; else what the system calls available, and no more than
     its control groups (v1 and v2, with all parents) leave. 2^63 - 1 where nobody says."""
+    if device == "cuda":
+        return describe_gpu()[1]
     found = [2**63 - 1]
     for line in _read(Path("/proc/meminfo")).splitlines():
         if line.startswith("MemAvailable:"):
@@ -269,18 +273,32 @@ def available_memory() -> int:
     return min(found)
 
 
-def resident_memory() -> int:
-    """Bytes that this process holds now; 0 where nobody says."""
+def resident_memory(device: str = "cpu") -> int:
+    """Bytes that this process holds now; 0 where nobody says. Of a GPU, all that is taken: whose it is
+    nobody says."""
+    if device == "cuda":
+        _, free, total = describe_gpu()
+        return total - free
     pages = _read(Path("/proc/self/statm")).split()
     return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if pages else 0
 
 
-def check_fits(plan: MemoryPlan, available: int | None = None, allocated: int = 0) -> None:
+@contextmanager
+def explained(plan: Callable[[], MemoryPlan]) -> Iterator[None]:
+    """A MemoryError in here gets the table of what was asked for."""
+    try:
+        yield
+    except MemoryError as error:
+        raise MemoryError(f"{error}\n{plan()}") from None
+
+
+def check_fits(plan: MemoryPlan, available: int | None = None, allocated: int = 0,
+               device: str = "cpu") -> None:
     """MemoryError with the plan's table where it needs more than there is.
 
-    available: bytes (None: available_memory()); allocated: bytes of the plan that this process has
+    available: bytes (None: available_memory(device)); allocated: bytes of the plan that this process has
     taken already, a loaded model's say: resident_memory() is a bound."""
-    have = available_memory() if available is None else available
+    have = available_memory(device) if available is None else available
     if plan.total - allocated > have:
         raise MemoryError(
             f"this run needs {plan.total / GIB:.2f} GiB and {(have + allocated) / GIB:.2f} GiB can be "

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from r1grpo import _core, set_num_threads
-from r1grpo.device import cuda_ops
+from r1grpo.cuda import cuda_ops
 
 THREADS = (1, 2, 3, 7)
 

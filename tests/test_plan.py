@@ -268,13 +268,13 @@ def test_a_trainer_refuses_before_its_first_step(monkeypatch: pytest.MonkeyPatch
                     [{"prompt_ids": [3] * 40}])
     make()
     need = plan_training(model.config, sft, length=100).total
-    monkeypatch.setattr(planning, "available_memory", lambda: need // 2)
-    monkeypatch.setattr("r1grpo.trainer.resident_memory", lambda: need)
+    monkeypatch.setattr(planning, "available_memory", lambda device="cpu": need // 2)
+    monkeypatch.setattr("r1grpo.trainer.resident_memory", lambda device="cpu": need)
     SFTTrainer(model, sft, rows)  # what is held already need not be found again
-    monkeypatch.setattr("r1grpo.trainer.resident_memory", lambda: 0)
+    monkeypatch.setattr("r1grpo.trainer.resident_memory", lambda device="cpu": 0)
     with pytest.raises(MemoryError, match="training: activations"):
         SFTTrainer(model, sft, rows)
-    monkeypatch.setattr(planning, "available_memory", lambda: 1 << 20)
+    monkeypatch.setattr(planning, "available_memory", lambda device="cpu": 1 << 20)
     with pytest.raises(MemoryError, match="reference"):
         GRPOTrainer(model, lambda completions, **_: [0.0] * len(completions), grpo,
                     [{"prompt_ids": [3] * 40}])

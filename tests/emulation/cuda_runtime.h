@@ -282,6 +282,13 @@ enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum { cudaStreamNonBlocking = 1, cudaHostRegisterDefault = 0 };
 typedef struct emulated_stream *cudaStream_t;
 
+struct cudaDeviceProp {
+    char name[256];
+    int major, minor;
+};
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *gpu, int device);
+cudaError_t cudaDriverGetVersion(int *version);
+cudaError_t cudaRuntimeGetVersion(int *version);
 cudaError_t cudaGetDeviceCount(int *count);
 cudaError_t cudaSetDevice(int device);
 cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr what, int device);

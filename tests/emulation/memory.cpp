@@ -211,6 +211,26 @@ cudaMemGetInfo(size_t *left, size_t *total)
 }
 
 cudaError_t
+cudaGetDeviceProperties(cudaDeviceProp *gpu, int)
+{
+    *gpu = {"an emulated GPU", 8, 0};
+    return cudaSuccess;
+}
+
+cudaError_t
+cudaDriverGetVersion(int *version)
+{
+    *version = 13000;
+    return cudaSuccess;
+}
+
+cudaError_t
+cudaRuntimeGetVersion(int *version)
+{
+    return cudaDriverGetVersion(version);
+}
+
+cudaError_t
 cudaGetDeviceCount(int *count)
 {
     *count = DEVICES;

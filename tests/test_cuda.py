@@ -1,0 +1,132 @@
+"""Everything about CUDA but its ops: no GPU, no backend, a forked process, memory, a GPU that is lost."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import os
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cuda_emulation
+import r1grpo.cuda
+from op_testing import nan
+from r1grpo import GRPOConfig, Model, ModelConfig, _core, check_fits, plan_training
+from r1grpo.device import get_device
+from r1grpo.plan import available_memory, resident_memory
+
+
+SMALL = ModelConfig(vocab_size=9, eos_token_id=1, hidden_size=8, num_attention_heads=2, num_hidden_layers=1,
+                    intermediate_size=8, max_position_embeddings=64, model_type="qwen2")
+
+
+@pytest.fixture
+def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """r1grpo._cuda is the emulated backend."""
+    try:
+        module = cuda_emulation.load()
+    except FileNotFoundError as error:
+        pytest.skip(f"no emulated GPU: {error}")
+    monkeypatch.setitem(sys.modules, "r1grpo._cuda", module)
+    monkeypatch.setattr("r1grpo.device._gpu", [])
+
+
+def test_a_build_without_the_backend_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise ModuleNotFoundError(name)
+    monkeypatch.setattr("r1grpo.cuda.importlib", types.SimpleNamespace(import_module=absent))
+    monkeypatch.setattr("r1grpo.device._gpu", [])
+    for call in (lambda: get_device("cuda"), lambda: r1grpo.cuda.describe_gpu(),
+                 lambda: Model(SMALL, device="cuda")):
+        with pytest.raises(RuntimeError, match="device 'cuda': this build of r1grpo has no CUDA backend"):
+            call()
+    with pytest.raises(ValueError, match="device 'tpu' is unknown; there are 'cpu' and 'cuda'"):
+        get_device("tpu")
+
+
+def test_the_gpu_is_one_for_all(emulated: None) -> None:
+    assert get_device("cuda") is get_device("cuda") is not get_device()
+    assert get_device("cuda").name == "cuda/emulated" and get_device("cuda").tier == "emulated"
+    with pytest.raises(RuntimeError, match="there is no GPU 17: fewer are visible"):
+        _core.Device(ops=r1grpo.cuda.cuda_ops(), ordinal=17)
+    with pytest.raises(ValueError, match="ordinal is -1"):
+        _core.Device(ops=r1grpo.cuda.cuda_ops(), ordinal=-1)
+    for wrong in (3, None):
+        with pytest.raises(ValueError, match="PyCapsule"):
+            _core.Device(ops=wrong)
+
+
+def test_spinning_counts_its_operations(emulated: None) -> None:
+    device = get_device("cuda")
+    for dtype, one in (("float32", 2 * 32), ("bfloat16", 2 * 16 * 16 * 8)):
+        warps = 4 * device.threads * 256 // 32
+        assert device.spin(dtype, 3) == 3 * 8 * one * warps and device.spin(dtype, 0) == 0
+
+
+def test_cublaslt_is_looked_for_where_it_may_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for folder in ("home/lib64", "site/nvidia/cublas/lib"):
+        tmp_path.joinpath(folder).mkdir(parents=True)
+        tmp_path.joinpath(folder, "libcublasLt.so.13").write_bytes(b"no library")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "site")])
+    tried: list[str] = []
+
+    def load(path: str, mode: int) -> str:
+        tried.append(path)
+        if not path.startswith(str(tmp_path / "home")):
+            raise OSError(path)
+        return "opened"
+    monkeypatch.setattr(r1grpo.cuda, "_open", [])
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    assert r1grpo.cuda.open_cublaslt() == str(tmp_path / "home/lib64/libcublasLt.so.13")
+    assert [Path(path).name for path in tried[:2]] == ["libcublasLt.so.13", "libcublasLt.so.12"]
+    assert "site" in tried[2] and len(tried) == 4
+    assert r1grpo.cuda.open_cublaslt() and len(tried) == 4, "once is enough"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # 3.12 warns of fork beside threads
+def test_a_forked_process_is_refused(emulated: None) -> None:
+    device, a = _core.Device(ops=r1grpo.cuda.cuda_ops()), np.ones((3, 4), np.float32)
+    child = os.fork()
+    if child == 0:
+        try:
+            _core.add(device, nan(3, 4), a, a)
+        except RuntimeError as error:
+            del device  # closing it there is nothing to the driver either
+            os._exit(0 if "forked process" in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    _core.add(device, a, a, a)
+    assert np.all(a == 2.0)
+
+
+def test_gpu_memory_is_what_plans_are_compared_with(emulated: None) -> None:
+    _, free, total = r1grpo.cuda.describe_gpu()
+    assert 0 < free <= total and available_memory("cuda") == free
+    assert resident_memory("cuda") == total - free
+    config = dataclasses.replace(SMALL, vocab_size=50_000, hidden_size=1024, num_hidden_layers=24)
+    with pytest.raises(RuntimeError, match="not written for CUDA yet"):
+        plan = plan_training(config, GRPOConfig(), device="cuda")
+        with pytest.raises(MemoryError, match="this run needs"):
+            check_fits(plan, available_memory("cuda"))
+        raise RuntimeError("not written for CUDA yet: now it is, and this line can go")
+
+
+def test_a_memory_error_carries_the_plan() -> None:
+    model = Model(SMALL)
+    for call in (lambda: model.logprobs([[1]], [[2]]), lambda: model.sft_gradient([[1]], [[2]]),
+                 lambda: model.session([[1]])):
+        _core.alloc_fail_at(1)
+        with pytest.raises(MemoryError, match="(?s)out of memory.*parameters, .* GiB.*total"):
+            call()
+        _core.alloc_fail_at(0)
+
+
+def test_a_gpu_takes_no_weights_from_a_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="offload keeps weights in a file for the CPU"):
+        Model(SMALL, device="cuda", frozen=True, offload=tmp_path)
