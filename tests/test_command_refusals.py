@@ -93,7 +93,7 @@ def test_a_plan_is_shown_and_nothing_is_done(name, here, tmp_path, capsys, monke
 
 @pytest.mark.parametrize("name", ["grpo", "sft", "distill", "reject", "eval"])
 def test_what_cannot_fit_is_refused_with_its_table(name, here, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("r1grpo.plan.available_memory", lambda: 1000)
+    monkeypatch.setattr("r1grpo.plan.available_memory", lambda device="cpu": 1000)
     out = tmp_path / "run"
     assert cli.main(command(name, out)) == 2
     error = capsys.readouterr().err
