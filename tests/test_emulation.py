@@ -14,7 +14,7 @@ import pytest
 import cuda_emulation
 from op_testing import F32, assert_same_bits, bf16, normal
 
-OK, EINVAL, EDEVICE = 0, 1, 4
+OK = 0  # r1_code
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +75,15 @@ def test_a_missing_barrier_shows(probe: Probe) -> None:
     assert all(np.isnan(one).any() for one in wrong)
     assert len({one.tobytes() for one in wrong}) > 2
     assert len({probe("block_race", given, i)[0] for i in range(4)}) > 2
+
+
+def test_a_copy_that_nobody_waits_for_has_not_arrived(probe: Probe, rng: np.random.Generator) -> None:
+    assert np.isnan(probe("no_wait", bf16(normal(rng, 512)))[:128]).all()
+
+
+def test_a_gpu_that_is_lost_says_so_at_every_call(probe: Probe) -> None:
+    said = probe("lost", np.zeros(4, np.float32), 0, "this GPU is lost to this process, start a new one")
+    assert said[0] == 1.0
 
 
 def test_a_deadlock_says_where_the_threads_stand(probe: Probe) -> None:

@@ -40,6 +40,13 @@ namespace {
 enum { MAX_THREADS = 1024, STACK = 1 << 18 };
 enum class waits { nothing, warp, block, for_ever };
 
+struct copy {
+    void *to;
+    const void *from;
+    int bytes;
+    unsigned group;
+};
+
 struct thread {
     fiber f;
     emulated_place place;
@@ -48,6 +55,8 @@ struct thread {
     unsigned mask;
     emulated_meeting meet;
     void *mine;
+    std::vector<copy> copies; /* under way */
+    unsigned group;           /* that the next copy belongs to */
 };
 
 using piece_memory = std::unique_ptr<void, void (*)(void *)>;
@@ -136,6 +145,8 @@ run_block(uint3 block, dim3 grid, dim3 size)
         uint3 index = {i % size.x, i / size.x % size.y, i / size.x / size.y};
         threads[i].place = {index, block, size, grid, i % WARP_LANES};
         threads[i].state = waits::nothing;
+        threads[i].copies.clear();
+        threads[i].group = 0;
         fiber_start(&threads[i].f, stack_of(i), STACK, run_thread);
         ready.push_back(count - 1 - i);
     }
@@ -218,6 +229,34 @@ emulated_meet(unsigned mask, emulated_meeting meet, void *mine)
         }
     }
     yield();
+}
+
+void
+emulated_copy(void *to, const void *from, int bytes)
+{
+    threads[running].copies.push_back({to, from, bytes, threads[running].group});
+}
+
+void
+emulated_copy_commit()
+{
+    threads[running].group++;
+}
+
+void
+emulated_copy_wait(unsigned left)
+{
+    thread &me = threads[running];
+    size_t kept = 0;
+    for (const copy &one : me.copies) {
+        if (one.group + left < me.group) {
+            memset(one.to, 0, 16);
+            memcpy(one.to, one.from, (size_t)one.bytes);
+        } else {
+            me.copies[kept++] = one;
+        }
+    }
+    me.copies.resize(kept);
 }
 
 void *

@@ -50,6 +50,12 @@ void emulated_meet(unsigned mask, emulated_meeting meet, void *mine);
 void *emulated_shared(const void *key, size_t bytes);
 void *emulated_dynamic_shared();
 
+/* Copies of 16 bytes to shared memory that arrive when the thread waits for them, as late as they may: see
+ * copy_16 in kernels/mma.cuh. */
+void emulated_copy(void *to, const void *from, int bytes);
+void emulated_copy_commit();
+void emulated_copy_wait(unsigned left);
+
 /* ---- memory.cpp ---- */
 
 /* May a kernel be given this address? bytes 0: only the address counts. */
@@ -57,5 +63,7 @@ bool emulated_reachable(const void *p, size_t bytes);
 /* Between these two the host may touch device memory; they nest, and keep other threads out. */
 void emulated_unlock();
 void emulated_lock();
+/* From now on every call fails, as after a kernel that read a wrong address; false: no longer. */
+void emulated_break(bool broken);
 
 #endif

@@ -30,7 +30,7 @@ size_t used, taken; /* address space that was ever given away; bytes that are */
 int depth;
 std::multimap<size_t, char *> freed; /* by size */
 std::map<const char *, size_t> given, mapped;
-bool broken;
+bool explained, broken;
 std::string reason;
 
 size_t
@@ -95,8 +95,15 @@ cudaError_t
 emulated_failure(const char *why)
 {
     reason = why;
-    broken = true;
+    explained = true;
     return cudaErrorLaunchFailure;
+}
+
+void
+emulated_break(bool now)
+{
+    broken = now;
+    explained = false;
 }
 
 cudaError_t
@@ -267,7 +274,7 @@ cudaGetLastError()
 const char *
 cudaGetErrorString(cudaError_t error)
 {
-    return error == cudaErrorLaunchFailure && broken ? reason.c_str() : "an emulated error";
+    return error == cudaErrorLaunchFailure && explained ? reason.c_str() : "an emulated error";
 }
 
 cudaError_t
@@ -287,11 +294,11 @@ cudaStreamDestroy(cudaStream_t)
 cudaError_t
 cudaStreamSynchronize(cudaStream_t)
 {
-    return cudaSuccess;
+    return broken ? cudaErrorLaunchFailure : cudaSuccess;
 }
 
 cudaError_t
 cudaStreamQuery(cudaStream_t)
 {
-    return cudaSuccess;
+    return broken ? cudaErrorLaunchFailure : cudaSuccess;
 }

@@ -83,17 +83,18 @@ static inline void
 copy_16(void *shared, const void *global, int bytes)
 {
     assert((uintptr_t)shared % 16 == 0 && (uintptr_t)global % 16 == 0);
-    memset(shared, 0, 16);
-    memcpy(shared, global, (size_t)bytes);
+    emulated_copy(shared, global, bytes);
 }
 
 static inline void
 copy_commit()
 {
+    emulated_copy_commit();
 }
 
 template <int left>
 static inline void
 copy_wait()
 {
+    emulated_copy_wait(left);
 }

@@ -65,7 +65,7 @@ probe_warp(int device, const float *in, float *out, size_t count)
 /* ---- tensor cores: in a (16, 16), b (16, 8), c (16, 8) of bf16 numbers; out c + a b (16, 8) ---- */
 
 static __global__ void
-mma_kernel(float *out, const float *in)
+mma_kernel(float *out, const float *in, bool wait)
 {
     SHARED(a, uint16_t[16][16]);
     SHARED(b, uint16_t[16][8]);
@@ -80,7 +80,9 @@ mma_kernel(float *out, const float *in)
     }
     copy_16(&wide[lane / 2][lane % 2 * 4], in_c + lane * 4, 16);
     copy_commit();
-    copy_wait<0>();
+    if (wait) {
+        copy_wait<0>();
+    }
     __syncwarp();
     uint32_t fa[4], fb[4];
     load_matrix(fa, &a[lane % 8 + lane / 8 % 2 * 8][lane / 16 * 8]);
@@ -97,7 +99,15 @@ PROBE
 probe_mma(int device, const float *in, float *out, size_t count)
 {
     return run_probe(device, in, out, count, [](r1_dev *dev, float *from, float *to, size_t, r1_status *st) {
-        return LAUNCH(dev, st, mma_kernel, 1, WARP, 0, to, (const float *)from);
+        return LAUNCH(dev, st, mma_kernel, 1, WARP, 0, to, (const float *)from, true);
+    });
+}
+
+PROBE
+probe_no_wait(int device, const float *in, float *out, size_t count)
+{
+    return run_probe(device, in, out, count, [](r1_dev *dev, float *from, float *to, size_t, r1_status *st) {
+        return LAUNCH(dev, st, mma_kernel, 1, WARP, 0, to, (const float *)from, false);
     });
 }
 
@@ -209,4 +219,27 @@ probe_fresh(int device, const float *in, float *out, size_t count)
         R1_TRY(dev_scratch(dev, &scratch, 64, st));
         return LAUNCH(dev, st, fresh_kernel, 1, 1, 8 * sizeof(float), to, (const float *)scratch);
     });
+}
+
+/* A kernel goes wrong while it runs: the next synchronisation says so, then every call. */
+PROBE
+probe_lost(int device, const float *in, float *out, size_t count)
+{
+    r1_dev *dev = NULL;
+    r1_status st = {}, later = {};
+    (void)in;
+    (void)count;
+    if (CUDA(dev_open)(&dev, (size_t)device, &st) != R1_OK) {
+        return (int)st.code;
+    }
+    void *p = CUDA(mem_alloc)(dev, 64);
+    emulated_break(true);
+    (void)CUDA(mem_download)(dev, out, p, 16, &st);
+    (void)CUDA(mem_upload)(dev, p, out, 16, &later);
+    emulated_break(false);
+    out[0] = (float)(later.code == R1_EDEVICE && strstr(later.message, "since an earlier error") != NULL);
+    CUDA(mem_free)(dev, p); /* and neither this nor the end touches the GPU */
+    CUDA(dev_close)(dev);
+    memcpy(probe_message, st.message, sizeof probe_message);
+    return (int)st.code;
 }
