@@ -212,7 +212,7 @@ r1_pool_run(r1_pool *pool, size_t tasks, r1_task fn, void *ctx)
 }
 
 /* Signals belong to the caller's threads (Python's): the new one starts with all of them
- * blocked. Its stack does not depend on the platform's default. */
+ * blocked. Its stack does not depend on the platform's default: attention backward needs 850 KiB. */
 static int
 start_worker(pool_worker *worker)
 {

@@ -210,7 +210,7 @@ group_fwd(const fwd_job *job, int tall, size_t count, size_t n, size_t h, int bf
             if (tall && bf16) {
                 tile_scores_bf16(s, rows, q[0], R1_MAX_HEAD_DIM, k, D, lanes);
             } else if (tall) {
-                tile_scores(s, rows, q[0], R1_MAX_HEAD_DIM, k, D, lanes);
+                tile_scores(s[0], KEYS, rows, q[0], R1_MAX_HEAD_DIM, k, D, lanes);
             }
             vf shrink = block_softmax(&st, s, rows, tall, job->scale, from, until, lanes);
             for (size_t r = 0; !tall && r < rows; r++) {

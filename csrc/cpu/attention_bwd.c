@@ -16,33 +16,37 @@
  * head), which owns its rows of dk and dv and its heads of dq.
  */
 #include "attention_tile.h"
+#include "split.h"
 #include "transpose.h"
 
-enum { QUERIES = 32 }; /* rows of p and ds that are kept at a time */
+/* Rows and columns of p and ds that are kept at a time: the more keys, the fewer copies of a query. */
+enum { QUERIES = 64, SPAN = 2 * R1_KV_BLOCK };
 
 typedef struct {
     const r1_tensor *dq, *dk, *dv, *dout, *o, *lse, *q, *k, *v;
     const r1_seqs *seqs;
-    size_t H, Hkv, D, Dv;
+    size_t H, Hkv, D, Dv, wide, wide_v; /* wide: of a copied row, D and Dv in whole vectors */
     ptrdiff_t window; /* keys that a query sees */
     float scale;
 } bwd_job;
 
-/* One block of 64 keys (j0 ..) against QUERIES queries (i0 ..) of one head, with copies of what its
- * products read: in the tensors the rows of a head lie far apart, often in the same cache sets. */
+/* One block of SPAN keys (j0 ..) against QUERIES queries (i0 ..) of one head, with copies of what its
+ * products read and add up: in the tensors the rows of a head lie far apart, often in the same cache
+ * sets. Copied rows are filled up with 0. */
 typedef struct {
     size_t krow0, qrow0; /* packed rows of position 0, of the keys and of the queries */
-    int own;             /* they are of one sequence */
     size_t h, g;         /* query head, KV head */
     size_t j0, nj, i0, ni;
-    _Alignas(64) float kt[R1_MAX_HEAD_DIM * KEYS]; /* (D, 64) */
-    _Alignas(64) float vt[R1_MAX_HEAD_DIM * KEYS]; /* (Dv, 64) */
-    _Alignas(64) float k[KEYS * R1_MAX_HEAD_DIM];  /* (64, D) */
-    _Alignas(64) float q[QUERIES * R1_MAX_HEAD_DIM];    /* (32, D) */
-    _Alignas(64) float dout[QUERIES * R1_MAX_HEAD_DIM]; /* (32, Dv) */
+    _Alignas(64) float kt[R1_MAX_HEAD_DIM * SPAN]; /* (D, SPAN) */
+    _Alignas(64) float vt[R1_MAX_HEAD_DIM * SPAN]; /* (Dv, SPAN) */
+    _Alignas(64) float k[SPAN * R1_MAX_HEAD_DIM];  /* (SPAN, wide) */
+    _Alignas(64) float dk[SPAN * R1_MAX_HEAD_DIM]; /* (SPAN, wide) */
+    _Alignas(64) float dv[SPAN * R1_MAX_HEAD_DIM]; /* (SPAN, wide_v) */
+    _Alignas(64) float q[QUERIES * R1_MAX_HEAD_DIM];    /* (QUERIES, wide) */
+    _Alignas(64) float dout[QUERIES * R1_MAX_HEAD_DIM]; /* (QUERIES, wide_v) */
     float lse[QUERIES], delta[QUERIES];
-    _Alignas(64) float p[QUERIES][KEYS];
-    _Alignas(64) float ds[QUERIES][KEYS];
+    _Alignas(64) float p[QUERIES][SPAN];
+    _Alignas(64) float ds[QUERIES][SPAN];
 } bwd_block;
 
 static float
@@ -55,11 +59,16 @@ dot(const float *a, const float *b, size_t n)
     return vf_sum(sum);
 }
 
+/* to, in whole vectors, = from (n) */
 static void
-copy_row(float *to, const float *from, size_t n)
+load_row(float *to, const float *from, size_t n)
 {
-    for (size_t c = 0; c < n; c += W) {
-        vf_store_left(to + c, vf_load_left(from + c, n - c), n - c);
+    size_t c = 0;
+    for (; c + W <= n; c += W) {
+        vf_store(to + c, vf_load(from + c));
+    }
+    if (c < n) {
+        vf_store(to + c, vf_load_n(from + c, n - c));
     }
 }
 
@@ -71,19 +80,33 @@ seq_end(const r1_seqs *seqs, size_t b)
 }
 
 /* The block's keys: positions j0 .. of `left` that follow, in the sequence whose position 0 is row
- * krow0. Those that are missing are 0 in kt and vt. */
+ * krow0. Those that are missing in the last vector are 0 in kt and vt. Their sums begin at 0. */
 static void
 load_keys(bwd_block *x, const bwd_job *job, size_t krow0, size_t j0, size_t left)
 {
     x->krow0 = krow0;
     x->j0 = j0;
-    x->nj = left < KEYS ? left : KEYS;
+    x->nj = left < SPAN ? left : SPAN;
     const float *k = row_f32(job->k, krow0 + j0) + x->g * job->D;
     const float *v = row_f32(job->v, krow0 + j0) + x->g * job->Dv;
-    transpose_floats(x->kt, KEYS, KEYS, k, job->k->ld, x->nj, job->D);
-    transpose_floats(x->vt, KEYS, KEYS, v, job->v->ld, x->nj, job->Dv);
+    size_t lanes = split_count(x->nj, W) * W;
+    transpose_floats(x->kt, SPAN, lanes, k, job->k->ld, x->nj, job->D);
+    transpose_floats(x->vt, SPAN, lanes, v, job->v->ld, x->nj, job->Dv);
     for (size_t j = 0; j < x->nj; j++) {
-        copy_row(x->k + j * job->D, k + j * job->k->ld, job->D);
+        load_row(x->k + j * job->wide, k + j * job->k->ld, job->D);
+    }
+    memset(x->dk, 0, x->nj * job->wide * sizeof(float));
+    memset(x->dv, 0, x->nj * job->wide_v * sizeof(float));
+}
+
+/* dk and dv of the block's `count` keys are complete. */
+static void
+store_keys(const bwd_block *x, const bwd_job *job, size_t count)
+{
+    for (size_t j = 0; j < count; j++) {
+        size_t n = x->krow0 + x->j0 + j;
+        vf_copy(row_f32(job->dk, n) + x->g * job->D, x->dk + j * job->wide, job->D);
+        vf_copy(row_f32(job->dv, n) + x->g * job->Dv, x->dv + j * job->wide_v, job->Dv);
     }
 }
 
@@ -94,10 +117,11 @@ load_queries(bwd_block *x, const bwd_job *job)
     size_t D = job->D, Dv = job->Dv, rows = (x->ni + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
     for (size_t i = 0; i < rows; i++) {
         size_t n = x->qrow0 + x->i0 + (i < x->ni ? i : x->ni - 1);
-        copy_row(x->q + i * D, row_f32(job->q, n) + x->h * D, D);
-        copy_row(x->dout + i * Dv, row_f32(job->dout, n) + x->h * Dv, Dv);
+        float *dout = x->dout + i * job->wide_v;
+        load_row(x->q + i * job->wide, row_f32(job->q, n) + x->h * D, D);
+        load_row(dout, row_f32(job->dout, n) + x->h * Dv, Dv);
         x->lse[i] = row_f32(job->lse, n)[x->h];
-        x->delta[i] = dot(x->dout + i * Dv, row_f32(job->o, n) + x->h * Dv, Dv);
+        x->delta[i] = dot(dout, row_f32(job->o, n) + x->h * Dv, Dv);
     }
 }
 
@@ -106,15 +130,17 @@ load_queries(bwd_block *x, const bwd_job *job)
 static void
 rows_scores(bwd_block *x, const bwd_job *job, size_t i)
 {
-    ptrdiff_t valid = (ptrdiff_t)(x->i0 + i + 1) - (ptrdiff_t)x->j0; /* keys that row i sees */
-    size_t lanes = (size_t)clamp_to(valid + TILE_ROWS - 1, KEYS);
-    lanes = (lanes + 2 * W - 1) / (2 * W) * (2 * W);
-    float(*p)[KEYS] = x->p + i, (*ds)[KEYS] = x->ds + i;
-    tile_scores(p, TILE_ROWS, x->q + i * job->D, job->D, x->kt, job->D, lanes);
-    tile_scores(ds, TILE_ROWS, x->dout + i * job->Dv, job->Dv, x->vt, job->Dv, lanes);
+    ptrdiff_t until = (ptrdiff_t)(x->i0 + i + 1) - (ptrdiff_t)x->j0; /* keys that row i sees */
+    size_t first = (size_t)clamp_to(until - job->window, SPAN) / W * W;
+    size_t end = split_count((size_t)clamp_to(until + TILE_ROWS - 1, (ptrdiff_t)x->nj), W) * W;
+    float(*p)[SPAN] = x->p + i, (*ds)[SPAN] = x->ds + i;
+    tile_scores(p[0] + first, SPAN, TILE_ROWS, x->q + i * job->wide, job->wide, x->kt + first, job->D,
+                end - first);
+    tile_scores(ds[0] + first, SPAN, TILE_ROWS, x->dout + i * job->wide_v, job->wide_v,
+                x->vt + first, job->Dv, end - first);
     for (size_t r = 0; r < TILE_ROWS; r++) {
         vf lse = vf_set1(x->lse[i + r]), delta = vf_set1(x->delta[i + r]);
-        for (size_t j = 0; j < lanes; j += W) {
+        for (size_t j = first; j < end; j += W) {
             vf s = vf_load(p[r] + j) * vf_set1(job->scale);
             vf e = vf_exp(s - lse);
             vf_store(p[r] + j, e);
@@ -125,27 +151,25 @@ rows_scores(bwd_block *x, const bwd_job *job, size_t i)
 }
 
 /* c (count rows of `ld`, cols) += a chain per element over its band of k: tile_band. fresh: c is not
- * written yet and counts as 0. */
+ * written yet and counts as 0. Rows of the tile beyond count read and write the last one, first of all. */
 TILE_INLINE void
-product_columns(float *c, size_t ld, size_t count, int fresh, size_t vecs, tile_ab x,
-                ptrdiff_t n, ptrdiff_t from, ptrdiff_t until)
+product_columns(float *c, size_t ld, size_t count, int fresh, size_t vecs, tile_ab x, ptrdiff_t n,
+                ptrdiff_t from, ptrdiff_t until)
 {
     vf t[TILE_ROWS][2] = {{{0}}};
 #pragma GCC unroll 8
-    for (size_t r = 0; r < TILE_ROWS; r++) {
-        if (r < count && !fresh) {
-            t[r][0] = vf_load_left(c + r * ld, x.cols);
-            t[r][1] = vecs == 2 ? vf_load(c + r * ld + W) : t[r][0];
-        }
+    for (size_t r = 0; !fresh && r < TILE_ROWS; r++) {
+        const float *row = c + (r < count ? r : count - 1) * ld;
+        t[r][0] = vf_load_left(row, x.cols);
+        t[r][1] = vecs == 2 ? vf_load(row + W) : t[r][0];
     }
     tile_band(t, TILE_ROWS, vecs, x, n, from, until);
 #pragma GCC unroll 8
-    for (size_t r = 0; r < TILE_ROWS; r++) {
-        if (r < count) {
-            vf_store_left(c + r * ld, t[r][0], x.cols);
-            if (vecs == 2) {
-                vf_store(c + r * ld + W, t[r][1]);
-            }
+    for (size_t r = TILE_ROWS; r-- > 0;) {
+        float *row = c + (r < count ? r : count - 1) * ld;
+        vf_store_left(row, t[r][0], x.cols);
+        if (vecs == 2) {
+            vf_store(row + W, t[r][1]);
         }
     }
 }
@@ -176,22 +200,19 @@ rows_dq(const bwd_block *x, const bwd_job *job, size_t i)
     size_t n = x->qrow0 + x->i0 + i, count = x->ni - i < TILE_ROWS ? x->ni - i : TILE_ROWS;
     ptrdiff_t until = (ptrdiff_t)(x->i0 + i + 1) - (ptrdiff_t)x->j0; /* keys, from j0 */
     int fresh = x->j0 == 0 && job->window == window_keys(0);
-    product(row_f32(job->dq, n) + x->h * job->D, job->dq->ld, count, fresh, x->ds[i], KEYS, 1,
-            x->k, job->D, job->D, (ptrdiff_t)x->nj, until - job->window, until);
+    product(row_f32(job->dq, n) + x->h * job->D, job->dq->ld, count, fresh, x->ds[i], SPAN, 1, x->k,
+            job->wide, job->D, (ptrdiff_t)x->nj, until - job->window, until);
 }
 
-/* dx[j ..] += pt^T y: dv from p and do, dk from ds and q. A key's chain begins with its own position's
- * query, in the first head. */
+/* dx[j ..] += pt^T y: dv from p and do, dk from ds and q */
 static void
-rows_dkv(const bwd_block *x, const bwd_job *job, const r1_tensor *dx, const float *y,
-         const float (*pt)[KEYS], size_t j, size_t width)
+rows_dkv(const bwd_block *x, const bwd_job *job, float *dx, const float *y, const float (*pt)[SPAN],
+         size_t j, size_t wide)
 {
-    size_t n = x->krow0 + x->j0 + j, count = x->nj - j < TILE_ROWS ? x->nj - j : TILE_ROWS;
+    size_t count = x->nj - j < TILE_ROWS ? x->nj - j : TILE_ROWS;
     ptrdiff_t from = (ptrdiff_t)(x->j0 + j) - (ptrdiff_t)x->i0; /* queries, from i0 */
-    int fresh = x->own && x->h % (job->H / job->Hkv) == 0 &&
-                x->i0 == x->j0 + j / QUERIES * QUERIES;
-    product(row_f32(dx, n) + x->g * width, dx->ld, count, fresh, pt[0] + j, 1, KEYS, y, width,
-            width, (ptrdiff_t)x->ni, from, from + job->window);
+    product(dx + j * wide, wide, count, 0, pt[0] + j, 1, SPAN, y, wide, wide, (ptrdiff_t)x->ni, from,
+            from + job->window);
 }
 
 static void
@@ -204,7 +225,7 @@ zero_columns(const r1_tensor *x, size_t row0, size_t rows, size_t c0, size_t col
 
 /* The rows of sequence b that see one of the block's first nj keys meet them. */
 static void
-queries_bwd(bwd_block *x, const bwd_job *job, size_t b, size_t nj, int own)
+queries_bwd(bwd_block *x, const bwd_job *job, size_t b, size_t nj)
 {
     size_t per = job->H / job->Hkv, pos0 = (size_t)job->seqs->pos0[b];
     size_t begin = x->j0 > pos0 ? x->j0 : pos0, end = seq_end(job->seqs, b);
@@ -212,7 +233,6 @@ queries_bwd(bwd_block *x, const bwd_job *job, size_t b, size_t nj, int own)
     end = seen < end ? seen : end;
     x->qrow0 = (size_t)job->seqs->q_start[b] - pos0;
     x->nj = nj;
-    x->own = own;
     for (x->h = x->g * per; x->h < (x->g + 1) * per; x->h++) {
         for (x->i0 = begin; x->i0 < end; x->i0 += QUERIES) {
             x->ni = end - x->i0 < QUERIES ? end - x->i0 : QUERIES;
@@ -222,8 +242,8 @@ queries_bwd(bwd_block *x, const bwd_job *job, size_t b, size_t nj, int own)
                 rows_dq(x, job, i);
             }
             for (size_t j = 0; j < nj && x->j0 + j < x->i0 + x->ni; j += TILE_ROWS) {
-                rows_dkv(x, job, job->dv, x->dout, (const float(*)[KEYS])x->p, j, job->Dv);
-                rows_dkv(x, job, job->dk, x->q, (const float(*)[KEYS])x->ds, j, job->D);
+                rows_dkv(x, job, x->dv, x->dout, (const float(*)[SPAN])x->p, j, job->wide_v);
+                rows_dkv(x, job, x->dk, x->q, (const float(*)[SPAN])x->ds, j, job->wide);
             }
         }
     }
@@ -247,19 +267,22 @@ attention_bwd_task(void *ctx, size_t task, size_t worker)
     if (job->window != window_keys(0)) {
         zero_columns(job->dq, row0, rows, x.g * per * job->D, per * job->D);
     }
-    for (size_t j0 = 0, T = seq_end(seqs, first); j0 < T; j0 += KEYS) {
+    for (size_t j0 = 0, T = seq_end(seqs, first); j0 < T; j0 += SPAN) {
         load_keys(&x, job, row0, j0, T - j0);
-        queries_bwd(&x, job, first, x.nj, 1);
+        size_t count = x.nj;
+        queries_bwd(&x, job, first, count);
         for (size_t b = first + 1; b < last && j0 < (size_t)seqs->pos0[b]; b++) {
             size_t shared = (size_t)seqs->pos0[b] - j0;
-            queries_bwd(&x, job, b, shared < KEYS ? shared : KEYS, 0);
+            queries_bwd(&x, job, b, shared < SPAN ? shared : SPAN);
         }
+        store_keys(&x, job, count);
     }
     for (size_t b = first + 1; b < last; b++) {
         size_t S = (size_t)seqs->pos0[b], T = seq_end(seqs, b);
-        for (size_t j0 = S; j0 < T; j0 += KEYS) {
+        for (size_t j0 = S; j0 < T; j0 += SPAN) {
             load_keys(&x, job, (size_t)seqs->q_start[b] - S, j0, T - j0);
-            queries_bwd(&x, job, b, x.nj, 1);
+            queries_bwd(&x, job, b, x.nj);
+            store_keys(&x, job, x.nj);
         }
     }
 }
@@ -274,8 +297,8 @@ TIER(attention_bwd)(r1_dev *dev, const r1_tensor *dq, const r1_tensor *dk, const
     (void)st;
     size_t D = k->cols / Hkv, Dv = v->cols / Hkv;
     assert(H % Hkv == 0 && D <= R1_MAX_HEAD_DIM && Dv <= R1_MAX_HEAD_DIM);
-    bwd_job job = {dq, dk, dv, dout, o, lse, q, k, v, seqs, H, Hkv, D, Dv, window_keys(window),
-                   scale};
+    bwd_job job = {dq, dk, dv, dout, o, lse, q, k, v, seqs, H, Hkv, D, Dv, split_count(D, W) * W,
+                   split_count(Dv, W) * W, window_keys(window), scale};
     r1_pool_run(dev->pool, seqs->B * Hkv, attention_bwd_task, &job);
     return R1_OK;
 }

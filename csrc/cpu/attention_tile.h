@@ -131,19 +131,33 @@ tile_band(vf (*c)[2], size_t rows, size_t vecs, tile_ab x, ptrdiff_t n, ptrdiff_
     }
 }
 
-/* s (rows, 64) = q (rows, ldq) times kt (D, 64), for the first `lanes` keys rounded up to a tile */
+/* s (rows, vecs W) = q (rows, ldq) times kt (D, vecs W); s and kt have `keys` columns */
 TILE_INLINE void
-tile_scores(float (*s)[KEYS], size_t rows, const float *q, size_t ldq, const float *kt, size_t D,
+tile_score_vecs(float *s, size_t keys, size_t rows, const float *q, size_t ldq, const float *kt, size_t D,
+                size_t vecs)
+{
+    vf c[TILE_ROWS][2] = {{{0}}};
+    tile_all(c, rows, vecs, (tile_ab){q, ldq, 1, kt, keys, W, 0}, 0, (ptrdiff_t)D);
+#pragma GCC unroll 8
+    for (size_t r = 0; r < rows; r++) {
+        vf_store(s + r * keys, c[r][0]);
+        if (vecs == 2) {
+            vf_store(s + r * keys + W, c[r][1]);
+        }
+    }
+}
+
+/* The first `lanes` columns, a multiple of W, of s (rows, keys) = q (rows, ldq) times kt (D, keys) */
+TILE_INLINE void
+tile_scores(float *s, size_t keys, size_t rows, const float *q, size_t ldq, const float *kt, size_t D,
             size_t lanes)
 {
-    for (size_t j = 0; j < lanes; j += 2 * W) {
-        vf c[TILE_ROWS][2] = {{{0}}};
-        tile_all(c, rows, 2, (tile_ab){q, ldq, 1, kt + j, KEYS, W, 0}, 0, (ptrdiff_t)D);
-#pragma GCC unroll 8
-        for (size_t r = 0; r < rows; r++) {
-            vf_store(s[r] + j, c[r][0]);
-            vf_store(s[r] + j + W, c[r][1]);
-        }
+    size_t j = 0;
+    for (; j + 2 * W <= lanes; j += 2 * W) {
+        tile_score_vecs(s + j, keys, rows, q, ldq, kt + j, D, 2);
+    }
+    if (j < lanes) {
+        tile_score_vecs(s + j, keys, rows, q, ldq, kt + j, D, 1);
     }
 }
 
