@@ -6,7 +6,6 @@ import ctypes
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,8 +99,19 @@ def test_fresh_memory_is_nan(probe: Probe) -> None:
     assert np.isnan(probe("fresh", np.zeros(8, np.float32))[:3]).all()
 
 
+def run_alone(probes: ctypes.CDLL, name: str) -> subprocess.CompletedProcess[str]:
+    script = ("import ctypes, sys; x = (ctypes.c_float * 256)();"
+              "getattr(ctypes.CDLL(sys.argv[1]), 'probe_' + sys.argv[2])(0, x, x, ctypes.c_size_t(256))")
+    return subprocess.run([sys.executable, "-c", script, probes._name, name], capture_output=True, text=True)
+
+
 def test_the_host_cannot_read_device_memory(probes: ctypes.CDLL) -> None:
-    script = ("import ctypes, sys; x = (ctypes.c_float * 4)();"
-              "ctypes.CDLL(sys.argv[1]).probe_host_reads(0, x, x, ctypes.c_size_t(4))")
-    done = subprocess.run([sys.executable, "-c", script, str(Path(probes._name))], capture_output=True)
-    assert done.returncode != 0
+    assert run_alone(probes, "barrier").returncode == 0
+    assert run_alone(probes, "host_reads").returncode != 0
+
+
+@pytest.mark.skipif("address" not in cuda_emulation.SANITIZE, reason="needs R1GRPO_SANITIZE=address")
+@pytest.mark.parametrize("name", ["overrun_shared", "overrun_global"])
+def test_the_sanitizer_sees_what_lies_beyond(probes: ctypes.CDLL, name: str) -> None:
+    done = run_alone(probes, name)
+    assert done.returncode != 0 and "AddressSanitizer" in done.stderr and "overrun_kernel" in done.stderr

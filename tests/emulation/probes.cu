@@ -243,3 +243,28 @@ probe_lost(int device, const float *in, float *out, size_t count)
     memcpy(probe_message, st.message, sizeof probe_message);
     return (int)st.code;
 }
+
+/* One element beyond shared memory, beyond an allocation: AddressSanitizer's business. */
+static __global__ void
+overrun_kernel(float *out, size_t count, bool shared)
+{
+    SHARED(tile, float[16]);
+    float *end = shared ? tile + 16 : out + count;
+    end[threadIdx.x] = 1.0f;
+}
+
+PROBE
+probe_overrun_shared(int device, const float *in, float *out, size_t count)
+{
+    return run_probe(device, in, out, count, [](r1_dev *dev, float *, float *to, size_t n, r1_status *st) {
+        return LAUNCH(dev, st, overrun_kernel, 1, 1, 0, to, n, true);
+    });
+}
+
+PROBE
+probe_overrun_global(int device, const float *in, float *out, size_t count)
+{
+    return run_probe(device, in, out, count, [](r1_dev *dev, float *, float *to, size_t n, r1_status *st) {
+        return LAUNCH(dev, st, overrun_kernel, 1, 1, 0, to, n, false);
+    });
+}
