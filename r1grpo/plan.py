@@ -52,9 +52,10 @@ class Item:
 
 @dataclass(frozen=True, repr=False)
 class MemoryPlan:
-    """Items, and their total; shown as a table in GiB."""
+    """Items, and their total; shown as a table in GiB. device: whose memory it is."""
 
     items: tuple[Item, ...]
+    device: str = "cpu"
 
     @property
     def total(self) -> int:
@@ -188,7 +189,7 @@ def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
         state += state and sizes["master"] + sizes["vectors"]
     if state:  # the arrays; the file is streamed
         items.append(Item("checkpoint, while it is written", state, True))
-    return MemoryPlan(tuple(items))
+    return MemoryPlan(tuple(items), device)
 
 
 def plan_training(config: ModelConfig | dict[str, Any], args: TrainingConfig,
@@ -292,13 +293,12 @@ def explained(plan: Callable[[], MemoryPlan]) -> Iterator[None]:
         raise MemoryError(f"{error}\n{plan()}") from None
 
 
-def check_fits(plan: MemoryPlan, available: int | None = None, allocated: int = 0,
-               device: str = "cpu") -> None:
+def check_fits(plan: MemoryPlan, available: int | None = None, allocated: int = 0) -> None:
     """MemoryError with the plan's table where it needs more than there is.
 
-    available: bytes (None: available_memory(device)); allocated: bytes of the plan that this process has
+    available: bytes (None: available_memory of its device); allocated: bytes of the plan that this process has
     taken already, a loaded model's say: resident_memory() is a bound."""
-    have = available_memory(device) if available is None else available
+    have = available_memory(plan.device) if available is None else available
     if plan.total - allocated > have:
         raise MemoryError(
             f"this run needs {plan.total / GIB:.2f} GiB and {(have + allocated) / GIB:.2f} GiB can be "

@@ -188,10 +188,9 @@ class Trainer:
         length: tokens of the longest row; prompt_length: of the longest prompt (GRPO); sequences:
         of an update, where they are more than per_device_train_batch_size (packing)."""
         if hasattr(self.model, "plan"):  # the tests' stand-ins have none
-            device = self.model.device_name
             plan = plan_training(self.model.config, self.args, self.model.dtype, length,
-                                 prompt_length, self.model.lora, sequences, device)
-            check_fits(plan, allocated=resident_memory(device), device=device)
+                                 prompt_length, self.model.lora, sequences, self.model.device_name)
+            check_fits(plan, allocated=resident_memory(plan.device))
 
     # ---- what a trainer provides ----
 

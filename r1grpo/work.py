@@ -47,11 +47,11 @@ Rows = list[Row]
 CONFIG = "config.toml"
 
 
-def run_facts(seed: int, dtype: str) -> dict[str, Any]:
+def run_facts(seed: int, dtype: str, device_name: str = "cpu") -> dict[str, Any]:
     """What a manifest says of the process that makes a run."""
     from . import __version__
 
-    device = get_device()
+    device = get_device(device_name)
     return {"version": __version__, "seed": seed, "dtype": dtype, "tier": device.tier,
             "threads": device.threads}
 

@@ -36,6 +36,7 @@ def test_bad_requests_are_one_line_and_leave_nothing(here, tmp_path, capsys):
     says(grpo(out, "--layout", "gsm"), "gsm8k")
     says(grpo(out, "--config", "none.toml"), "none.toml")
     says(grpo(out, "--dtype", "float8"), "float8")
+    says(grpo(out, "--device", "cuda:0"), "device is 'cuda:0'", "'cpu', 'cuda'")
     says(grpo(out, "--reward", "accurate"), "did you mean 'accuracy'")
     says(grpo(out, "--reward", "rewards.py:shrt"), "no function 'shrt'", "did you mean 'short'")
     says(grpo(out, "--reward", "none.py:short"), "there is no file")

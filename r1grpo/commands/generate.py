@@ -35,7 +35,8 @@ def run(flags: argparse.Namespace) -> int:
     question = " ".join(flags.words)
     if flags.chat == bool(question.strip()):
         raise ValueError("generate --model FOLDER needs either a prompt or --chat")
-    inputs = Inputs(model=flags.model, revision=flags.revision, dtype=flags.dtype)
+    inputs = Inputs(model=flags.model, revision=flags.revision, dtype=flags.dtype,
+                    device=flags.device)
     tokenizer = open_tokenizer(inputs)
     if flags.chat and tokenizer.chat_template is None:
         raise ValueError(f"{flags.model} has no chat template; give a prompt without --chat")

@@ -29,7 +29,8 @@ def run(flags: argparse.Namespace) -> int:
     if inputs.long_prompts == "drop":
         rows = _without_long(rows, args.max_prompt_length)
     longest = max(len(row["prompt_ids"]) for row in rows)
-    if not fits(flags, plan_training(config, args, inputs.dtype, prompt_length=longest, lora=lora)):
+    if not fits(flags, plan_training(config, args, inputs.dtype, prompt_length=longest, lora=lora,
+                                     device=inputs.device)):
         return 0
     model = open_model(inputs, tokenizer, args.seed)
     trainer = GRPOTrainer(model, rewards, args, rows, processing_class=tokenizer)

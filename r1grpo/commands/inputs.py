@@ -93,7 +93,7 @@ def adapters_of(inputs: Inputs) -> LoraConfig | None:
 def open_model(inputs: Inputs, tokenizer: Tokenizer, seed: int = 0) -> Model:
     """The weights to be trained, with new adapters where the options ask for them; ids that the
     tokenizer has not are never sampled."""
-    model = Model.from_pretrained(inputs.model, dtype=inputs.dtype, revision=inputs.revision,
+    model = Model.from_pretrained(inputs.model, inputs.device, inputs.dtype, revision=inputs.revision,
                                   lora=getattr(inputs, "lora", None), seed=seed)
     fit_vocabulary(model, tokenizer)
     return model
@@ -101,7 +101,7 @@ def open_model(inputs: Inputs, tokenizer: Tokenizer, seed: int = 0) -> Model:
 
 def open_sampler(inputs: Inputs, tokenizer: Tokenizer) -> Model:
     """The same of a model that is only asked: frozen, which takes less memory and changes no bit."""
-    model = Model.from_pretrained(inputs.model, dtype=inputs.dtype, revision=inputs.revision,
+    model = Model.from_pretrained(inputs.model, inputs.device, inputs.dtype, revision=inputs.revision,
                                   frozen=True)
     fit_vocabulary(model, tokenizer)
     return model
@@ -110,7 +110,8 @@ def open_sampler(inputs: Inputs, tokenizer: Tokenizer) -> Model:
 def sampling_plan(inputs: Inputs, args: EvalConfig, rows: Sequence[Row]) -> MemoryPlan:
     """What sampling these problems takes, batch_prompts at a time."""
     return plan_memory(open_config(inputs), dtype=inputs.dtype, frozen=True, lora=adapters_of(inputs),
-                       prompts=min(args.batch_prompts, len(rows)), num_generations=args.k,
+                       device=inputs.device, prompts=min(args.batch_prompts, len(rows)),
+                       num_generations=args.k,
                        prompt_length=max(len(row["prompt_ids"]) for row in rows),
                        max_new_tokens=args.max_completion_length,
                        speculative=args.speculative)

@@ -55,6 +55,7 @@ class Inputs:
     template: str | None = None  # of a text prompt, with {prompt} in it; or a name: zero
     chat: bool | None = None  # the model's chat template; None: where it has one
     dtype: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["cpu", "cuda"] = "cpu"
 
 
 @dataclass
@@ -118,7 +119,7 @@ class DistillInputs(AdapterInputs, RejectInputs):
     max_completion_length: int = 512
 
 
-MODEL = ("model", "revision", "data", "layout", "dtype")  # options that are flags too
+MODEL = ("model", "revision", "data", "layout", "dtype", "device")  # options that are flags too
 ADAPTERS = ("lora", "merge")
 
 

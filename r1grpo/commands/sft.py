@@ -49,4 +49,4 @@ def sft_plan(options: Options, trainer: SFTTrainer) -> MemoryPlan:
     if args.packing and args.max_length is not None:
         longest = args.max_length
     return plan_training(trainer.model.config, args, options.inputs.dtype, length=longest,
-                         lora=trainer.model.lora)
+                         lora=trainer.model.lora, device=options.inputs.device)

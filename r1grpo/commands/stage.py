@@ -67,7 +67,8 @@ def options_of(command: Command, flags: argparse.Namespace, *names: str) -> Opti
 def working(options: Options, out: Path, resumed: bool) -> Iterator[Work]:
     """The directory of a run in work; when the block ends well the run is finished."""
     command = f"r1grpo {options.command.name}"
-    facts = {**run_facts(options.args.seed, options.inputs.dtype), "model": options.inputs.model}
+    inputs = options.inputs
+    facts = {**run_facts(options.args.seed, inputs.dtype, inputs.device), "model": inputs.model}
     with RunDir(out, options.hash(), facts, resumed, command) as rundir, StopRequest() as stop:
         work = Work(rundir, stop, resumed, f"{command} --out {out} --resume")
         write_atomic(out / CONFIG, options.toml())
