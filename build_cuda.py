@@ -19,8 +19,11 @@ from pathlib import Path
 
 TARGETS = ["-gencode", "arch=compute_80,code=[sm_80,compute_80]",
            "-gencode", "arch=compute_90a,code=sm_90a"]
-FLAGS = ["-std=c++20", "-O3", "--fmad=false", *TARGETS,
-         "-Xcompiler", "-fPIC,-fvisibility=hidden,-fno-exceptions,-fno-threadsafe-statics,-Wall,-Wextra"]
+HOST = "-fPIC,-fvisibility=hidden,-fno-exceptions,-fno-threadsafe-statics,-Wall,-Wextra"
+FLAGS = ["-std=c++20", "-O3", "--fmad=false", *TARGETS, "-Xcompiler", HOST]
+WERROR = os.environ.get("R1GRPO_WERROR") == "1"
+if WERROR:
+    FLAGS += ["-Werror", "all-warnings", "-Xcompiler", "-Werror"]
 WISHES = ("0", "1", "auto")
 
 

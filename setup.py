@@ -8,6 +8,7 @@ compiler refuses is left out, and isa.c is told so (R1_NO_AVX2, R1_NO_AVX512, ..
     python setup.py build_ext --inplace      rebuild only what changed, into the source tree
     R1GRPO_SANITIZE=address,undefined        the same with sanitizers and assertions
 
+    R1GRPO_WERROR=1                          a warning of a compiler is an error
     R1GRPO_CUDA=0|1|auto                     without, with, where possible: the CUDA backend (build_cuda.py)
 
 Floating point is part of the contract: no fast-math, no contraction, no -march=native.
@@ -55,6 +56,8 @@ SANITIZE = os.environ.get("R1GRPO_SANITIZE", "")
 if SANITIZE:
     FLAGS += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer",
               "-O1", "-g", "-UNDEBUG"]
+if build_cuda.WERROR:
+    FLAGS += ["-Werror"]
 
 
 @dataclass(frozen=True)
