@@ -257,6 +257,23 @@ def test_a_groups_bits_do_not_depend_on_threads_or_company(devices, rng):
         assert_same_bits(alone, [a[rows] for a in run(devices[1])])
 
 
+@pytest.mark.skipif("avx512" not in _core.tiers(), reason="this machine has no AVX-512")
+@pytest.mark.parametrize("devices", ["emulated-cuda"], indirect=True)
+@pytest.mark.parametrize("window", [0, 70])
+def test_gpus_add_as_avx512_does(device, rng, window):
+    """float32: the order of sums is one, so the bits are."""
+    H, Hkv, D, Dv, lengths, cpu = 6, 2, 21, 33, (3, 65, 530), _core.Device(threads=2, tier="avx512")
+    q, k, v = draw(rng, lengths, H, Hkv, D, Dv)
+    table, blocks = tables(rng, lengths)
+    dout, outs = normal(rng, len(q), H * Dv), []
+    for on in (device, cpu):
+        o, lse = forward(on, q, k, v, lengths, H, Hkv, D, Dv, 0.2, table, blocks, window)
+        grads = nan(*q.shape), nan(*k.shape), nan(*v.shape)
+        _core.attention_bwd(on, *grads, dout, o, lse, q, k, v, whole_seqs(lengths), H, Hkv, window, 0.2)
+        outs.append((o, lse, *grads))
+    assert_same_bits(*outs)
+
+
 def test_cache_layout(device, rng):
     Hkv, D, Dv, blocks = 2, 3, 5, 3
     _, k, v = draw(rng, (66,), 1, Hkv, D, Dv)
