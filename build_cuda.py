@@ -24,6 +24,7 @@ FLAGS = ["-std=c++20", "-O3", "--fmad=false", *TARGETS, "-Xcompiler", HOST]
 WERROR = os.environ.get("R1GRPO_WERROR") == "1"
 if WERROR:
     FLAGS += ["-Werror", "all-warnings", "-Xcompiler", "-Werror"]
+PLACES = (Path("/usr/local/cuda"), *sorted(Path("/usr/local").glob("cuda-*"), reverse=True))
 WISHES = ("0", "1", "auto")
 
 
@@ -58,8 +59,7 @@ def find_toolkit() -> Toolkit | None:
     on_path = shutil.which("nvcc")
     if on_path:
         homes.append(Path(on_path).resolve().parents[1])
-    homes += [Path("/usr/local/cuda"), *sorted(Path("/usr/local").glob("cuda-*"), reverse=True)]
-    for home in homes:
+    for home in (*homes, *PLACES):
         libraries = [folder for folder in (home / "lib64", home / "lib") if holds_runtime(folder)]
         if (home / "bin" / "nvcc").exists() and libraries:
             return Toolkit(home / "bin" / "nvcc", [], libraries)
