@@ -10,33 +10,41 @@
 
 enum { STREAM_AHEAD = 1024 }; /* floats that are fetched ahead of a stream through b */
 
-/* One tile of rows across panels; the last columns of the last go through a full-width copy. */
+/* A tile of one vector whose columns are not W: through a copy that has them. */
+static void
+run_cut_tile(tile_args t, size_t rows, size_t columns)
+{
+    float full[TILE_ROWS * W], *c = t.c;
+    size_t ldc = t.ldc;
+    for (size_t r = 0; r < rows; r++) {
+        vf_store(full + r * W, vf_load_n(t.init + r * t.ld_init, columns));
+    }
+    t.init = t.c = full;
+    t.ld_init = t.ldc = W;
+    tile_fma(&t, rows, 1);
+    for (size_t r = 0; r < rows; r++) {
+        vf_store_n(c + r * ldc, vf_load(full + r * W), columns);
+    }
+}
+
+/* One tile of rows across panels, or the columns of one, two vectors at a time. */
 static void
 run_tile(tile_args t, size_t rows, size_t panels, size_t columns)
 {
     if (panels > 1) {
-        tile_fma(&t, rows, panels);
+        tile_fma(&t, rows, 2 * panels);
         return;
     }
-    for (; columns >= TILE_COLS; columns -= TILE_COLS) {
-        tile_fma(&t, rows, 1);
-        t.c += TILE_COLS;
-        t.init += TILE_COLS;
-        t.b += TILE_COLS;
-    }
-    if (columns > 0) {
-        float full[TILE_ROWS * TILE_COLS] = {0};
-        for (size_t r = 0; r < rows; r++) {
-            memcpy(full + r * TILE_COLS, t.init + r * t.ld_init, columns * sizeof(float));
+    for (size_t width; columns > 0; columns -= width) {
+        width = columns >= TILE_COLS ? TILE_COLS : columns >= W ? W : columns;
+        if (width < W) {
+            run_cut_tile(t, rows, columns);
+        } else {
+            tile_fma(&t, rows, width / W);
         }
-        float *c = t.c;
-        size_t ldc = t.ldc;
-        t.init = t.c = full;
-        t.ld_init = t.ldc = TILE_COLS;
-        tile_fma(&t, rows, 1);
-        for (size_t r = 0; r < rows; r++) {
-            memcpy(c + r * ldc, full + r * TILE_COLS, columns * sizeof(float));
-        }
+        t.c += width;
+        t.init += width;
+        t.b += width;
     }
 }
 
@@ -50,18 +58,19 @@ sum_block(const product *p, size_t rows)
         block = SIZE_MAX;
     }
     if (p->bf16 || p->K == EXPERT_ROWS) {
-        size_t room = A_ROOM / rows / 2 * 2;
+        size_t lanes = p->K == EXPERT_ROWS ? split_count(rows, TILE_ROWS) * W : rows;
+        size_t room = A_ROOM / lanes / 2 * 2;
         block = block < room ? block : room;
     }
     return block;
 }
 
-/* A task at work: its block of the sum from step k on, a as the tiles read it, a_row from row to row. */
+/* A task at work: its block of the sum from step k on, a as the tiles read it (copy_a). */
 typedef struct {
     const product *p;
     const product_task *t;
     const float *a;
-    size_t a_row, k;
+    size_t a_stride, k;
     cuts cut;
 } worker_state;
 
@@ -76,9 +85,9 @@ run_tiles(worker_state *w, size_t panel, size_t wide, const float *b, const floa
                    .ldc = p->ldc, .bf16 = p->bf16};
     for (size_t i = 0; i < w->cut.tiles; i++) {
         size_t r = w->cut.start[i], n = w->cut.start[i + 1] - r;
-        t.a = w->a + r * w->a_row;
-        t.a_row = over_rows ? 1 : w->a_row;
-        t.a_k = over_rows ? n : 1;
+        t.a = w->a + (over_rows ? i * W : r) * w->a_stride;
+        t.a_row = over_rows ? 1 : w->a_stride;
+        t.a_k = over_rows ? W : 1;
         t.c = w->t->c + r * p->ldc + j;
         t.init = product_start(p, panel, t.c, w->k, &t.ld_init);
         t.init_panel = t.init == t.c ? R1_PANEL : p->start_panel;
@@ -118,7 +127,7 @@ run_block(const product *p, const product_task *t, float *scratch)
     cut_tiles(&w.cut, rows);
     do { /* once even if the sum is empty: c = start */
         cut_steps(&w.cut, p, w.k, t->K, sum_block(p, rows));
-        w.a = copy_a(a_copy, p, t->a + w.k * p->a_k, &w.cut, &w.a_row);
+        w.a = copy_a(a_copy, p, t->a + w.k * p->a_k, &w.cut, &w.a_stride);
         for (size_t panel = t->p0, wide; panel < t->p1; panel += wide) {
             const float *from = t->b + panel * p->b_panel;
             wide = panels_at_once(&w, panel);

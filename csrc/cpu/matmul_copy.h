@@ -14,7 +14,7 @@ enum {
     TASK_ROWS = 192,     /* of c a task takes at most */
     B_ROWS = 256,        /* of a panel of b between two passes over c */
     B_PANELS = 8,        /* of b that are copied at a time in bf16, which reads a row in longer pieces */
-    A_ROOM = 256 * TASK_ROWS, /* floats, or pairs, of the copy of a */
+    A_ROOM = 256 * TASK_ROWS / TILE_ROWS * W, /* floats, or pairs, of the copy of a */
     B_ROOM = B_PANELS * B_ROWS * R1_PANEL,
 };
 
@@ -96,8 +96,8 @@ copy_rows(float *to, const product *p, const float *from, const cuts *cut)
 }
 
 /* A block of a in tn, whose columns are the rows of `from`: for each tile its steps (in bf16 their
- * pairs) one after another, since each would else be a cache line, and a page, of its own. The tile that
- * starts at row r begins at r times the steps, which are returned. */
+ * pairs) one after another, a vector each, since they would else be a cache line, and a page, of their own.
+ * What a vector holds beyond its tile's rows nobody reads. Returns the steps. */
 static size_t
 copy_columns(float *to, const product *p, const float *from, const cuts *cut)
 {
@@ -117,26 +117,27 @@ copy_columns(float *to, const product *p, const float *from, const cuts *cut)
             bf16_round_row(line, from, rows);
         }
         for (size_t i = 0; i < tiles; i++) {
-            size_t r = cut->start[i], n = cut->start[i + 1] - r;
-            vf_store_left(to + r * lines + k * n, vf_load_left(a + r, n), n);
+            size_t r = cut->start[i];
+            vf_store(to + (i * lines + k) * W, vf_load_left(a + r, rows - r));
         }
     }
     return lines;
 }
 
-/* The block of a at `from`, copied to `to` if it must be: what the tiles read, row_stride from row to row. */
+/* The block of a at `from`, copied to `to` if it must be: what the tiles read. *stride: from row to row; in tn
+ * from tile to tile, in vectors. */
 static const float *
-copy_a(float *to, const product *p, const float *from, const cuts *cut, size_t *row_stride)
+copy_a(float *to, const product *p, const float *from, const cuts *cut, size_t *stride)
 {
     if (p->K == EXPERT_ROWS) {
-        *row_stride = copy_columns(to, p, from, cut);
+        *stride = copy_columns(to, p, from, cut);
         return to;
     }
     if (p->bf16) {
-        *row_stride = copy_rows(to, p, from, cut);
+        *stride = copy_rows(to, p, from, cut);
         return to;
     }
-    *row_stride = p->a_row;
+    *stride = p->a_row;
     return from;
 }
 

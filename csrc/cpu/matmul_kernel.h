@@ -47,20 +47,19 @@ tile_panels(size_t rows)
 
 /* One step: c[r] += a[r] b. a's row pointers are shared by threes. */
 static inline __attribute__((always_inline)) void
-tile_step(vf (*c)[2 * TILE_WIDE], const float *const *a, const size_t rows, const size_t panels,
+tile_step(vf (*c)[2 * TILE_WIDE], const float *const *a, const size_t rows, const size_t vectors,
           const size_t a_row, const float *b, const size_t b_panel)
 {
     vf row[2 * TILE_WIDE];
-#pragma GCC unroll 4
-    for (size_t q = 0; q < panels; q++) {
-        row[2 * q] = vf_load(b + q * b_panel);
-        row[2 * q + 1] = vf_load(b + q * b_panel + W);
+#pragma GCC unroll 8
+    for (size_t v = 0; v < vectors; v++) {
+        row[v] = vf_load(b + v / 2 * b_panel + v % 2 * W);
     }
 #pragma GCC unroll 12
     for (size_t r = 0; r < rows; r++) {
         vf x = vf_set1(a[r / 3][r % 3 * a_row]);
 #pragma GCC unroll 8
-        for (size_t v = 0; v < 2 * panels; v++) {
+        for (size_t v = 0; v < vectors; v++) {
             c[r][v] = vf_fma(x, row[v], c[r][v]);
         }
     }
@@ -68,22 +67,21 @@ tile_step(vf (*c)[2 * TILE_WIDE], const float *const *a, const size_t rows, cons
 
 /* The two steps of a row of pairs; a moves on between them where it holds floats. */
 static inline __attribute__((always_inline)) void
-tile_pair(vf (*c)[2 * TILE_WIDE], const float *const *a, const size_t rows, const size_t panels,
+tile_pair(vf (*c)[2 * TILE_WIDE], const float *const *a, const size_t rows, const size_t vectors,
           const size_t a_row, const size_t a_k, const float *b, const size_t b_panel)
 {
 #if BF16_PAIRS
     (void)a_k;
     vu row[2 * TILE_WIDE];
-#pragma GCC unroll 4
-    for (size_t q = 0; q < panels; q++) {
-        row[2 * q] = *(const vu_u *)(b + q * b_panel);
-        row[2 * q + 1] = *(const vu_u *)(b + q * b_panel + W);
+#pragma GCC unroll 8
+    for (size_t v = 0; v < vectors; v++) {
+        row[v] = *(const vu_u *)(b + v / 2 * b_panel + v % 2 * W);
     }
 #pragma GCC unroll 12
     for (size_t r = 0; r < rows; r++) {
         const float *x = a[r / 3] + r % 3 * a_row;
 #pragma GCC unroll 8
-        for (size_t v = 0; v < 2 * panels; v++) {
+        for (size_t v = 0; v < vectors; v++) {
             c[r][v] = vf_dot2(c[r][v], x, row[v]);
         }
     }
@@ -91,16 +89,15 @@ tile_pair(vf (*c)[2 * TILE_WIDE], const float *const *a, const size_t rows, cons
 #pragma GCC unroll 2
     for (int half = 0; half < 2; half++) {
         vf row[2 * TILE_WIDE];
-#pragma GCC unroll 4
-        for (size_t q = 0; q < panels; q++) {
-            row[2 * q] = vf_half(b + q * b_panel, half);
-            row[2 * q + 1] = vf_half(b + q * b_panel + W, half);
+#pragma GCC unroll 8
+        for (size_t v = 0; v < vectors; v++) {
+            row[v] = vf_half(b + v / 2 * b_panel + v % 2 * W, half);
         }
 #pragma GCC unroll 12
         for (size_t r = 0; r < rows; r++) {
             vf x = vf_set1(a[r / 3][r % 3 * a_row + (size_t)half * a_k]);
 #pragma GCC unroll 8
-            for (size_t v = 0; v < 2 * panels; v++) {
+            for (size_t v = 0; v < vectors; v++) {
                 c[r][v] = vf_fma_bf16(x, row[v], c[r][v]);
             }
         }
@@ -112,14 +109,14 @@ tile_pair(vf (*c)[2 * TILE_WIDE], const float *const *a, const size_t rows, cons
  * registers. The row pointers are shared by threes: base, base + stride, base + 2 stride are one
  * addressing mode. */
 static inline __attribute__((always_inline)) void
-tile_run(const tile_args *t, const size_t rows, const size_t panels, const size_t a_row,
+tile_run(const tile_args *t, const size_t rows, const size_t vectors, const size_t a_row,
          const size_t a_k, const int bf16)
 {
     vf c[TILE_ROWS][2 * TILE_WIDE];
 #pragma GCC unroll 12
     for (size_t r = 0; r < rows; r++) {
 #pragma GCC unroll 8
-        for (size_t v = 0; v < 2 * panels; v++) {
+        for (size_t v = 0; v < vectors; v++) {
             c[r][v] = vf_load(t->init + r * t->ld_init + v / 2 * t->init_panel + v % 2 * W);
         }
     }
@@ -133,9 +130,9 @@ tile_run(const tile_args *t, const size_t rows, const size_t panels, const size_
     const size_t advance = bf16 && !BF16_PAIRS ? 2 * a_k : a_k;
     for (size_t k = t->K; k > 0; k--) {
         if (bf16) {
-            tile_pair(c, a, rows, panels, a_row, a_k, b, b_panel);
+            tile_pair(c, a, rows, vectors, a_row, a_k, b, b_panel);
         } else {
-            tile_step(c, a, rows, panels, a_row, b, b_panel);
+            tile_step(c, a, rows, vectors, a_row, b, b_panel);
         }
 #pragma GCC unroll 4
         for (size_t r = 0; r < rows; r += 3) {
@@ -143,16 +140,16 @@ tile_run(const tile_args *t, const size_t rows, const size_t panels, const size_
         }
         b += ldb;
 #pragma GCC unroll 4
-        for (size_t q = 0; q < panels; q++) {
-            __builtin_prefetch(ahead + q * b_panel);
-            __builtin_prefetch(ahead + q * b_panel + R1_PANEL / 2);
+        for (size_t v = 0; v < vectors; v += 2) {
+            __builtin_prefetch(ahead + v / 2 * b_panel);
+            __builtin_prefetch(ahead + v / 2 * b_panel + R1_PANEL / 2);
         }
         ahead += ld_ahead;
     }
 #pragma GCC unroll 12
     for (size_t r = 0; r < rows; r++) {
 #pragma GCC unroll 8
-        for (size_t v = 0; v < 2 * panels; v++) {
+        for (size_t v = 0; v < vectors; v++) {
             vf_store(t->c + r * t->ldc + v / 2 * R1_PANEL + v % 2 * W, c[r][v]);
         }
     }
@@ -160,53 +157,71 @@ tile_run(const tile_args *t, const size_t rows, const size_t panels, const size_
 
 /* The strides of a are constants too where they are 1. */
 static inline __attribute__((always_inline)) void
-tile_form(const tile_args *t, const size_t rows, const size_t panels)
+tile_form(const tile_args *t, const size_t rows, const size_t vectors)
 {
     if (t->bf16 && t->a_k == 1) {
-        tile_run(t, rows, panels, t->a_row, 1, 1);
+        tile_run(t, rows, vectors, t->a_row, 1, 1);
     } else if (t->bf16) {
-        tile_run(t, rows, panels, 1, t->a_k, 1);
+        tile_run(t, rows, vectors, 1, t->a_k, 1);
     } else if (t->a_k == 1) {
-        tile_run(t, rows, panels, t->a_row, 1, 0);
+        tile_run(t, rows, vectors, t->a_row, 1, 0);
     } else {
-        tile_run(t, rows, panels, 1, t->a_k, 0);
+        tile_run(t, rows, vectors, 1, t->a_k, 0);
     }
 }
 
-/* rows <= TILE_ROWS; panels is tile_panels(rows), or that halved; a_row or a_k is 1. */
-static inline void
-tile_fma(const tile_args *t, size_t rows, size_t panels)
+#define TILE_CASE(rows, vectors)         \
+    case rows:                           \
+        tile_form(t, rows, vectors);     \
+        return
+
+/* One or two vectors of so many rows; rows <= TILE_ROWS. */
+static inline __attribute__((always_inline)) void
+tile_rows_of(const tile_args *t, size_t rows, const size_t vectors)
 {
-    if (TILE_WIDE > 1 && panels > 1) {
+    switch (rows) {
+#if TILE_ROWS == 12
+        TILE_CASE(12, vectors);
+        TILE_CASE(11, vectors);
+        TILE_CASE(10, vectors);
+        TILE_CASE(9, vectors);
+        TILE_CASE(8, vectors);
+        TILE_CASE(7, vectors);
+#endif
+#if TILE_ROWS >= 6
+        TILE_CASE(6, vectors);
+        TILE_CASE(5, vectors);
+#endif
+        TILE_CASE(4, vectors);
+        TILE_CASE(3, vectors);
+        TILE_CASE(2, vectors);
+        TILE_CASE(1, vectors);
+    }
+}
+
+/* rows <= TILE_ROWS; vectors is 1, 2, or twice tile_panels(rows), or that halved; a_row or a_k is 1. */
+static inline void
+tile_fma(const tile_args *t, size_t rows, size_t vectors)
+{
+    if (TILE_WIDE > 1 && vectors > 2) {
         switch (rows) {
 #if TILE_ROWS == 12
-        case 6: tile_form(t, 6, 2); return;
-        case 5: tile_form(t, 5, 2); return;
-        case 4: tile_form(t, 4, 2); return;
-        case 3: tile_form(t, 3, 2); return;
-        case 2: panels == 2 ? tile_form(t, 2, 2) : tile_form(t, 2, 4); return;
-        case 1: panels == 2 ? tile_form(t, 1, 2) : tile_form(t, 1, 4); return;
+            TILE_CASE(6, 4);
+            TILE_CASE(5, 4);
+            TILE_CASE(4, 4);
+            TILE_CASE(3, 4);
+        case 2: vectors == 4 ? tile_form(t, 2, 4) : tile_form(t, 2, 8); return;
+        case 1: vectors == 4 ? tile_form(t, 1, 4) : tile_form(t, 1, 8); return;
 #endif
         }
     }
-    switch (rows) {
-#if TILE_ROWS == 12
-    case 12: tile_form(t, 12, 1); break;
-    case 11: tile_form(t, 11, 1); break;
-    case 10: tile_form(t, 10, 1); break;
-    case 9: tile_form(t, 9, 1); break;
-    case 8: tile_form(t, 8, 1); break;
-    case 7: tile_form(t, 7, 1); break;
-#endif
-#if TILE_ROWS >= 6
-    case 6: tile_form(t, 6, 1); break;
-    case 5: tile_form(t, 5, 1); break;
-#endif
-    case 4: tile_form(t, 4, 1); break;
-    case 3: tile_form(t, 3, 1); break;
-    case 2: tile_form(t, 2, 1); break;
-    case 1: tile_form(t, 1, 1); break;
+    if (vectors == 1) {
+        tile_rows_of(t, rows, 1);
+    } else {
+        tile_rows_of(t, rows, 2);
     }
 }
+
+#undef TILE_CASE
 
 #endif

@@ -20,7 +20,7 @@ enum {
     MATRIX_PART_ROWS = 512,  /* for which a is packed at a time */
     MATRIX_MOST_ROWS = 4096, /* in a task */
     MATRIX_PANELS = 32,      /* of b that can be kept */
-    PRODUCT_SCRATCH = BF16_AMX ? 13 << 16 : 7 << 14, /* floats a thread needs for copies */
+    PRODUCT_SCRATCH = BF16_AMX ? 13 << 16 : 1 << 17, /* floats a thread needs for copies */
 };
 
 /* Rows n0 .. n0 + n of x and y belong to an expert: they are the rows of c (nt, nn) or the sum (tn). a, b, c
