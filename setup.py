@@ -111,11 +111,12 @@ class BuildCore(build_ext):
                 raise CompileError("nvcc is not there: not in CUDA_HOME, PATH, /usr/local/cuda, nor a wheel")
             shared = Unit("cuda", [str(CSRC / "base/arena.c"), str(CSRC / "base/status.c"),
                                    str(CSRC / "bind/cuda_module.c")], [], self.include_dirs)
+            host = Unit("cuda", [str(CSRC / "cpu/advantage.c")], ["-DR1_TIER=cuda"], [])
             with ThreadPoolExecutor(max_workers=2) as pool:
                 objects = list(pool.map(lambda source: self.compile_kernels(toolkit, source),
                                         sorted(KERNELS.glob("*.cu"))))
             # no library's symbols are passed on
-            self.link(ext, [*objects, *self.compile_units([shared])],
+            self.link(ext, [*objects, *self.compile_units([shared, host])],
                       [*(f"-L{folder}" for folder in toolkit.libraries), "-lcudart_static",
                        "-pthread", "-ldl", "-lrt", "-Wl,--exclude-libs,ALL"])
         except (CompileError, LinkError, OSError, subprocess.CalledProcessError) as error:

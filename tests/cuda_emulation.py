@@ -43,7 +43,8 @@ def backend() -> dict[Path, list[str]]:
     cuda = {path: CUDA for path in sorted(ROOT.glob("kernels/*.cu"))}
     host = {path: CXX for path in sorted(EMULATION.glob("*.cpp"))}
     core = [ROOT / "csrc/base/arena.c", ROOT / "csrc/base/status.c", ROOT / "csrc/bind/cuda_module.c"]
-    return cuda | host | {path: CC for path in core}
+    advantage = {ROOT / "csrc/cpu/advantage.c": [*CC, "-DR1_TIER=cuda"]}  # an op on host arrays
+    return cuda | host | {path: CC for path in core} | advantage
 
 
 def compile_source(source: Path, command: list[str], headers: bytes) -> Path:

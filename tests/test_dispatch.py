@@ -22,7 +22,7 @@ def plan(device, idx, E):
     return offsets, source, place
 
 
-@pytest.mark.parametrize("N", SIZES)
+@pytest.mark.parametrize("N", [*SIZES, 700])
 @pytest.mark.parametrize(("E", "K"), [(8, 3), (5, 1), (2, 2), (40, 4)])
 def test_plan(device, rng, N, E, K):
     idx = choose(rng, N, E, K)

@@ -35,8 +35,9 @@ def test_repeated_ids_add_in_ascending_order_from_memory(device):
     assert dw.tolist() == [[0.0], [5.0]]  # 1 + 1e8 is 1e8
 
 
-def test_bits(devices, rng):
-    V, N, C = 9, 300, 70
+@pytest.mark.parametrize("V", [1, 9])
+def test_bits(devices, rng, V):
+    N, C = 300, 70
     dy, dw0 = normal(rng, N, C), normal(rng, V, C)
     ids = rng.integers(-1, V, N).astype(np.int32)
     check_threads(devices, lambda device: [backward(device, dw0.copy(), dy, ids)])

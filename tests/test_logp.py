@@ -61,9 +61,10 @@ def test_rows(device, rng, M, how):
     check_against_oracle(device, rng, M, 40, how)
 
 
-@pytest.mark.parametrize("V", [1, 3, 31, 127, 129, 1023, 1024, 1025])
+@pytest.mark.parametrize("V", [1, 3, 31, 127, 129, 1023, 1024, 1025, 34_000])
 def test_vocabularies(device, rng, V):
     check_against_oracle(device, rng, 5, V, PLAIN)
+    check_against_oracle(device, rng, 5, V, (0.9, 5, 0.9, 0.01))
 
 
 def test_ties_sort_by_id_and_the_target_belongs_to_the_support(device):
@@ -108,6 +109,19 @@ def test_bits(devices, rng, how):
     logp, lse = nan(M), nan(M)
     _core.logp_fwd(devices[0], logp, None, lse, logits, ids, how)  # entropy is optional
     assert_same_bits((logp, lse), (many[0], many[2]))
+
+
+@pytest.mark.parametrize("how", [PLAIN, (0.8, 50, 0.9, 0.01)])
+def test_where_a_row_lies_changes_no_bit(device, rng, how):
+    M, V = 3, 1030
+    wide, ids = normal(rng, M, V + 5), rng.integers(0, V, M).astype(np.int32)
+    for first in (1, 2, 4):
+        there, here = wide[:, first:first + V], wide[:, first:first + V].copy()
+        a, b = forward(device, there, ids, how), forward(device, here, ids, how)
+        assert_same_bits(a, b)
+        for x in (there, here):
+            _core.logp_bwd(device, x, a[0], a[1], a[1], a[2], ids, how)
+        assert_same_bits([there.copy()], [here])
 
 
 def test_a_support_of_everything_is_no_truncation(device, rng):

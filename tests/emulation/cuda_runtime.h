@@ -254,6 +254,16 @@ atomicMax(T *p, T value)
 
 template <class T>
 static inline T
+atomicMin(T *p, T value)
+{
+    static_assert(std::is_integral<T>::value, "atomics are for integers");
+    T old = *p;
+    *p = value < old ? value : old;
+    return old;
+}
+
+template <class T>
+static inline T
 atomicCAS(T *p, T expected, T value)
 {
     static_assert(std::is_integral<T>::value, "atomics are for integers");
