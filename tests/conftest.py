@@ -9,9 +9,11 @@ each. An op that has not been written for CUDA yet skips its tests by name.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import command_run
 import cuda_emulation
@@ -48,9 +50,9 @@ def open_gpu() -> _core.Device | None:
 GPU = open_gpu()
 
 
-def emulated_ops() -> object:
+def emulated_backend() -> ModuleType:
     try:
-        return cuda_emulation.load().ops
+        return cuda_emulation.load()
     except FileNotFoundError as error:
         pytest.skip(f"no emulated GPU: {error}")
 
@@ -61,7 +63,7 @@ def devices(request: pytest.FixtureRequest) -> list[_core.Device]:
     if request.param == "cuda":
         return [GPU] * len(THREADS)
     if request.param == "emulated-cuda":
-        return [_core.Device(ops=emulated_ops(), ordinal=i) for i in range(len(THREADS))]
+        return [_core.Device(ops=emulated_backend().ops, ordinal=i) for i in range(len(THREADS))]
     return [_core.Device(threads=n, tier=request.param) for n in THREADS]
 
 
@@ -86,12 +88,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
 def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """device="cuda" is an emulated GPU, or this machine's. gpu(i): from now on the emulated GPU that
     shuffles like i; the real one stays."""
-    opened: dict[int, _core.Device] = {}
+    if request.param == "emulated":
+        monkeypatch.setitem(sys.modules, "r1grpo._cuda", emulated_backend())
 
     def use(i: int) -> None:
-        if request.param == "emulated" and i not in opened:
-            opened[i] = _core.Device(ops=emulated_ops(), ordinal=i)
-        monkeypatch.setattr("r1grpo.device._gpu", [GPU if request.param == "real" else opened[i]])
+        one = GPU if request.param == "real" else _core.Device(ops=emulated_backend().ops, ordinal=i)
+        monkeypatch.setattr("r1grpo.device._gpu", [one])
     use(1)
     return use
 

@@ -10,7 +10,7 @@ import pytest
 
 from models import V, batch, configs, make
 from op_testing import bits
-from r1grpo import Model
+from r1grpo import GRPOConfig, GRPOTrainer, Model
 
 NAMES = sorted(configs())
 DTYPES = ("float32", "bfloat16")
@@ -50,10 +50,15 @@ def test_rollout_equals_training(gpu: Gpu, name: str, dtype: str) -> None:
     out = model.generate(rows, 2, max_new_tokens=12, seed=1, temperature=0.8)
     scored = model.logprobs(rows, out.completion_ids, temperature=0.8)
     assert bits(scored) == bits(out.logprobs) and sum(map(len, out.completion_ids)) > 40
-    loss = model.policy_gradient(rows, out.completion_ids, advantages=np.resize([1.0, -1.0], len(out)),
-                                 weights=[1.0] * len(out), old_logprobs=out.logprobs, temperature=0.8)
+    options = dict(advantages=np.resize([1.0, -1.0], len(out)), weights=[1.0] * len(out),
+                   old_logprobs=out.logprobs, temperature=0.8)
+    loss = model.policy_gradient(rows, out.completion_ids, **options)
     assert loss.stats["logp_gap_max"] == 0.0
     assert loss.stats["ratio_min"] == loss.stats["ratio_max"] == 1.0
+    state = model.state_dict()  # and one bit of one weight is seen
+    state["model.layers.1.self_attn.o_proj.weight"].reshape(-1).view(np.uint32)[3] ^= 1 << 16
+    model.load_state_dict(state)
+    assert model.policy_gradient(rows, out.completion_ids, **options).stats["logp_gap_max"] > 0.0
 
 
 def test_draws_do_not_depend_on_company(gpu: Gpu) -> None:
@@ -76,6 +81,20 @@ def test_two_training_runs_are_the_same_bits(gpu: Gpu, dtype: str) -> None:
             model.update(1e-2, max_grad_norm=1.0)
         return bits(model.state_dict().values())
     assert run(0) == run(1) == run(3)
+
+
+def test_a_trainer_finds_everything_on_the_gpu(gpu: Gpu) -> None:
+    """Policy, reference, sampling and the memory plan; the gap is measured and is 0.0."""
+    model = make("dense", device="cuda")
+    options = GRPOConfig(max_steps=2, per_device_train_batch_size=8, num_generations=4, beta=0.1,
+                         max_completion_length=6, learning_rate=1e-2, disable_tqdm=True)
+    trainer = GRPOTrainer(model, lambda completions, completion_ids, **_: [
+        float(len(set(ids))) for ids in completion_ids], options, [{"prompt_ids": p} for p in prompts((3, 9))])
+    steps = list(trainer)
+    assert [step["max_logprob_gap"] for step in steps] == [0.0, 0.0] and steps[1]["kl"] > 0.0
+    assert model.plan(length=32).device == "cuda"
+    frozen = model.freeze()
+    assert bits(frozen.logprobs([[1, 2]], [[3, 4]])) == bits(model.logprobs([[1, 2]], [[3, 4]]))
 
 
 def test_speculation_draws_the_same_tokens(gpu: Gpu) -> None:
