@@ -95,11 +95,11 @@ block_softmax(chunk_state *st, float (*s)[KEYS], size_t rows, ptrdiff_t later, f
         largest[r] = vf_hmax(m);
     }
     vf m = vf_max(st->m, vf_load(largest)), base = softmax_base(m);
-    vf shrink = vf_exp(st->m - base);
+    vf shrink = vf_exp_down(st->m - base);
     for (size_t r = 0; r < rows; r++) {
         vf l = st->l[r] * vf_set1(shrink[r]);
         for (size_t j = 0; j < lanes; j += W) {
-            vf p = vf_exp(vf_load(s[r] + j) - vf_set1(base[r]));
+            vf p = vf_exp_down(vf_load(s[r] + j) - vf_set1(base[r]));
             vf_store(s[r] + j, p);
             l = l + p;
         }
@@ -202,15 +202,13 @@ group_fwd(const fwd_job *job, int tall, size_t count, size_t n, size_t h, int bf
             ptrdiff_t until = seqs->pos[n] + 1 - (ptrdiff_t)base; /* row 0 sees [from, until) */
             ptrdiff_t from = until - job->window;
             size_t lanes = keys - base < KEYS ? keys - base : KEYS;
-            lanes = (lanes + 2 * W - 1) / (2 * W) * (2 * W);
+            lanes = tall ? split_count(lanes, W) * W : split_count(lanes, 2 * W) * 2 * W;
             const void *k = block_k(kv, block, h / share), *v = block_v(kv, block, h / share);
             for (size_t r = 0; !tall && r < rows; r++) {
                 row_scores(s[r], q[r], block_k(kv, block, (h + r) / share), bf16, D, lanes);
             }
-            if (tall && bf16) {
-                tile_scores_bf16(s, rows, q[0], R1_MAX_HEAD_DIM, k, D, lanes);
-            } else if (tall) {
-                tile_scores(s[0], KEYS, rows, q[0], R1_MAX_HEAD_DIM, k, D, lanes);
+            if (tall) {
+                tile_scores(s[0], KEYS, rows, q[0], R1_MAX_HEAD_DIM, k, bf16, D, lanes);
             }
             vf shrink = block_softmax(&st, s, rows, tall, job->scale, from, until, lanes);
             for (size_t r = 0; !tall && r < rows; r++) {

@@ -134,10 +134,10 @@ rows_scores(bwd_block *x, const bwd_job *job, size_t i)
     size_t first = (size_t)clamp_to(until - job->window, SPAN) / W * W;
     size_t end = split_count((size_t)clamp_to(until + TILE_ROWS - 1, (ptrdiff_t)x->nj), W) * W;
     float(*p)[SPAN] = x->p + i, (*ds)[SPAN] = x->ds + i;
-    tile_scores(p[0] + first, SPAN, TILE_ROWS, x->q + i * job->wide, job->wide, x->kt + first, job->D,
-                end - first);
+    tile_scores(p[0] + first, SPAN, TILE_ROWS, x->q + i * job->wide, job->wide, x->kt + first, 0,
+                job->D, end - first);
     tile_scores(ds[0] + first, SPAN, TILE_ROWS, x->dout + i * job->wide_v, job->wide_v,
-                x->vt + first, job->Dv, end - first);
+                x->vt + first, 0, job->Dv, end - first);
     for (size_t r = 0; r < TILE_ROWS; r++) {
         vf lse = vf_set1(x->lse[i + r]), delta = vf_set1(x->delta[i + r]);
         for (size_t j = first; j < end; j += W) {

@@ -131,13 +131,38 @@ tile_band(vf (*c)[2], size_t rows, size_t vecs, tile_ab x, ptrdiff_t n, ptrdiff_
     }
 }
 
-/* s (rows, vecs W) = q (rows, ldq) times kt (D, vecs W); s and kt have `keys` columns */
+/* c[r] += q[r] kt, one step of a score: kt is a row of keys, or the pairs of rows that hold it as `half` */
 TILE_INLINE void
-tile_score_vecs(float *s, size_t keys, size_t rows, const float *q, size_t ldq, const float *kt, size_t D,
-                size_t vecs)
+score_step(vf (*c)[2], size_t rows, size_t vecs, const float *q, size_t ldq, const float *kt, int bf16,
+           int half)
+{
+    vf b0 = bf16 ? vf_half(kt, half) : vf_load(kt), b1 = b0;
+    if (vecs == 2) {
+        b1 = bf16 ? vf_half(kt + W, half) : vf_load(kt + W);
+    }
+#pragma GCC unroll 8
+    for (size_t r = 0; r < rows; r++) {
+        vf x = vf_set1(q[r * ldq]);
+        c[r][0] = vf_fma(x, b0, c[r][0]);
+        if (vecs == 2) {
+            c[r][1] = vf_fma(x, b1, c[r][1]);
+        }
+    }
+}
+
+/* s (rows, vecs W) = q (rows, D) times kt (D, vecs W), or its bf16 pairs; s and kt have `keys` columns */
+TILE_INLINE void
+score_columns(float *s, size_t keys, size_t rows, size_t vecs, const float *q, size_t ldq,
+              const float *kt, int bf16, size_t D)
 {
     vf c[TILE_ROWS][2] = {{{0}}};
-    tile_all(c, rows, vecs, (tile_ab){q, ldq, 1, kt, keys, W, 0}, 0, (ptrdiff_t)D);
+    for (size_t d = 0; d < D / 2; d++, q += 2, kt += bf16 ? keys : 2 * keys) {
+        score_step(c, rows, vecs, q, ldq, kt, bf16, 0);
+        score_step(c, rows, vecs, q + 1, ldq, bf16 ? kt : kt + keys, bf16, 1);
+    }
+    if (D % 2 == 1) {
+        score_step(c, rows, vecs, q, ldq, kt, bf16, 0);
+    }
 #pragma GCC unroll 8
     for (size_t r = 0; r < rows; r++) {
         vf_store(s + r * keys, c[r][0]);
@@ -147,42 +172,17 @@ tile_score_vecs(float *s, size_t keys, size_t rows, const float *q, size_t ldq, 
     }
 }
 
-/* The first `lanes` columns, a multiple of W, of s (rows, keys) = q (rows, ldq) times kt (D, keys) */
+/* The first `lanes` columns, a multiple of W, of s (rows, keys) = q (rows, D) times kt (D, keys) */
 TILE_INLINE void
-tile_scores(float *s, size_t keys, size_t rows, const float *q, size_t ldq, const float *kt, size_t D,
-            size_t lanes)
+tile_scores(float *s, size_t keys, size_t rows, const float *q, size_t ldq, const void *kt, int bf16,
+            size_t D, size_t lanes)
 {
     size_t j = 0;
     for (; j + 2 * W <= lanes; j += 2 * W) {
-        tile_score_vecs(s + j, keys, rows, q, ldq, kt + j, D, 2);
+        score_columns(s + j, keys, rows, 2, q, ldq, (const float *)kt + j, bf16, D);
     }
     if (j < lanes) {
-        tile_score_vecs(s + j, keys, rows, q, ldq, kt + j, D, 1);
-    }
-}
-
-/* The same from pairs, kt (ceil(D / 2), 64): each is two steps, but for the last of an odd D. */
-TILE_INLINE void
-tile_scores_bf16(float (*s)[KEYS], size_t rows, const float *q, size_t ldq, const uint32_t *kt,
-                 size_t D, size_t lanes)
-{
-    for (size_t j = 0; j < lanes; j += 2 * W) {
-        vf c[TILE_ROWS][2] = {{{0}}};
-        for (size_t d = 0; d < D; d++) {
-            const uint32_t *b = kt + d / 2 * KEYS + j;
-            vf b0 = vf_half(b, d % 2), b1 = vf_half(b + W, d % 2);
-#pragma GCC unroll 8
-            for (size_t r = 0; r < rows; r++) {
-                vf qr = vf_set1(q[r * ldq + d]);
-                c[r][0] = vf_fma(qr, b0, c[r][0]);
-                c[r][1] = vf_fma(qr, b1, c[r][1]);
-            }
-        }
-#pragma GCC unroll 8
-        for (size_t r = 0; r < rows; r++) {
-            vf_store(s[r] + j, c[r][0]);
-            vf_store(s[r] + j + W, c[r][1]);
-        }
+        score_columns(s + j, keys, rows, 1, q, ldq, (const float *)kt + j, bf16, D);
     }
 }
 

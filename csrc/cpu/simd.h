@@ -262,9 +262,9 @@ vf_hmax(vf a)
 
 /* exp(x), about 1 ulp: x = n ln 2 + r, |r| <= ln 2 / 2, degree-6 polynomial (coefficients of the
  * Cephes library's expf), 2^n through the exponent bits. exp(0) is exactly 1; below -87.3 it is 0,
- * above 88.37 infinity; NaN stays NaN. */
+ * above 88.37 infinity; NaN stays NaN. vf_exp_down is the same for x that are not above 88.37. */
 static inline vf
-vf_exp(vf x)
+vf_exp_down(vf x)
 {
     const float magic = 12582912.0f; /* 1.5 x 2^23: adding it rounds to an integer */
     vf t = vf_fma(x, vf_set1(1.44269504088896341f), vf_set1(magic));
@@ -279,14 +279,24 @@ vf_exp(vf x)
     p = vf_fma(p, r, vf_set1(5.0000001201e-1f));
     p = vf_fma(p, r * r, r) + vf_set1(1.0f);
     vi bits = ((vi)t - (vi)vf_set1(magic) + vi_set1(127)) << 23;
-    const vf low = vf_set1(-87.3f), high = vf_set1(88.37f), infinite = vf_set1(__builtin_inff());
+    const vf low = vf_set1(-87.3f);
 #if defined(__AVX512F__) /* masks in registers of their own, which gcc 12 does not find */
     __mmask16 some = _mm512_cmp_ps_mask((__m512)x, (__m512)low, _CMP_NLT_UQ);
-    __mmask16 over = _mm512_cmp_ps_mask((__m512)x, (__m512)high, _CMP_GT_OQ);
-    __m512 y = _mm512_maskz_mul_ps(some, (__m512)p, (__m512)bits);
-    return (vf)_mm512_mask_mov_ps(y, over, (__m512)infinite);
+    return (vf)_mm512_maskz_mul_ps(some, (__m512)p, (__m512)bits);
 #else
-    vf y = vf_select(x < low, vf_set1(0.0f), p * (vf)bits);
+    return vf_select(x < low, vf_set1(0.0f), p * (vf)bits);
+#endif
+}
+
+static inline vf
+vf_exp(vf x)
+{
+    const vf high = vf_set1(88.37f), infinite = vf_set1(__builtin_inff());
+    vf y = vf_exp_down(x);
+#if defined(__AVX512F__)
+    __mmask16 over = _mm512_cmp_ps_mask((__m512)x, (__m512)high, _CMP_GT_OQ);
+    return (vf)_mm512_mask_mov_ps((__m512)y, over, (__m512)infinite);
+#else
     return vf_select(x > high, infinite, y);
 #endif
 }
