@@ -109,12 +109,16 @@ least_key(const float *logits, size_t V, const row_filter &filter, float largest
             bins.low[i] = bins.high[i] = 0;
         }
         __syncthreads();
-        for (size_t v = threadIdx.x; v < V; v += blockDim.x) {
-            float z = logits[v] * filter.inverse;
-            sort_key key = key_of(z, v, filter.id_bits);
-            if (key < limit && key >> left == known) {
-                bin_add(bins, (unsigned)(key >> next) & ((1u << digit) - 1u),
-                        by_mass ? mass_of(z, largest) : 1ull);
+        for (size_t v = 4 * threadIdx.x; v < V; v += 4 * blockDim.x) {
+            four x = load_4(logits + v, V - v);
+#pragma unroll
+            for (unsigned i = 0; i < 4 && v + i < V; i++) {
+                float z = x.x[i] * filter.inverse;
+                sort_key key = key_of(z, v + i, filter.id_bits);
+                if (key < limit && key >> left == known) {
+                    bin_add(bins, (unsigned)(key >> next) & ((1u << digit) - 1u),
+                            by_mass ? mass_of(z, largest) : 1ull);
+                }
             }
         }
         __syncthreads();
@@ -146,12 +150,16 @@ scan_row(sort_key *total, sort_key *failing, const float *logits, size_t V, cons
         all[1] = limit;
     }
     __syncthreads();
-    for (size_t v = threadIdx.x; v < V; v += blockDim.x) {
-        float z = logits[v] * filter.inverse;
-        sort_key key = key_of(z, v, filter.id_bits);
-        if (key < limit) {
-            sum += mass_of(z, largest);
-            least = f_exp(z - largest) < filter.min_p && key < least ? key : least;
+    for (size_t v = 4 * threadIdx.x; v < V; v += 4 * blockDim.x) {
+        four x = load_4(logits + v, V - v);
+#pragma unroll
+        for (unsigned i = 0; i < 4 && v + i < V; i++) {
+            float z = x.x[i] * filter.inverse;
+            sort_key key = key_of(z, v + i, filter.id_bits);
+            if (key < limit) {
+                sum += mass_of(z, largest);
+                least = f_exp(z - largest) < filter.min_p && key < least ? key : least;
+            }
         }
     }
     atomicAdd(&all[0], sum);
@@ -169,8 +177,12 @@ limit_kernel(sort_key *limits, r1_tensor logits, row_filter filter)
     size_t V = logits.cols;
     float largest = minus_infinity();
     sort_key limit = 1ull << (32 + filter.id_bits), total = 0, failing = limit;
-    for (size_t v = threadIdx.x; v < V; v += blockDim.x) {
-        largest = f_max(row[v] * filter.inverse, largest);
+    for (size_t v = 4 * threadIdx.x; v < V; v += 4 * blockDim.x) {
+        four x = load_4(row + v, V - v);
+#pragma unroll
+        for (unsigned i = 0; i < 4 && v + i < V; i++) {
+            largest = f_max(x.x[i] * filter.inverse, largest);
+        }
     }
     largest = block_max(largest);
     if (filter.top_k < V) {
