@@ -1,6 +1,6 @@
-"""The device that all models of this process compute on: a thread pool and a tier of kernels.
+"""The devices that models of this process compute on: a thread pool and a tier of kernels, and a GPU.
 
-One for everything, since two pools on the same cores only get into each other's way. The tier is
+One pool for everything, since two pools on the same cores only get into each other's way. The tier is
 the best that the processor has, fixed at first use: a model's packed weights belong to it.
 """
 
@@ -16,7 +16,7 @@ __all__ = ["get_device", "peak_flops", "set_num_threads"]
 
 _current: list[_core.Device] = []
 _gpu: list[_core.Device] = []
-_peaks: dict[str, float] = {}  # of the current device, by dtype
+_peaks: dict[tuple[str, str], float] = {}  # of the current devices, by device and dtype
 
 
 def get_device(name: str = "cpu") -> _core.Device:
@@ -40,11 +40,11 @@ def set_num_threads(n: int) -> None:
     _peaks.clear()
 
 
-def peak_flops(dtype: str = "float32") -> float:
+def peak_flops(dtype: str = "float32", name: str = "cpu") -> float:
     """Floating-point operations a second that the device's threads reach on registers alone: the most
     that products in this dtype could. Measured once, in a few milliseconds: the best of nine."""
-    if dtype not in _peaks:
-        device, rounds, rates = get_device(), 64, []
+    if (name, dtype) not in _peaks:
+        device, rounds, rates = get_device(name), 1, []
         device.spin(dtype, rounds)  # wakes the threads
         while len(rates) < 9:
             started = time.perf_counter()
@@ -54,5 +54,5 @@ def peak_flops(dtype: str = "float32") -> float:
                 rounds *= 2
             else:
                 rates.append(operations / seconds)
-        _peaks[dtype] = max(rates)
-    return _peaks[dtype]
+        _peaks[name, dtype] = max(rates)
+    return _peaks[name, dtype]

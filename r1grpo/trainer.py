@@ -239,10 +239,11 @@ class Trainer:
             self.processed_tokens += metrics["processed_tokens"]
             self._commit(metrics)
             seconds = time.perf_counter() - started
+            peak = peak_flops(self.model.dtype, self.model.device_name)
             metrics = {"step": self.step, **metrics, "grad_norm": float(norm),
                        "learning_rate": learning_rate, "step_time": seconds,
                        "tokens_per_second": metrics["processed_tokens"] / seconds,
-                       "peak_share": metrics["flops"] / seconds / peak_flops(self.model.dtype)}
+                       "peak_share": metrics["flops"] / seconds / peak}
             self.log_history.append(metrics)
         for callback in self.callbacks:
             callback(self, metrics)
