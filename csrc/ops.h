@@ -271,8 +271,8 @@ typedef struct {
      * Keys in blocks of 64 at absolute positions inside chunks of 512; every chunk has its own
      * (m, l, acc), chunks merge in ascending order by one formula, so prefill, decode and training
      * agree bit for bit. A masked key is excluded, never multiplied. bf16 keys and values are
-     * widened, everything else is float32: attention_bwd is its gradient where q, k and v are
-     * already rounded. */
+     * widened, everything else is float32, or a tensor core's equal to 17 bits at least; q may be
+     * rounded like k: attention_bwd is its gradient where q, k and v are already rounded. */
     r1_code (*attention_fwd)(r1_dev *dev, const r1_tensor *o, const r1_tensor *lse,
                              const r1_tensor *q, const r1_kv *kv, const r1_seqs *seqs, size_t H,
                              size_t window, float scale, r1_status *st);

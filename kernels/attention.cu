@@ -14,216 +14,166 @@
  *     acc = acc c + p v, where p v is four chains, one per quarter of the block, added in order;
  *   - chunks in ascending order from (M, L) = (-inf, 0): each merges by
  *     M' = max(M, m), L = L exp(M - M') + l exp(m - M'), likewise the vectors.
+ * That is float32's order; attention_mma.cuh has bf16's, where p v is not exact and tensor cores multiply.
  * A key that no row of a tile sees is 0 in its shared memory, one that a row does not see has p = 0.
  *
  * A tile is some positions of one sequence times the heads of one KV head, so that keys are fetched once for
  * all of them. A block has a tile, or, of few rows, one chunk of it: then merge_kernel adds up. Which of the
  * two, and how large a tile is, only time depends on. Knows nothing about which rows are prompt. */
+#include "attention_mma.cuh"
 #include "attention_tile.cuh"
 
-constexpr unsigned CHUNK = 512, QUARTER = KEYS / 4;
+constexpr unsigned QUARTER = KEYS / 4;
 constexpr unsigned TALL = 64, FLAT = 16; /* rows of a tile: many positions; heads of one or two */
 
-struct fwd_job {
-    r1_tensor o, lse, q;
-    r1_kv kv;
-    r1_seqs seqs;
-    int window;          /* keys that a query sees */
-    float scale;
-    unsigned H, share;   /* heads; of a KV head */
-    unsigned heads, step; /* heads of a tile; packed rows that a block has */
-    unsigned chunks;     /* 0: a block takes all; else it leaves one of them in acc, m and l: */
-    float *acc, *m, *l;  /* (N, H, chunks, Dv), (N, H, chunks), (N, H, chunks) */
-};
-
-/* What exponents are taken from: m, and 0 while nothing was seen, where -inf - -inf would be NaN. */
-static __device__ inline float
-softmax_base(float m)
-{
-    return m == -__uint_as_float(0x7f800000u) ? 0.0f : m;
-}
-
-/* (M, L) = merge((M, L), (m, l)); a vector becomes fma(the chunk's, *b, it * *a) */
-static __device__ inline void
-merge(float *M, float *L, float m, float l, float *a, float *b)
-{
-    float largest = f_max(*M, m), base = softmax_base(largest);
-    *a = f_exp(*M - base);
-    *b = f_exp(m - base);
-    *L = fmaf(l, *b, *L * *a);
-    *M = largest;
-}
-
 /* Keys of a block as a tile; those of rows beyond the sequence may be anything. */
-template <bool bf16>
 static __device__ inline void
-load_keys(float *tile, const char *from, unsigned D)
+load_keys(float *tile, const float *from, unsigned D)
 {
     unsigned ld = tile_ld(D);
     for (unsigned i = threadIdx.x; i < (D + 7) / 8 * 8 * KEYS; i += blockDim.x) {
-        unsigned d = i / KEYS, key = i % KEYS;
-        float x = 0.0f;
-        if (d < D && bf16) {
-            uint32_t pair = reinterpret_cast<const uint32_t *>(from)[d / 2 * KEYS + key];
-            x = __uint_as_float(d % 2 == 0 ? pair & 0xffff0000u : pair << 16);
-        } else if (d < D) {
-            x = reinterpret_cast<const float *>(from)[i];
-        }
-        tile[key * ld + d] = x;
+        tile[i % KEYS * ld + i / KEYS] = i / KEYS < D ? from[i] : 0.0f;
     }
 }
 
 /* Values of keys first .. end - 1 of a block as a tile; the others are 0. */
-template <bool bf16>
 static __device__ inline void
-load_values(float *tile, const char *from, unsigned Dv, int first, int end)
+load_values(float *tile, const float *from, unsigned Dv, int first, int end)
 {
-    unsigned ld = tile_ld(Dv);
-    for (unsigned j = threadIdx.x / LANES; j < KEYS; j += blockDim.x / LANES) {
-        for (unsigned c = threadIdx.x % LANES; c < ld; c += LANES) {
-            float x = 0.0f;
-            if (c < Dv && (int)j >= first && (int)j < end) {
-                x = bf16 ? f32_of(reinterpret_cast<const uint16_t *>(from)[j * Dv + c])
-                         : reinterpret_cast<const float *>(from)[j * Dv + c];
-            }
-            tile[j * ld + c] = x;
-        }
+    for (int j = (int)(threadIdx.x / LANES); j < (int)KEYS; j += (int)(blockDim.x / LANES)) {
+        bool there = j >= first && j < end;
+        tile_row(tile + (unsigned)j * tile_ld(Dv), there ? from + (unsigned)j * Dv : NULL, Dv);
     }
 }
 
-/* The tile of `count` packed rows from n on, heads h .. h + heads - 1. q (ROWS, D), x (64, D or Dv) and
- * p (64, ROWS + 4) are shared memory. */
-template <bool bf16, unsigned ROWS, unsigned GROUPS>
+/* One tile. q (ROWS, D), kv (64, D, then Dv) and p (64, ROWS + 4) are shared memory. */
+template <unsigned ROWS, unsigned GROUPS>
 static __device__ inline void
-tile_fwd(const fwd_job &job, float *q, float *x, float *p, size_t n, unsigned count, unsigned h,
-         unsigned heads)
+tile_fwd(const fwd_job &job, const fwd_tile &x, float *q, float *kv, float *p)
 {
     constexpr unsigned E = KEYS / LANES;
-    const r1_kv &kv = job.kv;
-    const int32_t *blocks = job.seqs.blocks + (size_t)job.seqs.seq[n] * job.seqs.max_blocks;
-    const float none = -__uint_as_float(0x7f800000u);
-    unsigned D = (unsigned)kv.D, Dv = (unsigned)kv.Dv, g = h / job.share;
-    unsigned x16 = threadIdx.x % LANES, y = threadIdx.x / LANES;
-    int pos0 = job.seqs.pos[n], end = pos0 + (int)count, seen = max(0, pos0 + 1 - job.window);
-    int t[4]; /* positions of this thread's rows, -1 beyond the last */
+    const float none = -__uint_as_float(INFINITE);
+    unsigned D = (unsigned)job.kv.D, Dv = (unsigned)job.kv.Dv;
+    unsigned lane = threadIdx.x % LANES, row = threadIdx.x / LANES * 4; /* the first of this thread's */
+    int t[4];
 #pragma unroll
     for (unsigned r = 0; r < 4; r++) {
-        t[r] = 4 * y + r < count * heads ? pos0 + (int)((4 * y + r) / heads) : -1;
+        t[r] = row_position(x, row + r);
     }
-    for (unsigned r = y; r < ROWS; r += ROWS / 4) {
-        bool there = r < count * heads;
+    for (unsigned r = row / 4; r < ROWS; r += ROWS / 4) {
+        bool there = row_position(x, r) >= 0;
         tile_row(q + r * tile_ld(D),
-                 there ? row_f32(job.q, n + r / heads) + (h + r % heads) * D : NULL, D);
+                 there ? row_f32(job.q, x.n + r / x.heads) + (x.h + r % x.heads) * D : NULL, D);
     }
     float M[4] = {none, none, none, none}, L[4] = {0}, total[4][4 * GROUPS] = {{0}};
-    int first = seen / (int)CHUNK, last = (end - 1) / (int)CHUNK;
-    if (job.chunks > 0) {
-        first = max(first, (int)blockIdx.z);
-        last = min(last, (int)blockIdx.z);
-    }
-    for (int chunk = first; chunk <= last; chunk++) {
-        float m[4] = {none, none, none, none}, l[4] = {0}, acc[4][4 * GROUPS] = {{0}};
-        int base = max(chunk * (int)CHUNK, seen / (int)KEYS * (int)KEYS);
-        for (; base < min(end, (chunk + 1) * (int)CHUNK); base += KEYS) {
-            int32_t block = blocks[base / (int)KEYS];
-            float s[4][E], shrink[4];
-            __syncthreads(); /* q is there; x and p are free */
-            load_keys<bf16>(x, block_k(kv, block, g), D);
-            __syncthreads();
-            dots<KEYS>(s, q, x, D);
+    float m[4] = {none, none, none, none}, l[4] = {0}, acc[4][4 * GROUPS] = {{0}};
+    for (int base = x.first; base < x.stop; base += KEYS) {
+        int32_t block = x.blocks[base / (int)KEYS];
+        float s[4][E], shrink[4];
+        __syncthreads(); /* q is there; kv and p are free */
+        load_keys(kv, reinterpret_cast<const float *>(block_k(job.kv, block, x.g)), D);
+        __syncthreads();
+        dots<KEYS>(s, q, kv, D);
 #pragma unroll
-            for (unsigned r = 0; r < 4; r++) {
-                float largest = none;
+        for (unsigned r = 0; r < 4; r++) {
+            float largest = none;
 #pragma unroll
-                for (unsigned e = 0; e < E; e++) {
-                    int j = base + (int)(x16 + e * LANES);
-                    s[r][e] = j <= t[r] && t[r] - j < job.window ? s[r][e] * job.scale : none;
-                    largest = f_max(largest, s[r][e]);
-                }
-                largest = f_max(m[r], lanes_max(largest));
-                float from = softmax_base(largest);
-                shrink[r] = f_exp(m[r] - from);
-                m[r] = largest;
-                l[r] *= shrink[r];
+            for (unsigned e = 0; e < E; e++) {
+                int j = base + (int)(lane + e * LANES);
+                s[r][e] = j <= t[r] && t[r] - j < job.window ? s[r][e] * job.scale : none;
+                largest = f_max(largest, s[r][e]);
+            }
+            largest = f_max(m[r], lanes_max(largest));
+            float from = softmax_base(largest);
+            shrink[r] = f_exp(m[r] - from);
+            m[r] = largest;
+            l[r] *= shrink[r];
 #pragma unroll
-                for (unsigned e = 0; e < E; e++) {
-                    s[r][e] = f_exp(s[r][e] - from);
-                    l[r] += s[r][e];
+            for (unsigned e = 0; e < E; e++) {
+                s[r][e] = f_exp(s[r][e] - from);
+                l[r] += s[r][e];
+            }
+        }
+        keep<ROWS, KEYS>(p, s);
+        __syncthreads(); /* the keys are read */
+        load_values(kv, reinterpret_cast<const float *>(block_v(job.kv, block, x.g)), Dv, x.seen - base,
+                    x.end - base);
+        __syncthreads();
+#pragma unroll
+        for (unsigned i = 0; i < GROUPS; i++) {
+            unsigned column = group_column(i, Dv);
+            for (unsigned quarter = 0; quarter < KEYS; quarter += QUARTER) {
+                float c[4][4] = {{0}};
+                products<ROWS>(c, p, kv, tile_ld(Dv), column, quarter, quarter + QUARTER);
+#pragma unroll
+                for (unsigned k = 0; k < 16; k++) {
+                    float *a = &acc[k / 4][4 * i + k % 4], part = c[k / 4][k % 4];
+                    *a = quarter == 0 ? fmaf(*a, shrink[k / 4], part) : *a + part;
                 }
             }
-            keep<ROWS, KEYS>(p, s);
-            __syncthreads(); /* the keys are read */
-            load_values<bf16>(x, block_v(kv, block, g), Dv, seen - base, end - base);
-            __syncthreads();
-#pragma unroll
-            for (unsigned i = 0; i < GROUPS; i++) {
-                unsigned column = group_column(i, Dv);
-                for (unsigned quarter = 0; quarter < KEYS; quarter += QUARTER) {
-                    float c[4][4] = {{0}};
-                    products<ROWS>(c, p, x, tile_ld(Dv), column, quarter, quarter + QUARTER);
-#pragma unroll
-                    for (unsigned k = 0; k < 16; k++) {
-                        float *a = &acc[k / 4][4 * i + k % 4], part = c[k / 4][k % 4];
-                        *a = quarter == 0 ? fmaf(*a, shrink[k / 4], part) : *a + part;
-                    }
-                }
-            }
+        }
+        if (!chunk_ends(x, base)) {
+            continue;
         }
 #pragma unroll
         for (unsigned r = 0; r < 4; r++) {
             float sum = lanes_sum(l[r]), a, b;
-            size_t row = n + (4 * y + r) / heads, head = h + (4 * y + r) % heads;
-            size_t part = (row * job.H + head) * job.chunks + (size_t)chunk;
-            if (job.chunks > 0 && t[r] >= 0 && x16 == 0) {
+            size_t head = (x.n + (row + r) / x.heads) * job.H + x.h + (row + r) % x.heads;
+            size_t part = head * job.chunks + (size_t)(base / (int)CHUNK);
+            if (job.chunks > 0 && t[r] >= 0 && lane == 0) {
                 job.m[part] = m[r];
                 job.l[part] = sum;
             }
             merge(&M[r], &L[r], m[r], sum, &a, &b);
+            m[r] = none;
+            l[r] = 0.0f;
 #pragma unroll
             for (unsigned c = 0; c < 4 * GROUPS; c++) {
-                unsigned column = c / 4 * KEYS + 4 * x16 + c % 4;
+                unsigned column = c / 4 * KEYS + 4 * lane + c % 4;
                 if (job.chunks == 0) {
                     total[r][c] = fmaf(acc[r][c], b, total[r][c] * a);
                 } else if (t[r] >= 0 && column < Dv) {
                     job.acc[part * Dv + column] = acc[r][c];
                 }
+                acc[r][c] = 0.0f;
             }
         }
     }
 #pragma unroll
-    for (unsigned r = 0; r < 4 && job.chunks == 0; r++) {
-        size_t row = n + (4 * y + r) / heads, head = h + (4 * y + r) % heads;
-        if (t[r] >= 0 && x16 == 0) {
-            row_f32(job.lse, row)[head] = M[r] + f_log(L[r]);
+    for (unsigned r = 0; r < 4; r++) {
+        size_t n = x.n + (row + r) / x.heads, h = x.h + (row + r) % x.heads;
+        if (job.chunks > 0 || t[r] < 0) {
+            continue;
+        }
+        if (lane == 0) {
+            row_f32(job.lse, n)[h] = M[r] + f_log(L[r]);
         }
 #pragma unroll
         for (unsigned c = 0; c < 4 * GROUPS; c++) {
-            unsigned column = c / 4 * KEYS + 4 * x16 + c % 4;
-            if (t[r] >= 0 && column < Dv) {
-                row_f32(job.o, row)[head * Dv + column] = total[r][c] / L[r];
+            unsigned column = c / 4 * KEYS + 4 * lane + c % 4;
+            if (column < Dv) {
+                row_f32(job.o, n)[h * Dv + column] = total[r][c] / L[r];
             }
         }
     }
     __syncthreads(); /* q may be written again */
 }
 
-/* Packed rows blockIdx.x step .., the last blocks first, whose keys are most; y: KV heads, and parts of one
- * that has more heads than a tile has rows. */
-template <bool bf16, unsigned ROWS, unsigned GROUPS>
+/* Packed rows blockIdx.x step .., the last blocks first, whose keys are most. */
+template <unsigned ROWS, unsigned GROUPS>
 static __global__ void __launch_bounds__(4 * ROWS)
 attention_fwd_kernel(fwd_job job)
 {
     DYNAMIC_SHARED(float, q);
-    float *x = q + ROWS * tile_ld(job.kv.D);
-    float *p = x + KEYS * tile_ld(max(job.kv.D, job.kv.Dv));
-    unsigned parts = (job.share + job.heads - 1) / job.heads;
-    unsigned part = blockIdx.y % parts * job.heads, h = blockIdx.y / parts * job.share + part;
+    float *kv = q + ROWS * tile_ld(job.kv.D);
+    float *p = kv + KEYS * tile_ld(max(job.kv.D, job.kv.Dv));
     size_t n = (size_t)(gridDim.x - 1 - blockIdx.x) * job.step, end = min(n + job.step, job.seqs.N);
-    while (n < end) {
-        size_t behind = min(end, (size_t)job.seqs.q_start[job.seqs.seq[n] + 1]);
-        tile_fwd<bf16, ROWS, GROUPS>(job, q, x, p, n, (unsigned)(behind - n), h,
-                                     min(job.heads, job.share - part));
-        n = behind;
+    for (size_t behind; n < end; n = behind) {
+        behind = min(end, (size_t)job.seqs.q_start[job.seqs.seq[n] + 1]);
+        fwd_tile x = tile_of(job, n, behind, blockIdx.y);
+        if (x.first < x.stop) {
+            tile_fwd<ROWS, GROUPS>(job, x, q, kv, p);
+        }
     }
 }
 
@@ -234,7 +184,7 @@ merge_kernel(fwd_job job)
     size_t n = blockIdx.x, h = blockIdx.y, Dv = job.kv.Dv;
     int t = job.seqs.pos[n], first = max(0, t + 1 - job.window) / (int)CHUNK, last = t / (int)CHUNK;
     size_t part = (n * job.H + h) * job.chunks;
-    float M = -__uint_as_float(0x7f800000u), L = 0.0f, total = 0.0f, a, b;
+    float M = -__uint_as_float(INFINITE), L = 0.0f, total = 0.0f, a, b;
     for (int c = first; c <= last; c++) {
         merge(&M, &L, job.m[part + (size_t)c], job.l[part + (size_t)c], &a, &b);
         if (threadIdx.x < Dv) {
@@ -249,27 +199,28 @@ merge_kernel(fwd_job job)
     }
 }
 
-template <bool bf16, unsigned ROWS>
+template <unsigned ROWS>
 static r1_code
-attention_rows(r1_dev *dev, const fwd_job &job, dim3 grid, r1_status *st)
+tile_launch(r1_dev *dev, const fwd_job &job, dim3 grid, r1_status *st)
 {
-    unsigned D = tile_ld(job.kv.D), x = tile_ld(max(job.kv.D, job.kv.Dv));
-    size_t shared = (ROWS * D + KEYS * x + KEYS * (ROWS + 4)) * sizeof(float);
+    unsigned D = tile_ld(job.kv.D), kv = tile_ld(max(job.kv.D, job.kv.Dv));
+    size_t shared = (ROWS * D + KEYS * kv + KEYS * (ROWS + 4)) * sizeof(float);
     if (job.kv.Dv <= 64) {
-        return LAUNCH(dev, st, (attention_fwd_kernel<bf16, ROWS, 1>), grid, 4 * ROWS, shared, job);
+        return LAUNCH(dev, st, (attention_fwd_kernel<ROWS, 1>), grid, 4 * ROWS, shared, job);
     }
     if (job.kv.Dv <= 128) {
-        return LAUNCH(dev, st, (attention_fwd_kernel<bf16, ROWS, 2>), grid, 4 * ROWS, shared, job);
+        return LAUNCH(dev, st, (attention_fwd_kernel<ROWS, 2>), grid, 4 * ROWS, shared, job);
     }
-    return LAUNCH(dev, st, (attention_fwd_kernel<bf16, ROWS, 4>), grid, 4 * ROWS, shared, job);
+    return LAUNCH(dev, st, (attention_fwd_kernel<ROWS, 4>), grid, 4 * ROWS, shared, job);
 }
 
-template <bool bf16>
 static r1_code
-attention_launch(r1_dev *dev, const fwd_job &job, dim3 grid, bool tall, r1_status *st)
+fwd_launch(r1_dev *dev, const fwd_job &job, dim3 grid, bool tall, r1_status *st)
 {
-    return tall ? attention_rows<bf16, TALL>(dev, job, grid, st)
-                : attention_rows<bf16, FLAT>(dev, job, grid, st);
+    if (job.kv.dtype == R1_BF16) {
+        return tall ? mma_launch<false>(dev, job, grid, st) : mma_launch<true>(dev, job, grid, st);
+    }
+    return tall ? tile_launch<TALL>(dev, job, grid, st) : tile_launch<FLAT>(dev, job, grid, st);
 }
 
 /* A tile is tall where sequences have many rows. Blocks take one chunk each where there would be too few. */
@@ -296,8 +247,7 @@ CUDA(attention_fwd)(r1_dev *dev, const r1_tensor *o, const r1_tensor *lse, const
         job.m = job.acc + parts * kv->Dv;
         job.l = job.m + parts;
     }
-    R1_TRY(kv->dtype == R1_BF16 ? attention_launch<true>(dev, job, grid, rows == TALL, st)
-                                : attention_launch<false>(dev, job, grid, rows == TALL, st));
+    R1_TRY(fwd_launch(dev, job, grid, rows == TALL, st));
     return !split ? R1_OK
                   : LAUNCH(dev, st, merge_kernel, dim3(grid_of(seqs->N, 1), (unsigned)H),
                            grid_of(kv->Dv, WARP) * WARP, 0, job);

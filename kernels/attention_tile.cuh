@@ -1,5 +1,5 @@
-/* attention_tile.cuh - what attention.cu, attention_bwd.cu and kv.cu share: where a KV block lies, tiles of
- * rows in shared memory, and the two small products of attention on them.
+/* attention_tile.cuh - float32 attention, forward and backward: tiles of rows in shared memory, and the two
+ * small products of attention on them.
  *
  *   dots       s[a][b]  = chain over d of A[a][d] B[b][d]          a chain of fused multiply-adds
  *   products   y[a][c] += chain over b of P[b][a] X[b][c]
@@ -14,31 +14,9 @@
 #ifndef R1_ATTENTION_TILE_CUH
 #define R1_ATTENTION_TILE_CUH
 
-#include "math.cuh"
+#include "attention.cuh"
 
-constexpr unsigned KEYS = R1_KV_BLOCK, LANES = 16; /* threads that share rows of A */
-
-/* Block `block` of KV head g. */
-static __device__ inline char *
-block_k(const r1_kv &kv, int32_t block, unsigned g)
-{
-    size_t lines = kv.dtype == R1_BF16 ? (kv.D + 1) / 2 : kv.D;
-    return static_cast<char *>(kv.k) + ((size_t)block * kv.Hkv + g) * lines * KEYS * sizeof(float);
-}
-
-static __device__ inline char *
-block_v(const r1_kv &kv, int32_t block, unsigned g)
-{
-    size_t size = kv.dtype == R1_BF16 ? sizeof(uint16_t) : sizeof(float);
-    return static_cast<char *>(kv.v) + ((size_t)block * kv.Hkv + g) * kv.Dv * KEYS * size;
-}
-
-/* Keys that a query sees; a window of 0 is none, and no position is INT32_MAX back. */
-static inline int
-window_keys(size_t window)
-{
-    return window == 0 || window > INT32_MAX ? INT32_MAX : (int)window;
-}
+constexpr unsigned LANES = 16; /* threads that share rows of A */
 
 static __host__ __device__ inline unsigned
 tile_ld(size_t width)

@@ -3,7 +3,7 @@
  * Blocks as in ops.h, "One layer's KV cache". A K block has a key a column, so 32 lanes are 32 rows, mostly
  * neighbours in a block: they write side by side, and what they read stays in the first cache for the next
  * d. A V block has a key a row, and lanes go along it. Moves and rounds, nothing is summed. */
-#include "attention_tile.cuh"
+#include "attention.cuh"
 
 constexpr unsigned WRITERS = 8, COPIERS = 8; /* warps of a block; blocks that share a pair */
 

@@ -3,6 +3,7 @@
  *
  *   mma_bf16      c (16, 8) += a (16, 16) b (16, 8), bf16 in, float32 out: mma.sync m16n8k16, sm_80 and up
  *   load_matrix   8 x 8 tiles of 16-bit numbers from shared memory to registers: ldmatrix
+ *   round_pair    two float32 to two bf16: cvt.rn.bf16x2, math.cuh's bf16_pair
  *   copy_16       16 bytes from global to shared memory behind the threads' backs: cp.async
  *
  * Fragments of lane l, with g = l / 4 and t = l % 4 (PTX ISA, "Matrix fragments for mma.m16n8k16"); two bf16 in
@@ -28,6 +29,15 @@ mma_bf16(float c[4], const uint32_t a[4], const uint32_t b[2])
                  "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+/* bf16_pair in one instruction. */
+static __device__ inline uint32_t
+round_pair(float low, float high)
+{
+    uint32_t pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
 }
 
 /* Four tiles: lane l gives the address of row l % 8 of tile l / 8 (16 bytes, aligned); r[i] is then tile i's
@@ -74,6 +84,12 @@ copy_wait()
 
 #else
 #include <mma_emulated.h>
+
+static __device__ inline uint32_t
+round_pair(float low, float high)
+{
+    return bf16_pair(low, high);
+}
 #endif
 
 #endif

@@ -21,6 +21,11 @@ def dtype(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+def kind_on(device, dtype, kind):
+    """On a GPU a bf16 cache meets probabilities of 17 bits: attention_mma.cuh."""
+    return "split" if dtype == "bfloat16" and device.name.startswith("cuda") else kind
+
+
 def draw(rng, lengths, H, Hkv, D, Dv):
     N = sum(lengths)
     return normal(rng, N, H * D), normal(rng, N, Hkv * D), normal(rng, N, Hkv * Dv)
@@ -80,7 +85,7 @@ def test_values_and_gradients(device, rng, dtype, H, Hkv, D, Dv, window):
     table, blocks = tables(rng, lengths)
     o, lse = forward(device, q, k, v, lengths, H, Hkv, D, Dv, scale, table, blocks, window, dtype)
     inputs, want = oracle(q, k, v, lengths, H, Hkv, D, Dv, scale, window)
-    check(o, want.data.reshape(N, H * Dv), "row")
+    check(o, want.data.reshape(N, H * Dv), kind_on(device, dtype, "row"))
     check(lse, oracle_lse(q, k, lengths, H, Hkv, D, scale, window), "row")
 
     dout = normal(rng, N, H * Dv)
@@ -89,7 +94,7 @@ def test_values_and_gradients(device, rng, dtype, H, Hkv, D, Dv, window):
     _core.attention_bwd(device, dq, dk, dv, dout, o, lse, q, k, v, whole_seqs(lengths), H, Hkv,
                         window, scale)
     for got, expected in zip((dq, dk, dv), grads):
-        check(got.reshape(expected.shape), expected, "soft")
+        check(got.reshape(expected.shape), expected, kind_on(device, dtype, "soft"))
 
 
 @pytest.mark.parametrize("window", [0, 70, 512, 700])
@@ -236,7 +241,7 @@ def test_a_group_has_one_copy_of_its_prefix(device, rng, dtype, shared, own, win
     out = ref.attention(*(x[rows] for x in inputs), ref.pack_spans(lengths), scale, window)
     for got, want in zip((dq, dk, dv),
                          gradients((out * once.reshape(len(rows), H, Dv)).sum(), inputs)):
-        check(got.reshape(want.shape), want, "soft")
+        check(got.reshape(want.shape), want, kind_on(device, dtype, "soft"))
 
 
 def test_a_groups_bits_do_not_depend_on_threads_or_company(devices, rng):
