@@ -201,8 +201,7 @@ group_fwd(const fwd_job *job, int tall, size_t count, size_t n, size_t h, int bf
             size_t block = (size_t)blocks[base / KEYS];
             ptrdiff_t until = seqs->pos[n] + 1 - (ptrdiff_t)base; /* row 0 sees [from, until) */
             ptrdiff_t from = until - job->window;
-            size_t lanes = keys - base < KEYS ? keys - base : KEYS;
-            lanes = tall ? split_count(lanes, W) * W : split_count(lanes, 2 * W) * 2 * W;
+            size_t lanes = split_count(keys - base < KEYS ? keys - base : KEYS, W) * W;
             const void *k = block_k(kv, block, h / share), *v = block_v(kv, block, h / share);
             for (size_t r = 0; !tall && r < rows; r++) {
                 row_scores(s[r], q[r], block_k(kv, block, (h + r) / share), bf16, D, lanes);

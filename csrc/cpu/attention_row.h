@@ -42,7 +42,7 @@ row_score_vecs(float *s, const float *q, const float *kt, int bf16, size_t D, co
     }
 }
 
-/* The first `lanes` keys, a multiple of 2 W. */
+/* The first `lanes` keys, a multiple of W. */
 TILE_INLINE void
 row_scores(float *s, const float *q, const void *kt, int bf16, size_t D, size_t lanes)
 {
@@ -50,8 +50,10 @@ row_scores(float *s, const float *q, const void *kt, int bf16, size_t D, size_t 
     for (; j + ROW_VECS * W <= lanes; j += ROW_VECS * W) {
         row_score_vecs(s + j, q, (const float *)kt + j, bf16, D, ROW_VECS);
     }
-    if (j < lanes) {
-        row_score_vecs(s + j, q, (const float *)kt + j, bf16, D, 2);
+    switch ((lanes - j) / W) { /* constants, so that the chains stay in registers */
+    case 3: row_score_vecs(s + j, q, (const float *)kt + j, bf16, D, 3); break;
+    case 2: row_score_vecs(s + j, q, (const float *)kt + j, bf16, D, 2); break;
+    case 1: row_score_vecs(s + j, q, (const float *)kt + j, bf16, D, 1); break;
     }
 }
 
