@@ -77,15 +77,15 @@ def test_rows_of_experts(same, rng):
 
 
 def test_token_loss(same, rng):
-    logp, old, adv, entropy = (normal(rng, 150) for _ in range(4))
-    ref = logp + 0.2 * normal(rng, 150)  # k3 by its series and without
-    weight = np.where(rng.random(150) < 0.2, 0, 1).astype(np.float32)
+    logp, old, adv, entropy = (normal(rng, 1500) for _ in range(4))
+    ref = logp + 0.2 * normal(rng, 1500)  # k3 by its series and without
+    weight = np.where(rng.random(1500) < 0.2, 0, 1).astype(np.float32)
 
     def run(device):
         out = []
         for form, high in (("nll", 0.2), ("clip", 0.3), ("cispo", 1.5)):
             for kl in ("k1", "k2", "k3"):
-                out += [nan(150) for _ in range(5)]
+                out += [nan(1500) for _ in range(5)]
                 _core.token_loss(device, *out[-5:], logp, entropy, weight, adv, old, ref,
                                  (form, 0.1, 0.2, high, 4.0, kl, kl == "k2", 0.1, 0.01))
         return out
