@@ -4,7 +4,7 @@
  *   mma_bf16      c (16, 8) += a (16, 16) b (16, 8), bf16 in, float32 out: mma.sync m16n8k16, sm_80 and up
  *   load_matrix   8 x 8 tiles of 16-bit numbers from shared memory to registers: ldmatrix
  *   round_pair    two float32 to two bf16: cvt.rn.bf16x2, math.cuh's bf16_pair
- *   copy_16       16 bytes from global to shared memory behind the threads' backs: cp.async
+ *   copy_16       16 bytes from global to shared memory behind the threads' backs: cp.async; copy_4: 4 bytes
  *
  * Fragments of lane l, with g = l / 4 and t = l % 4 (PTX ISA, "Matrix fragments for mma.m16n8k16"); two bf16 in
  * 32 bits, the lower column or row in the lower half:
@@ -65,6 +65,15 @@ copy_16(void *shared, const void *global, int bytes)
     unsigned at = (unsigned)__cvta_generic_to_shared(shared);
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                  :: "r"(at), "l"(global), "r"(bytes) : "memory");
+}
+
+/* One float, or 0 and nothing is read. */
+static __device__ inline void
+copy_4(float *shared, const float *global, bool copied)
+{
+    unsigned at = (unsigned)__cvta_generic_to_shared(shared);
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
+                 :: "r"(at), "l"(global), "r"(copied ? 4 : 0) : "memory");
 }
 
 /* What this thread has started since the last commit is one group; wait until at most `left` of its newest

@@ -43,7 +43,7 @@ enum class waits { nothing, warp, block, for_ever };
 struct copy {
     void *to;
     const void *from;
-    int bytes;
+    int bytes, room;
     unsigned group;
 };
 
@@ -232,9 +232,9 @@ emulated_meet(unsigned mask, emulated_meeting meet, void *mine)
 }
 
 void
-emulated_copy(void *to, const void *from, int bytes)
+emulated_copy(void *to, const void *from, int bytes, int room)
 {
-    threads[running].copies.push_back({to, from, bytes, threads[running].group});
+    threads[running].copies.push_back({to, from, bytes, room, threads[running].group});
 }
 
 void
@@ -250,7 +250,7 @@ emulated_copy_wait(unsigned left)
     size_t kept = 0;
     for (const copy &one : me.copies) {
         if (one.group + left < me.group) {
-            memset(one.to, 0, 16);
+            memset(one.to, 0, (size_t)one.room);
             memcpy(one.to, one.from, (size_t)one.bytes);
         } else {
             me.copies[kept++] = one;

@@ -50,9 +50,9 @@ void emulated_meet(unsigned mask, emulated_meeting meet, void *mine);
 void *emulated_shared(const void *key, size_t bytes);
 void *emulated_dynamic_shared();
 
-/* Copies of 16 bytes to shared memory that arrive when the thread waits for them, as late as they may: see
- * copy_16 in kernels/mma.cuh. */
-void emulated_copy(void *to, const void *from, int bytes);
+/* Copies to shared memory, and 0 in the rest of the room, that arrive when the thread waits for them, as late
+ * as they may: see copy_16 in kernels/mma.cuh. */
+void emulated_copy(void *to, const void *from, int bytes, int room);
 void emulated_copy_commit();
 void emulated_copy_wait(unsigned left);
 

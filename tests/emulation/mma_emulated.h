@@ -83,7 +83,13 @@ static inline void
 copy_16(void *shared, const void *global, int bytes)
 {
     assert((uintptr_t)shared % 16 == 0 && (uintptr_t)global % 16 == 0);
-    emulated_copy(shared, global, bytes);
+    emulated_copy(shared, global, bytes, 16);
+}
+
+static inline void
+copy_4(float *shared, const float *global, bool copied)
+{
+    emulated_copy(shared, global, copied ? 4 : 0, 4);
 }
 
 static inline void

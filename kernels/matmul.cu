@@ -1,0 +1,264 @@
+/* matmul.cu - the three products of a linear map, over one matrix or a group of experts (product.cuh).
+ *
+ *   nt   y  (N, O)   [+]= x (N, I) W^T [+ bias]
+ *   nn   dx (N, I)   [+]= dy (N, O) W
+ *   tn   dW (E O, I) [+]= dy^T (O, N) x (N, I)
+ *
+ * float32 (product_f32.cuh): an element is one chain of fused multiply-adds in ascending index order that
+ * starts from the value in memory, from bias, or from 0: the CPU's bits. bf16 (product_bf16.cuh): a chain of
+ * tensor-core instructions of 16 terms, likewise. Neither knows how many rows there are, so any tile gives
+ * the same bits: the choice below is about speed alone, and large tiles are taken where they still make
+ * enough blocks.
+ *
+ * tn sums over rows. Where a gradient is too small to keep a GPU busy, the rows are cut into segments, as many
+ * as its shape and N say: each is a sum of its own from 0 and they are added in ascending order, so gradients
+ * are the same from run to run, and between splits into calls to float32 rounding. Units are of no use here.
+ *
+ * Activations are float32; for bf16 they are rounded once into scratch memory, since every tile of columns
+ * reads them again, at half the bytes; a few rows are rounded as they are read. Numbers below 2^-126 count
+ * as what they are. */
+#include "product_bf16.cuh"
+#include "product_f32.cuh"
+#include "vector.cuh"
+
+enum tile_size { FEW, MEDIUM, LARGE };
+
+constexpr tile F32_TILES[] = {{16, 64, 32, 4}, {64, 64, 16, 4}, {128, 64, 16, 4}};
+constexpr tile BF16_TILES[] = {{16, 32, 128, 4}, {64, 64, 64, 4}, {128, 256, 32, 4}};
+
+constexpr size_t ENOUGH = 128;          /* blocks that keep a GPU busy: tn's segments may not know which GPU */
+constexpr size_t SEGMENT_ROWS = 1024;   /* at least, where tn's rows are cut */
+constexpr size_t SEGMENT_STEP = 64;
+constexpr size_t EACH = 8;              /* elements of a row that a thread rounds at a time */
+constexpr unsigned ROUND_THREADS = 64, ROUND_ROWS = 4, MERGE_THREADS = 256;
+
+static size_t
+split(size_t count, size_t each)
+{
+    return count / each + (count % each != 0);
+}
+
+/* ---- before and after a product -------------------------------------------------------------- */
+
+/* to (N, C) bf16, rows aligned to 16 bytes = x (N, C) rounded */
+static __global__ void
+round_rows_kernel(r1_tensor to, r1_tensor x)
+{
+    size_t n = (size_t)blockIdx.x * ROUND_ROWS + threadIdx.y;
+    if (n >= x.rows) {
+        return;
+    }
+    uint16_t *row = static_cast<uint16_t *>(to.data) + n * to.ld;
+    for (size_t c = threadIdx.x * EACH; c < x.cols; c += ROUND_THREADS * EACH) {
+        const float *from = row_f32(x, n) + c;
+        size_t left = x.cols - c;
+        four low = load_4(from, left), high = load_4(from + 4, left > 4 ? left - 4 : 0);
+        *reinterpret_cast<uint4 *>(row + c) =
+            make_uint4(round_pair(low.x[0], low.x[1]), round_pair(low.x[2], low.x[3]),
+                       round_pair(high.x[0], high.x[1]), round_pair(high.x[2], high.x[3]));
+    }
+}
+
+/* dw [+]= the segments' sums (segments, rows, columns), ascending */
+static __global__ void
+merge_kernel(r1_tensor dw, const float *sums, size_t segments, int accumulate)
+{
+    size_t i = (size_t)blockIdx.x * MERGE_THREADS + threadIdx.x, count = dw.rows * dw.cols;
+    if (i >= count) {
+        return;
+    }
+    float *to = row_f32(dw, i / dw.cols) + i % dw.cols;
+    float sum = accumulate ? *to : 0.0f;
+    for (size_t s = 0; s < segments; s++) {
+        sum += sums[s * count + i];
+    }
+    *to = sum;
+}
+
+/* ---- which tiles ------------------------------------------------------------------------------- */
+
+/* How many tiles c has, and blocks. */
+template <form F>
+static size_t
+count_blocks(product *p, tile t, const int32_t *offsets)
+{
+    size_t rows = split(F == FORM_TN ? p->rows : p->N, t.rows);
+    if (F != FORM_TN && offsets != NULL) { /* of each expert one may be begun */
+        rows = p->N / t.rows + p->E < p->N ? p->N / t.rows + p->E : p->N;
+    }
+    p->row_tiles = (unsigned)rows;
+    p->column_tiles = (unsigned)split(p->columns, t.columns);
+    return rows * p->column_tiles * (F == FORM_TN ? p->E * p->segments : 1);
+}
+
+/* Few rows are for nt alone, which has them at every step of decoding; large tiles if there is one for every
+ * multiprocessor. */
+template <form F>
+static tile_size
+choose(product p, const tile *tiles, const r1_dev *dev)
+{
+    size_t rows = F == FORM_TN ? p.rows : p.N / p.E;
+    if (F == FORM_NT && rows <= tiles[FEW].rows) {
+        return FEW;
+    }
+    size_t blocks = count_blocks<F>(&p, tiles[LARGE], NULL);
+    return rows >= tiles[LARGE].rows && blocks >= (size_t)dev->processors ? LARGE : MEDIUM;
+}
+
+/* Cuts the rows of tn where large tiles are too few, by shapes alone. */
+static void
+cut_segments(product *p, tile large)
+{
+    size_t wanted = ENOUGH / split(p->rows, large.rows) / split(p->columns, large.columns);
+    size_t most = p->N / SEGMENT_ROWS;
+    wanted = wanted < most ? wanted : most;
+    if (wanted > 1) {
+        p->segment = split(split(p->N, wanted), SEGMENT_STEP) * SEGMENT_STEP;
+        p->segments = split(p->N, p->segment);
+    }
+}
+
+/* ---- a product ------------------------------------------------------------------------------- */
+
+struct job {
+    r1_tensor c, a, b;
+    const float *bias;
+    const int32_t *offsets;
+    product p;
+};
+
+template <form F, tile T>
+static r1_code
+start_f32(r1_dev *dev, job j, r1_status *st)
+{
+    unsigned blocks = grid_of(count_blocks<F>(&j.p, T, j.offsets), 1);
+    return LAUNCH(dev, st, (product_f32_kernel<F, T>), blocks, F32_THREADS, f32_shared(T), j.c, j.a, j.b, j.bias,
+                  j.offsets, j.p);
+}
+
+template <form F, tile T, class A>
+static r1_code
+start_bf16(r1_dev *dev, job j, r1_status *st)
+{
+    unsigned blocks = grid_of(count_blocks<F>(&j.p, T, j.offsets), 1);
+    return LAUNCH(dev, st, (product_bf16_kernel<F, T, A>), blocks, bf16_threads(T),
+                  bf16_shared(F, T, sizeof(A)), j.c, j.a, j.b, j.bias, j.offsets, j.p);
+}
+
+template <form F>
+static r1_code
+start(r1_dev *dev, const job &j, tile_size size, bool bf16, r1_status *st)
+{
+    if constexpr (F == FORM_NT) {
+        if (size == FEW) {
+            return bf16 ? start_bf16<F, BF16_TILES[FEW], float>(dev, j, st)
+                        : start_f32<F, F32_TILES[FEW]>(dev, j, st);
+        }
+    }
+    if (size == MEDIUM) {
+        return bf16 ? start_bf16<F, BF16_TILES[MEDIUM], uint16_t>(dev, j, st)
+                    : start_f32<F, F32_TILES[MEDIUM]>(dev, j, st);
+    }
+    return bf16 ? start_bf16<F, BF16_TILES[LARGE], uint16_t>(dev, j, st)
+                : start_f32<F, F32_TILES[LARGE]>(dev, j, st);
+}
+
+/* x becomes its rounded copy, which is not there yet if `a` only measures. */
+static void
+copy_place(r1_arena *a, r1_tensor *x)
+{
+    size_t ld = split(x->cols, EACH) * EACH;
+    *x = {r1_arena_push(a, x->rows * ld, sizeof(uint16_t)), R1_BF16, x->rows, x->cols, ld};
+}
+
+static r1_code
+round_rows(r1_dev *dev, const r1_tensor &to, const r1_tensor &x, r1_status *st)
+{
+    return LAUNCH(dev, st, round_rows_kernel, grid_of(x.rows, ROUND_ROWS), dim3(ROUND_THREADS, ROUND_ROWS), 0, to,
+                  x);
+}
+
+/* The product of j in this dtype; its operands that are float32 are rounded, its segments added up. */
+template <form F>
+static r1_code
+run(r1_dev *dev, const job &given, r1_dtype dtype, r1_status *st)
+{
+    bool bf16 = dtype == R1_BF16;
+    const tile *tiles = bf16 ? BF16_TILES : F32_TILES;
+    job j = given;
+    if (F == FORM_TN && j.offsets == NULL) {
+        cut_segments(&j.p, tiles[LARGE]);
+    }
+    tile_size size = choose<F>(j.p, tiles, dev);
+    bool copy_a = bf16 && size != FEW, copy_b = bf16 && F == FORM_TN, merge = j.p.segments > 1;
+    r1_arena memory = {};
+    for (int placing = 0; placing < 2; placing++) { /* measured, then placed */
+        if (copy_a) {
+            copy_place(&memory, &j.a);
+        }
+        if (copy_b) {
+            copy_place(&memory, &j.b);
+        }
+        if (merge) {
+            size_t rows = j.p.segments * j.p.rows, columns = j.p.columns;
+            j.c = r1_f32(static_cast<float *>(r1_arena_push(&memory, rows * columns, sizeof(float))), rows,
+                         columns);
+            j.p.accumulate = 0;
+        }
+        if (placing == 0 && memory.used > 0) {
+            void *base = NULL;
+            R1_TRY(dev_scratch(dev, &base, memory.used, st));
+            memory = {static_cast<unsigned char *>(base), memory.used, 0};
+        }
+    }
+    if (copy_a) {
+        R1_TRY(round_rows(dev, j.a, given.a, st));
+    }
+    if (copy_b) {
+        R1_TRY(round_rows(dev, j.b, given.b, st));
+    }
+    R1_TRY(start<F>(dev, j, size, bf16, st));
+    return merge ? LAUNCH(dev, st, merge_kernel, grid_of(j.p.rows * j.p.columns, MERGE_THREADS), MERGE_THREADS, 0,
+                          given.c, (const float *)j.c.data, j.p.segments, given.p.accumulate)
+                 : R1_OK;
+}
+
+static r1_tensor
+matrices(const r1_weight *w)
+{
+    return {w->seen, w->dtype, w->E * w->O, w->I, w->I};
+}
+
+r1_code
+CUDA(matmul_nt)(r1_dev *dev, const r1_tensor *y, const r1_tensor *x, const r1_weight *w, const r1_tensor *bias,
+                const int32_t *offsets, int accumulate, r1_status *st)
+{
+    assert(y->rows == x->rows && y->cols == w->O && x->cols == w->I);
+    assert(!(accumulate && bias != NULL) && (offsets != NULL || w->E == 1));
+    product p = {.N = x->rows, .E = w->E, .rows = x->rows, .columns = w->O, .depth = w->I,
+                 .accumulate = accumulate};
+    job j = {*y, *x, matrices(w), bias != NULL ? (const float *)bias->data : NULL, offsets, p};
+    return run<FORM_NT>(dev, j, w->dtype, st);
+}
+
+r1_code
+CUDA(matmul_nn)(r1_dev *dev, const r1_tensor *dx, const r1_tensor *dy, const r1_weight *w,
+                const int32_t *offsets, int accumulate, r1_status *st)
+{
+    assert(dx->rows == dy->rows && dy->cols == w->O && dx->cols == w->I);
+    assert(w->master != NULL && (offsets != NULL || w->E == 1));
+    product p = {.N = dy->rows, .E = w->E, .rows = dy->rows, .columns = w->I, .depth = w->O,
+                 .accumulate = accumulate};
+    return run<FORM_NN>(dev, {*dx, *dy, matrices(w), NULL, offsets, p}, w->dtype, st);
+}
+
+r1_code
+CUDA(matmul_tn)(r1_dev *dev, const r1_tensor *dw, const r1_tensor *dy, const r1_tensor *x, size_t E,
+                const int32_t *offsets, r1_dtype dtype, const r1_units *, int accumulate, r1_status *st)
+{
+    assert(dw->rows == E * dy->cols && dw->cols == x->cols && dy->rows == x->rows);
+    assert(offsets != NULL || E == 1);
+    product p = {.N = x->rows, .E = E, .rows = dy->cols, .columns = x->cols,
+                 .accumulate = accumulate, .segment = x->rows};
+    return run<FORM_TN>(dev, {*dw, *dy, *x, NULL, offsets, p}, dtype, st);
+}
