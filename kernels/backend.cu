@@ -67,33 +67,11 @@ open_stream(r1_dev *dev, r1_status *st)
     return dev_check(dev, cudaStreamCreateWithFlags(&dev->stream, cudaStreamNonBlocking), "dev_open", st);
 }
 
-#ifdef __CUDACC__ /* the emulation, for tests, opens with what there is */
-#define R1_ADDRESS(op) reinterpret_cast<const void *>(CUDA(op)),
-
-static r1_code
-check_complete(r1_status *st)
-{
-    const void *const all[] = {R1_OPS(R1_ADDRESS)};
-    size_t absent = 0;
-    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
-        absent += all[i] == NULL;
-    }
-    return absent == 0 ? R1_OK : R1_FAIL(st, R1_EDEVICE, "the CUDA backend lacks %zu ops", absent);
-}
-#else
-static r1_code
-check_complete(r1_status *)
-{
-    return R1_OK;
-}
-#endif
-
 r1_code
 CUDA(dev_open)(r1_dev **out, size_t ordinal, r1_status *st)
 {
     *out = NULL;
     int count = 0;
-    R1_TRY(check_complete(st));
     cudaError_t error = cudaGetDeviceCount(&count);
     if (error != cudaSuccess || ordinal >= (size_t)count) {
         return R1_FAIL(st, R1_EDEVICE, "there is no GPU %zu: %s", ordinal,
@@ -304,47 +282,12 @@ CUDA(dev_spin)(r1_dev *dev, r1_dtype dtype, size_t rounds)
 
 /* ---- the table ------------------------------------------------------------------------------- */
 
-/* An op that no file defines yet fails by name. This part goes when the last one is there. */
-static void
-say_missing(r1_status *st, const char *op)
-{
-    R1_FAIL(st, R1_EDEVICE, "%s: not written for CUDA yet", op);
-}
-
-template <class T>
-static void
-say_missing(T, const char *)
-{
-}
-
-template <const char *op, class Result, class... Args>
-static Result
-missing(Args... args)
-{
-    (say_missing(args, op), ...);
-    if constexpr (std::is_same<Result, r1_code>::value) {
-        return R1_EDEVICE;
-    } else {
-        return Result();
-    }
-}
-
-template <const char *op, class Result, class... Args>
-static auto
-present(Result (*function)(Args...)) -> Result (*)(Args...)
-{
-    return function != NULL ? function : missing<op, Result, Args...>;
-}
-
-#define R1_NAME(op) static constexpr char op##_name[] = #op;
-R1_OPS(R1_NAME)
-
 #ifdef __CUDACC__
 #define R1_TABLE_NAME "cuda/exact"
 #else
 #define R1_TABLE_NAME "cuda/emulated"
 #endif
 
-#define R1_ENTRY(op) .op = present<op##_name>(CUDA(op)),
+#define R1_ENTRY(op) .op = CUDA(op),
 extern "C" const r1_ops r1_cuda_ops;
 const r1_ops r1_cuda_ops = {.abi = R1_OPS_ABI, .name = R1_TABLE_NAME, R1_OPS(R1_ENTRY)};

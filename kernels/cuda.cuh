@@ -21,11 +21,8 @@ extern "C" {
 
 #define CUDA(op) op##_cuda
 
-/* Every op, declared from its entry in the table. Weak: one that no file defines is NULL there, and
- * backend.cu says so. */
-#define R1_DECLARE(op)                                     \
-    extern "C" __attribute__((weak, visibility("hidden"))) \
-    std::remove_pointer<decltype(r1_ops::op)>::type CUDA(op);
+/* Every op, declared from its entry in the table. */
+#define R1_DECLARE(op) extern "C" std::remove_pointer<decltype(r1_ops::op)>::type CUDA(op);
 R1_OPS(R1_DECLARE)
 
 /* ---- the device (backend.cu) --------------------------------------------------------------- */

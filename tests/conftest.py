@@ -4,7 +4,7 @@ folder that tests of commands run in.
 A test that takes `device` runs once per instruction-set tier of this machine, once on the emulated GPU
 (cuda_emulation.py), and on a real one where there is one. `devices` are four of a kind whose results
 must be equal bit for bit: threads on the CPU; emulated GPUs that run blocks and threads in another order
-each. An op that has not been written for CUDA yet skips its tests by name.
+each.
 """
 
 from __future__ import annotations
@@ -71,17 +71,6 @@ def devices(request: pytest.FixtureRequest) -> list[_core.Device]:
 def device(devices: list[_core.Device]) -> _core.Device:
     """Two threads: more than one, and no more than any machine has. An emulated GPU that shuffles."""
     return devices[1]
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
-    """Until every op is there: a test of one that is missing is skipped with the op's name."""
-    try:
-        return (yield)
-    except RuntimeError as error:
-        if "not written for CUDA yet" not in str(error):
-            raise
-        pytest.skip(str(error))
 
 
 @pytest.fixture(params=["emulated", *(["real"] if GPU else [])])

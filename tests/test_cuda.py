@@ -15,7 +15,7 @@ import pytest
 import cuda_emulation
 import r1grpo.cuda
 from op_testing import nan
-from r1grpo import GRPOConfig, Model, ModelConfig, _core, check_fits, plan_training
+from r1grpo import GRPOConfig, Model, ModelConfig, _core, check_fits, doctor, plan_training
 from r1grpo.device import get_device
 from r1grpo.plan import available_memory, resident_memory
 
@@ -110,11 +110,16 @@ def test_gpu_memory_is_what_plans_are_compared_with(emulated: None) -> None:
     assert 0 < free <= total and available_memory("cuda") == free
     assert resident_memory("cuda") == total - free
     config = dataclasses.replace(SMALL, vocab_size=50_000, hidden_size=1024, num_hidden_layers=24)
-    with pytest.raises(RuntimeError, match="not written for CUDA yet"):
-        plan = plan_training(config, GRPOConfig(), device="cuda")
-        with pytest.raises(MemoryError, match="this run needs"):
-            check_fits(plan)
-        raise RuntimeError("not written for CUDA yet: now it is, and this line can go")
+    with pytest.raises(MemoryError, match="this run needs .* GiB and 2.00 GiB can be had"):
+        check_fits(plan_training(config, GRPOConfig(), device="cuda"))
+    check_fits(plan_training(SMALL, GRPOConfig(), device="cuda"))
+
+
+def test_doctor_shows_the_gpu(emulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(r1grpo.cuda, "_open", [(None, "/where/libcublasLt.so.13")])
+    found = dict(doctor.examine())
+    assert found["CUDA"].startswith("an emulated GPU, sm_80, driver 13.0, runtime 13.0, ")
+    assert found["CUDA"].endswith(" of 2.0 GiB free") and found["cuBLASLt"] == "/where/libcublasLt.so.13"
 
 
 def test_a_memory_error_carries_the_plan() -> None:
