@@ -25,6 +25,7 @@ typedef struct {
 typedef struct {
     const product *p;
     size_t k, blocks, panel, rows;
+    size_t tile_rows; /* that tiles are configured for: fewer than 32 where the task has no more */
     float *c;
     const float *a, *b, *ahead;
     float *buffer; /* (rows, 32) */
@@ -80,9 +81,10 @@ amx_one(const amx_work *w, size_t r, size_t s0, size_t s1, size_t fetch, int str
     const int last = s1 == w->blocks;
     float *c = w->c + r * p->ldc + j, *buffer = w->buffer + r * AMX_ROWS;
     amx_args tile = {.c = c, .ldc = p->ldc, .a = w->a + r * w->blocks * AMX_PAIRS,
-                     .a_half = w->blocks * AMX_A_BLOCK, .b = w->b, .blocks = w->blocks};
+                     .a_half = w->blocks * AMX_A_BLOCK, .b = w->b, .blocks = w->blocks,
+                     .ahead = w->b};
     tile.init = product_start(p, w->panel, c, w->k, &tile.ld_init);
-    if (columns < R1_PANEL || (n < AMX_ROWS && w->rows > AMX_ROWS)) { /* all slices in one go */
+    if (columns < R1_PANEL || n < w->tile_rows) { /* all slices in one go */
         if (last) {
             amx_cut_tile(tile, n, columns);
         }
@@ -158,16 +160,17 @@ amx_panels(amx_work *w, const product_task *t, const amx_sum *sum, const amx_roo
 static __attribute__((noinline)) void
 amx_block(const product *p, const product_task *t, float *scratch)
 {
-    const size_t rows = t->r1 - t->r0;
+    const size_t rows = t->r1 - t->r0, tile_rows = rows < AMX_ROWS ? rows : AMX_ROWS;
     const amx_room room = {scratch, scratch + AMX_A_ROOM, scratch + AMX_A_ROOM + AMX_B_ROOM};
     size_t k = 0;
-    amx_configure(rows < AMX_ROWS ? rows : AMX_ROWS);
+    amx_configure(tile_rows);
     do { /* once even if the sum is empty: c = start */
         amx_sum sum;
         amx_cut(&sum, p, t, k);
         for (size_t r = 0; r < rows; r += MATRIX_PART_ROWS) {
-            amx_work w = {.p = p, .k = k, .blocks = sum.blocks, .a = room.a, .buffer = room.c,
-                          .rows = split_end(rows, r, MATRIX_PART_ROWS) - r, .c = t->c + r * p->ldc};
+            amx_work w = {.p = p, .k = k, .blocks = sum.blocks, .tile_rows = tile_rows,
+                          .rows = split_end(rows, r, MATRIX_PART_ROWS) - r,
+                          .c = t->c + r * p->ldc, .a = room.a, .buffer = room.c};
             const float *a = t->a + k * p->a_k + r * p->a_row;
             if (p->K == EXPERT_ROWS) {
                 amx_pack_columns(room.a, a, p->a_k, w.rows, &sum);
