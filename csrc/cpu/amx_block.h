@@ -1,10 +1,12 @@
-/* amx_block.h - a task of a product on the matrix unit: blocks of the sum, panels of b, tiles of rows.
+/* amx_block.h - a task of a product on the matrix unit: blocks of the sum, panels of b, tiles of
+ * rows.
  *
- * Caches decide the order. a's part of the sum, up to 512 rows and 1,024 steps, is packed once and stays
- * in the second cache; a slice of a panel of b, up to 256 steps, in the first, while all tiles of rows
- * meet it; between slices the panel's c waits in a buffer without gaps. Where b must be packed too, it is
- * kept for the next 512 rows. While tiles are at work they fetch the panel after, each its share. What is
- * written once and is too large for caches goes past them. Knows nothing about experts. */
+ * Caches decide the order. a's part of the sum, up to 512 rows and 1,024 steps, is packed once and
+ * stays in the second cache; a slice of a panel of b, up to 256 steps, in the first, while all
+ * tiles of rows meet it; between slices the panel's c waits in a buffer without gaps. Where b must
+ * be packed too, it is kept for the next 512 rows. While tiles are at work they fetch the panel
+ * after, each its share. What is written once and is too large for caches goes past them. Knows
+ * nothing about experts. */
 #ifndef R1_AMX_BLOCK_H
 #define R1_AMX_BLOCK_H
 
@@ -21,7 +23,7 @@ typedef struct {
     float *a, *b, *c;
 } amx_room;
 
-/* One panel at hand: blocks of the sum from step k on, its operands, and the panel that comes next. */
+/* One panel at hand: blocks of the sum from step k on, its operands, and what comes next. */
 typedef struct {
     const product *p;
     size_t k, blocks, panel, rows;

@@ -1,9 +1,9 @@
 /* amx_check.c - does this processor's matrix unit do what amx_tile.h says?
  *
- * Our bits depend on the order of its sums: in a block of 32 terms a chain over the even ones and a chain
- * over the odd ones, each from 0, their sum, and that onto c. isa.c asks before it hands out the
- * tier. Here the definition is computed one number at a time, on numbers whose products are exact and
- * whose sums cancel and round. */
+ * Our bits depend on the order of its sums: in a block of 32 terms a chain over the even ones and a
+ * chain over the odd ones, each from 0, their sum, and that onto c. isa.c asks before it hands out
+ * the tier. Here the definition is computed one number at a time, on numbers whose products are
+ * exact and whose sums cancel and round. */
 #include "cpu.h"
 
 #if BF16_AMX

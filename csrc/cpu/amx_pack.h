@@ -3,8 +3,8 @@
  *   a   (rows / 16, blocks, 16, 16) pairs: a tile after another, 16 rows of 32 steps of the sum
  *   b   (panels, blocks, 16, 32) pairs: a block's 16 pairs of steps, 32 columns each
  *
- * A block is 32 steps of the sum (in tn a unit of at most as many rows), 0 where there are fewer. Knows
- * nothing about tiles' arithmetic or tasks. */
+ * A block is 32 steps of the sum (in tn a unit of at most as many rows), 0 where there are fewer.
+ * Knows nothing about tiles' arithmetic or tasks. */
 #ifndef R1_AMX_PACK_H
 #define R1_AMX_PACK_H
 
@@ -22,8 +22,8 @@ enum {
     AMX_C_ROOM = MATRIX_PART_ROWS * AMX_ROWS,
 };
 
-/* The blocks of the sum that are at hand. Where the sum goes over rows they are units, and first[u] is the
- * first step of one. */
+/* The blocks of the sum that are at hand. Where the sum goes over rows they are units, and first[u]
+ * is the first step of one. */
 typedef struct {
     size_t steps, blocks;
     uint32_t first[AMX_MOST_BLOCKS + 1];
@@ -123,14 +123,16 @@ amx_pack_plain(float *to, const float *from, size_t ld, size_t columns, const am
     }
 }
 
-/* b of nn: one panel of 32 inputs i, out of a packed weight, whose panels of 32 outputs o are the blocks of
- * the sum and lie b_panel apart. There 16 rows of pairs of inputs are 32 outputs wide; here it is 16 rows of
- * pairs of outputs, 32 inputs wide. */
+/* b of nn: one panel of 32 inputs i, out of a packed weight, whose panels of 32 outputs o are the
+ * blocks of the sum and lie b_panel apart. There 16 rows of pairs of inputs are 32 outputs wide;
+ * here it is 16 rows of pairs of outputs, 32 inputs wide. */
 static inline void
 amx_pack_turned(float *to, const float *from, size_t b_panel, const amx_sum *sum)
 {
-    const vu lane = (vu)vi_iota() * 4; /* of halves: those of output o are 2o, odd input, and 2o + 1 */
-    const __m512i even = (__m512i)((lane + 3) | (lane + 1) << 16), odd = (__m512i)((lane + 2) | lane << 16);
+    /* of halves: those of output o are 2o, odd input, and 2o + 1 */
+    const vu lane = (vu)vi_iota() * 4;
+    const __m512i even = (__m512i)((lane + 3) | (lane + 1) << 16);
+    const __m512i odd = (__m512i)((lane + 2) | lane << 16);
     for (size_t u = 0; u < sum->blocks; u++, from += b_panel, to += AMX_B_BLOCK) {
         for (size_t half = 0; half < 2; half++) {
             vf pairs[W]; /* (16 inputs, 16 pairs of outputs) */

@@ -3,13 +3,13 @@
  *   c[r][j] = for each block of 32 of the sum:  c + (even + odd),
  *             even = chain of fma(a[r][k], b[k][j], .) over the block's even k, from 0;  odd alike
  *
- * (Intel's definition of TDPBF16PS; what is below 2^-126 counts as 0.) An element depends on its row
- * and its column alone, so E1 holds; but the bits are not those of the other tiers' single chain
- * (docs/numerics.md). a and b are pairs, 0 up to a whole block. Which number of a pair lies in the upper half
- * does not matter, since the two sums meet in one addition.
+ * (Intel's definition of TDPBF16PS; what is below 2^-126 counts as 0.) An element depends on its
+ * row and its column alone, so E1 holds; but the bits are not those of the other tiers' single
+ * chain (docs/numerics.md). a and b are pairs, 0 up to a whole block. Which number of a pair lies
+ * in the upper half does not matter, since the two sums meet in one addition.
  *
- * Registers are eight tiles of 16 rows of 64 bytes: four of c, two of a, two of b. Compiled on the tier
- * amx alone. Knows nothing about experts or tasks. */
+ * Registers are eight tiles of 16 rows of 64 bytes: four of c, two of a, two of b. Compiled on the
+ * tier amx alone. Knows nothing about experts or tasks. */
 #ifndef R1_AMX_TILE_H
 #define R1_AMX_TILE_H
 
@@ -22,7 +22,7 @@ enum {
     AMX_PAIRS = 16,
     AMX_ROWS = 32,       /* of c in two tiles, and its columns */
     AMX_HALF = 16,
-    AMX_A_BLOCK = AMX_HALF * AMX_PAIRS, /* one tile of a, rows beside each other: all that is read at once */
+    AMX_A_BLOCK = AMX_HALF * AMX_PAIRS, /* one tile of a, without gaps */
     AMX_B_BLOCK = AMX_PAIRS * AMX_ROWS,
 };
 

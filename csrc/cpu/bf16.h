@@ -6,14 +6,15 @@
  *
  *   dot2(c, a, b) = fma(a1, b1, fma(a0, b0, c)),    0 the upper half, 1 the lower,
  *
- * where operands and results below 2^-126 count as 0 (of their sign), whatever the processor's mode.
- * bf16_check.c compares the instruction with this definition.
+ * where operands and results below 2^-126 count as 0 (of their sign), whatever the processor's
+ * mode. bf16_check.c compares the instruction with this definition.
  *
- * Tiers without it give the same bits: they widen the halves (BF16_PAIRS is 0: `a` is kept as rounded
- * floats) and use their own fma between bf16_enter and bf16_leave, which flush. A product of two bf16
- * numbers has 16 significant bits. The baseline has no fma and adds that exact product to c in
- * float64: where the sum needs more than float64's 53 bits, the smaller summand is less than 1/16 of
- * the last place that float32 gives the larger one, so rounding twice is rounding once.
+ * Tiers without it give the same bits: they widen the halves (BF16_PAIRS is 0: `a` is kept as
+ * rounded floats) and use their own fma between bf16_enter and bf16_leave, which flush. A product
+ * of two bf16 numbers has 16 significant bits. The baseline has no fma and adds that exact product
+ * to c in float64: where the sum needs more than float64's 53 bits, the smaller summand is less
+ * than 1/16 of the last place that float32 gives the larger one, so rounding twice is rounding
+ * once.
  *
  * Who pads an odd sum writes -0 into a and 0 into b: c + (-0) is c, even where c is -0.
  * Only x86 flushes; elsewhere denormals take part (docs/numerics.md). */
@@ -22,8 +23,8 @@
 
 #include "simd.h"
 
-/* BF16_CONVERT: there is an instruction that rounds. BF16_PAIRS: and one that multiplies pairs, which the tier
- * takes; beside a matrix unit it is slower than two fmas (isa.c). */
+/* BF16_CONVERT: there is an instruction that rounds. BF16_PAIRS: and one that multiplies pairs,
+ * which the tier takes; beside a matrix unit it is slower than two fmas (isa.c). */
 #if defined(__AVX512BF16__)
 #define BF16_CONVERT 1
 #else
@@ -173,8 +174,8 @@ bf16_store_row(uint16_t *to, const float *from, size_t n)
 }
 
 #if BF16_CONVERT
-/* The instruction that rounds takes denormals for 0, and bf16_bits does not. Asked of the bits, since
- * bf16_enter makes denormals zeros for floating point. */
+/* The instruction that rounds takes denormals for 0, and bf16_bits does not. Asked of the bits,
+ * since bf16_enter makes denormals zeros for floating point. */
 static inline int
 any_denormal(vf a, vf b)
 {

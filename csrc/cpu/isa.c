@@ -63,8 +63,9 @@ has_amx(void)
     enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
     const unsigned bf16 = 1u << 22, tile = 1u << 24, xsave = 1u << 27;
     unsigned a, b, c, d;
-    if (!has_avx512() || !__builtin_cpu_supports("avx512bf16") || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & bf16) == 0 ||
-        (d & tile) == 0 || !__get_cpuid(1, &a, &b, &c, &d) || (c & xsave) == 0) {
+    if (!has_avx512() || !__builtin_cpu_supports("avx512bf16") ||
+        !__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & bf16) == 0 || (d & tile) == 0 ||
+        !__get_cpuid(1, &a, &b, &c, &d) || (c & xsave) == 0) {
         return 0;
     }
     if (syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) != 0) {

@@ -58,7 +58,8 @@ count_tasks(const product *p, size_t e)
 static size_t
 block_start(const product *p, size_t rows, size_t i, size_t blocks)
 {
-    size_t unit = uses_amx(p) ? MATRIX_ROWS : 1, start = i * split_count(rows, unit) / blocks * unit;
+    size_t unit = uses_amx(p) ? MATRIX_ROWS : 1;
+    size_t start = i * split_count(rows, unit) / blocks * unit;
     return start < rows ? start : rows;
 }
 
@@ -110,9 +111,9 @@ sum_tasks(const product *p)
     return tasks;
 }
 
-/* Large tasks reuse a and b most. On vectors a costs nothing to prepare, so that a few panels will do. The
- * matrix unit wants a packed: in nt all panels share it; nn and tn pack b too and keep it, which tn, whose
- * c is the largest, does for more rows. */
+/* Large tasks reuse a and b most. On vectors a costs nothing to prepare, so that a few panels will
+ * do. The matrix unit wants a packed: in nt all panels share it; nn and tn pack b too and keep it,
+ * which tn, whose c is the largest, does for more rows. */
 static void
 largest_task(product *p)
 {
@@ -125,13 +126,14 @@ largest_task(product *p)
     }
 }
 
-/* Tasks shrink until every thread has a few, or one where splitting costs more than waiting: on the matrix
- * unit, and where the rows are so few that a tile wants several panels. */
+/* Tasks shrink until every thread has a few, or one where splitting costs more than waiting: on the
+ * matrix unit, and where the rows are so few that a tile wants several panels. */
 static void
 run_product(r1_dev *dev, product *p)
 {
     size_t rows = p->M == EXPERT_ROWS ? p->N : p->M, sum = p->K == EXPERT_ROWS ? p->N : p->K;
-    size_t few = p->layout == LAYOUT_PANELS && p->N <= TILE_ROWS, tiny = rows * sum * p->columns < TINY;
+    size_t few = p->layout == LAYOUT_PANELS && p->N <= TILE_ROWS;
+    size_t tiny = rows * sum * p->columns < TINY;
     size_t once = few || uses_amx(p), tasks;
     size_t aim = tiny ? 1 : r1_pool_threads(dev->pool) * (once ? 1 : TASKS_A_THREAD);
     p->scratch = dev->scratch;

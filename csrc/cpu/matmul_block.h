@@ -1,8 +1,8 @@
 /* matmul_block.h - a task of a product on vectors: blocks of the sum, panels of b, tiles of rows.
  *
- * nt finds b packed in panels (weight.c); nn and tn copy theirs, one block of a panel at a time, and tn
- * its block of a too (matmul_copy.h). While a tile is at work it fetches what the next panel will read.
- * Knows nothing about experts. */
+ * nt finds b packed in panels (weight.c); nn and tn copy theirs, one block of a panel at a time,
+ * and tn its block of a too (matmul_copy.h). While a tile is at work it fetches what the next panel
+ * will read. Knows nothing about experts. */
 #ifndef R1_MATMUL_BLOCK_H
 #define R1_MATMUL_BLOCK_H
 
@@ -49,7 +49,8 @@ run_tile(tile_args t, size_t rows, size_t panels, size_t columns)
 }
 
 /* Steps of the sum between two passes over c: all of them where every element of b is read once, as
- * it lies, else so many that a panel of b stays in cache; and no more than the copies have room for. */
+ * it lies, else so many that a panel of b stays in cache; and no more than the copies have room
+ * for. */
 static size_t
 sum_block(const product *p, size_t rows)
 {
@@ -74,7 +75,8 @@ typedef struct {
     cuts cut;
 } worker_state;
 
-/* All tiles of rows over panels panel .. panel + wide, whose b is at `b`, copied from, or at, `from`. */
+/* All tiles of rows over panels panel .. panel + wide, whose b is at `b`, copied from, or at,
+ * `from`. */
 static void
 run_tiles(worker_state *w, size_t panel, size_t wide, const float *b, const float *from)
 {

@@ -13,15 +13,15 @@
 enum {
     TASK_ROWS = 192,     /* of c a task takes at most */
     B_ROWS = 256,        /* of a panel of b between two passes over c */
-    B_PANELS = 8,        /* of b that are copied at a time in bf16, which reads a row in longer pieces */
+    B_PANELS = 8,        /* of b that are copied at a time in bf16: longer pieces of a row */
     A_ROOM = 256 * TASK_ROWS / TILE_ROWS * W, /* floats, or pairs, of the copy of a */
     B_ROOM = B_PANELS * B_ROWS * R1_PANEL,
 };
 
 _Static_assert(A_ROOM + B_ROOM <= (int)PRODUCT_SCRATCH, "room for copies");
 
-/* How a task's rows are cut into tiles, row start[i] being the first of tile i, and the block of the sum
- * that is at hand: so many steps, which are b_rows rows of b's copy. */
+/* How a task's rows are cut into tiles, row start[i] being the first of tile i, and the block of
+ * the sum that is at hand: so many steps, which are b_rows rows of b's copy. */
 typedef struct {
     size_t tiles, steps, b_rows;
     uint32_t start[TASK_ROWS / TILE_ROWS + 2];
@@ -45,8 +45,8 @@ cut_steps(cuts *cut, const product *p, size_t k, size_t K, size_t most)
     cut->b_rows = split_count(cut->steps, p->bf16 ? 2 : 1);
 }
 
-/* The block (K, columns) of b that starts at `from`, at most a panel of it, in float32; what pads its
- * last vector is 0. */
+/* The block (K, columns) of b that starts at `from`, at most a panel of it, in float32; what pads
+ * its last vector is 0. */
 static void
 copy_panel(float *to, const float *from, size_t ld, size_t K, size_t columns)
 {
@@ -61,7 +61,8 @@ copy_panel(float *to, const float *from, size_t ld, size_t K, size_t columns)
     }
 }
 
-/* The same in bf16: panels of b_rows rows of pairs, 0 beyond the columns and K. Several panels at a time, since their rows of 32 floats are two cache lines of a page each. */
+/* The same in bf16: panels of b_rows rows of pairs, 0 beyond the columns and K. Several panels at a
+ * time, since their rows of 32 floats are two cache lines of a page each. */
 static void
 pair_panels(float *to, const float *from, size_t ld, size_t K, size_t columns, size_t b_rows)
 {
@@ -96,8 +97,8 @@ copy_rows(float *to, const product *p, const float *from, const cuts *cut)
 }
 
 /* A block of a in tn, whose columns are the rows of `from`: for each tile its steps (in bf16 their
- * pairs) one after another, a vector each, since they would else be a cache line, and a page, of their own.
- * What a vector holds beyond its tile's rows nobody reads. Returns the steps. */
+ * pairs) one after another, a vector each, since they would else be a cache line, and a page, of
+ * their own. What a vector holds beyond its tile's rows nobody reads. Returns the steps. */
 static size_t
 copy_columns(float *to, const product *p, const float *from, const cuts *cut)
 {
@@ -124,8 +125,8 @@ copy_columns(float *to, const product *p, const float *from, const cuts *cut)
     return lines;
 }
 
-/* The block of a at `from`, copied to `to` if it must be: what the tiles read. *stride: from row to row; in tn
- * from tile to tile, in vectors. */
+/* The block of a at `from`, copied to `to` if it must be: what the tiles read. *stride: from row to
+ * row; in tn from tile to tile, in vectors. */
 static const float *
 copy_a(float *to, const product *p, const float *from, const cuts *cut, size_t *stride)
 {

@@ -2,14 +2,14 @@
  *
  *   c[r][j] = chain over k ascending of fma(a[r][k], b[k][j], .),  starting from init[r][j]
  *
- * Every element is a chain of its own, so neither the rows of a tile nor its panels can change a bit.
- * AVX-512 has 32 registers: 12 rows x 2 accumulators, two of b, and the broadcast of a as a memory
- * operand; AVX2 has 16: 6 x 2; the baseline 4 x 2. A chain takes a step every four cycles or so, hence
- * few rows take several panels at a time, as many as keep the multipliers busy.
+ * Every element is a chain of its own, so neither the rows of a tile nor its panels can change a
+ * bit. AVX-512 has 32 registers: 12 rows x 2 accumulators, two of b, and the broadcast of a as a
+ * memory operand; AVX2 has 16: 6 x 2; the baseline 4 x 2. A chain takes a step every four cycles or
+ * so, hence few rows take several panels at a time, as many as keep the multipliers busy.
  *
- * In bf16 (bf16.h) a row of b is a row of pairs, two steps of the sum, and so is an element of a where
- * the tier has the instruction; elsewhere a holds rounded floats. Knows nothing about experts or
- * tasks. */
+ * In bf16 (bf16.h) a row of b is a row of pairs, two steps of the sum, and so is an element of a
+ * where the tier has the instruction; elsewhere a holds rounded floats. Knows nothing about experts
+ * or tasks. */
 #ifndef R1_MATMUL_KERNEL_H
 #define R1_MATMUL_KERNEL_H
 
@@ -27,8 +27,8 @@
 #define TILE_COLS (2 * W)
 
 /* Strides in floats, or pairs. a is (rows, K): element (r, k) at a + r a_row + k a_k. K counts rows
- * of b; panel q of b, c and init begins at q b_panel, 32 q and q init_panel. `ahead`: what will be read
- * next, a row of 32 for each row of b. */
+ * of b; panel q of b, c and init begins at q b_panel, 32 q and q init_panel. `ahead`: what will be
+ * read next, a row of 32 for each row of b. */
 typedef struct {
     float *c;
     const float *init, *a, *b, *ahead;
@@ -199,7 +199,8 @@ tile_rows_of(const tile_args *t, size_t rows, const size_t vectors)
     }
 }
 
-/* rows <= TILE_ROWS; vectors is 1, 2, or twice tile_panels(rows), or that halved; a_row or a_k is 1. */
+/* rows <= TILE_ROWS; vectors is 1, 2, or twice tile_panels(rows), or that halved; a_row or a_k is
+ * 1. */
 static inline void
 tile_fma(const tile_args *t, size_t rows, size_t vectors)
 {

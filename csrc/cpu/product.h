@@ -2,15 +2,15 @@
  *
  *   c (M, columns) = start + a (M, K) b (K, columns)     for each expert
  *
- * matmul.c fills it for its three forms and hands out tasks, a block of rows times panels of columns;
- * matmul_block.h (vectors) and amx_block.h (the matrix unit) do them. Knows no form. */
+ * matmul.c fills it for its three forms and hands out tasks, a block of rows times panels of
+ * columns; matmul_block.h (vectors) and amx_block.h (the matrix unit) do them. Knows no form. */
 #ifndef R1_PRODUCT_H
 #define R1_PRODUCT_H
 
 #include "cpu.h"
 
-/* How the columns of b lie: as a row-major matrix; in the panels of a packed weight (panel.h), whose
- * rows are steps of the sum; or in such panels whose columns are (the matrix unit's nn). */
+/* How the columns of b lie: as a row-major matrix; in the panels of a packed weight (panel.h),
+ * whose rows are steps of the sum; or in such panels whose columns are (the matrix unit's nn). */
 typedef enum { LAYOUT_PLAIN, LAYOUT_PANELS, LAYOUT_TURNED } b_layout;
 
 #define EXPERT_ROWS SIZE_MAX
@@ -23,8 +23,8 @@ enum {
     PRODUCT_SCRATCH = BF16_AMX ? 13 << 16 : 1 << 17, /* floats a thread needs for copies */
 };
 
-/* Rows n0 .. n0 + n of x and y belong to an expert: they are the rows of c (nt, nn) or the sum (tn). a, b, c
- * of expert e begin at n0 a_n, n0 b_n + e b_e, n0 c_n + e c_e. */
+/* Rows n0 .. n0 + n of x and y belong to an expert: they are the rows of c (nt, nn) or the sum
+ * (tn). a, b, c of expert e begin at n0 a_n, n0 b_n + e b_e, n0 c_n + e c_e. */
 typedef struct {
     const int32_t *offsets; /* (E + 1), or NULL: all N rows */
     size_t E, N;
@@ -45,22 +45,24 @@ typedef struct {
     float *scratch;                /* (threads, PRODUCT_SCRATCH) */
 } product;
 
-/* Rows r0 .. r1 and panels p0 .. p1 of expert e's c; the sum begins at row n0 of x and y, where it goes over
- * rows, and has K terms. */
+/* Rows r0 .. r1 and panels p0 .. p1 of expert e's c; the sum begins at row n0 of x and y, where it
+ * goes over rows, and has K terms. */
 typedef struct {
     size_t n0, K, r0, r1, p0, p1;
     float *c; /* the first element */
     const float *a, *b;
 } product_task;
 
-/* Does the matrix unit take it? In tn its blocks of the sum must not depend on where micro-batches end. */
+/* Does the matrix unit take it? In tn its blocks of the sum must not depend on where micro-batches
+ * end. */
 static inline int
 uses_amx(const product *p)
 {
     return BF16_AMX && p->bf16 && (p->K != EXPERT_ROWS || p->units != NULL);
 }
 
-/* What the first block of the sum adds to, for rows of c from row r and the columns from `panel` on. */
+/* What the first block of the sum adds to, for rows of c from row r and the columns from `panel`
+ * on. */
 static inline const float *
 product_start(const product *p, size_t panel, const float *c, size_t k, size_t *ld)
 {
