@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import cuda_emulation
-from op_testing import F32, assert_same_bits, bf16, normal
+from op_testing import F32, assert_same_bits, bf16, ints, nan, normal
+from r1grpo import _core
 
 OK = 0  # r1_code
 
@@ -97,6 +98,18 @@ def test_memory_that_is_not_the_devices_is_refused(probe: Probe, name: str) -> N
 
 def test_fresh_memory_is_nan(probe: Probe) -> None:
     assert np.isnan(probe("fresh", np.zeros(8, np.float32))[:3]).all()
+
+
+@pytest.mark.parametrize("freed", [0, 1])
+def test_freed_memory_takes_no_neighbour_along(freed: int) -> None:
+    """Some of these small matrices begin a page that others are in too."""
+    device, row = _core.Device(ops=cuda_emulation.load().ops), nan(1, 16)
+    weights = [_core.Weight(device, np.full((4, 16), i, np.float32), 1) for i in range(64)]
+    weights[freed::2] = [None] * 32
+    for i, weight in enumerate(weights):
+        if weight is not None:
+            _core.embed_fwd(device, row, weight, ints(3))
+            assert np.all(row == i)
 
 
 def run_alone(probes: ctypes.CDLL, name: str) -> subprocess.CompletedProcess[str]:

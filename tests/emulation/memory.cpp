@@ -151,7 +151,11 @@ cudaFree(void *p)
         return cudaErrorInvalidValue;
     }
     size_t size = rounded(one->second);
-    madvise(p, size, MADV_DONTNEED);
+    uintptr_t page = 4096, begin = ((uintptr_t)p + page - 1) / page * page;
+    uintptr_t end = ((uintptr_t)p + size) / page * page; /* the pages at both ends are others' too */
+    if (begin < end) {
+        madvise((void *)begin, end - begin, MADV_DONTNEED);
+    }
     __asan_poison_memory_region(p, size);
     taken -= size;
     freed.insert({size, (char *)p});
