@@ -270,6 +270,26 @@ def test_calls_add_up_and_zero_grad_clears(moe: Model) -> None:
     assert not any(g.any() for g in moe.grad_dict().values())
 
 
+def test_a_cleared_gradient_is_that_of_a_new_model(moe: Model) -> None:
+    """Whether it was read, stepped with or met by an ordinary pass since zero_grad; without the MTP
+    module's pass, whose matrices no product meets then."""
+    prompts, completions = batch(prompts=(5, 9), ratio=1)
+    _, want = gradient(moe.clone(), lambda: None)
+    assert not any(g.any() for g in want.values())
+    fresh = moe.clone()
+    fresh.sft_gradient(prompts, completions)
+    want = fresh.grad_dict()
+    for between in (lambda m: None, Model.grad_dict, lambda m: m.update(0.0)):
+        model = moe.clone()
+        model.sft_gradient(prompts[::-1], completions, mtp_coef=0.3)
+        model.zero_grad()
+        between(model)
+        model.sft_gradient(prompts, completions)
+        assert bits(model.grad_dict().values()) == bits(want.values())
+        model.zero_grad()
+        assert model.update(0.0) == 0.0
+
+
 def test_policy_gradient_reports_a_loss(moe: Model) -> None:
     out = moe.generate(PROMPTS, 2, max_new_tokens=15, seed=4)
     options = dict(advantages=[1, -1, 0.5, -0.5, 2, -2], weights=[1.0] * 6)
