@@ -67,8 +67,9 @@ def build(name: str, sources: dict[Path, list[str]]) -> Path:
     if shutil.which(CXX[0]) is None:
         raise FileNotFoundError(f"{CXX[0]} is not installed")
     BUILD.mkdir(parents=True, exist_ok=True)
-    paths = [p for folder, pattern in ((ROOT / "kernels", "*.cuh"), (ROOT / "csrc", "**/*.h"),
-                                       (EMULATION, "*.h")) for p in folder.glob(pattern)]
+    patterns = ("kernels/*.cuh", "csrc/*.h", "csrc/base/*.h", "csrc/bind/*.h", "csrc/cpu/cpu.h",
+                "tests/emulation/*.h")
+    paths = [path for pattern in patterns for path in ROOT.glob(pattern)]
     headers = b"".join(hashlib.sha256(p.read_bytes()).digest() for p in sorted(paths))
     with ThreadPoolExecutor(max_workers=2) as pool:
         objects = list(pool.map(lambda job: compile_source(*job, headers), sources.items()))
