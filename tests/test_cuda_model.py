@@ -61,6 +61,15 @@ def test_rollout_equals_training(gpu: Gpu, name: str, dtype: str) -> None:
     assert model.policy_gradient(rows, out.completion_ids, **options).stats["logp_gap_max"] > 0.0
 
 
+def test_truncated_rollout_equals_training(gpu: Gpu) -> None:
+    """E1 under top-k, top-p and min-p: both sides find the same support."""
+    model, rows = make("moe", device="cuda"), prompts((1, 5, 20))
+    how = dict(temperature=1.1, top_k=20, top_p=0.9, min_p=0.02)
+    out = model.generate(rows, 2, max_new_tokens=8, seed=1, **how)
+    assert bits(model.logprobs(rows, out.completion_ids, **how)) == bits(out.logprobs)
+    assert bits(model.logprobs(rows, out.completion_ids, temperature=1.1)) != bits(out.logprobs)
+
+
 def test_draws_do_not_depend_on_company(gpu: Gpu) -> None:
     model, rows = make("moe", device="cuda"), prompts()
     whole = model.generate(rows, 2, max_new_tokens=8, seed=3, sample_ids=[1, 2, 3, 4])
