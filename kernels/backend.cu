@@ -71,7 +71,10 @@ r1_code
 CUDA(dev_open)(r1_dev **out, size_t ordinal, r1_status *st)
 {
     *out = NULL;
-    int count = 0;
+    int count = 0, driver = 0;
+    if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) {
+        return R1_FAIL(st, R1_EDEVICE, "no GPU for CUDA: no NVIDIA driver is installed");
+    }
     cudaError_t error = cudaGetDeviceCount(&count);
     if (error != cudaSuccess || ordinal >= (size_t)count) {
         return R1_FAIL(st, R1_EDEVICE, "there is no GPU %zu: %s", ordinal,
