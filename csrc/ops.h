@@ -278,12 +278,14 @@ typedef struct {
                              size_t window, float scale, r1_status *st);
     /* Whole sequences: every key is a row of this batch. q (N, H D), k (N, Hkv D), v (N, Hkv Dv)
      * row-major. p = exp(scale q k^T - lse); delta = sum(do o); ds = p (do v - delta) scale; dq, dk,
-     * dv; a prefix's dk and dv gather from its whole group, sequences ascending. */
+     * dv; a prefix's dk and dv gather from its whole group, sequences ascending. dtype: of the cache
+     * that forward read; bf16 says that q, k and v are rounded. */
     r1_code (*attention_bwd)(r1_dev *dev, const r1_tensor *dq, const r1_tensor *dk,
                              const r1_tensor *dv, const r1_tensor *dout, const r1_tensor *o,
                              const r1_tensor *lse, const r1_tensor *q, const r1_tensor *k,
                              const r1_tensor *v, const r1_seqs *seqs, size_t H, size_t Hkv,
-                             size_t window, float scale, r1_status *st);
+                             size_t window, float scale, r1_dtype dtype,
+                             r1_status *st);
 
     /* ---- SwiGLU, Shazeer 2020: y = silu(gate) up, all (N, F). dgate may alias gate, dup up. ---- */
     r1_code (*swiglu_fwd)(r1_dev *dev, const r1_tensor *y, const r1_tensor *gate,

@@ -29,6 +29,16 @@ window_keys(size_t window)
     return window == 0 || window > INT32_MAX ? INT32_MAX : (int)window;
 }
 
+/* A launch of the gradient. */
+struct bwd_job {
+    r1_tensor dq, dk, dv, dout, o, lse, q, k, v;
+    r1_seqs seqs;
+    unsigned H, Hkv, D, Dv;
+    int window; /* keys that a query sees */
+    float scale;
+    float *delta; /* (N, H) */
+};
+
 /* A tile is some positions of one sequence times heads of one KV head: row r is position r / heads, head
  * r % heads. A block has the tiles of `step` packed rows, mostly one, and grid.y says which heads. */
 struct fwd_job {

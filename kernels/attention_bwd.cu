@@ -13,19 +13,12 @@
  *     there over queries ascending.
  * So a block owns what it sums up: dq of some rows and one head, which meet the keys before them, or dk
  * and dv of some rows, which meet the queries behind them, in their own sequence and in those that continue
- * it. Scores are computed for both; no block waits for another, and nothing is added in memory. */
+ * it. Scores are computed for both; no block waits for another, and nothing is added in memory.
+ * That is float32; attention_bwd_mma.cuh has bf16, as far as its heads go. */
+#include "attention_bwd_mma.cuh"
 #include "attention_tile.cuh"
 
 constexpr unsigned MET = 32, PAIRS = MET / LANES; /* rows that are met at a time; of them a thread has */
-
-struct bwd_job {
-    r1_tensor dq, dk, dv, dout, o, lse, q, k, v;
-    r1_seqs seqs;
-    unsigned H, Hkv, D, Dv;
-    int window; /* keys that a query sees */
-    float scale;
-    float *delta; /* (N, H) */
-};
 
 /* Sixteen threads a row and head. */
 static __global__ void
@@ -224,16 +217,21 @@ r1_code
 CUDA(attention_bwd)(r1_dev *dev, const r1_tensor *dq, const r1_tensor *dk, const r1_tensor *dv,
                     const r1_tensor *dout, const r1_tensor *o, const r1_tensor *lse, const r1_tensor *q,
                     const r1_tensor *k, const r1_tensor *v, const r1_seqs *seqs, size_t H, size_t Hkv,
-                    size_t window, float scale, r1_status *st)
+                    size_t window, float scale, r1_dtype dtype, r1_status *st)
 {
     size_t D = k->cols / Hkv, Dv = v->cols / Hkv, wide = max(D, Dv);
     assert(H % Hkv == 0 && D <= R1_MAX_HEAD_DIM && Dv <= R1_MAX_HEAD_DIM);
     bwd_job job = {*dq, *dk, *dv, *dout, *o, *lse, *q, *k, *v, *seqs, (unsigned)H, (unsigned)Hkv,
                    (unsigned)D, (unsigned)Dv, window_keys(window), scale, NULL};
+    bool cores = dtype == R1_BF16 && wide <= MMA_COLUMNS;
+    size_t deltas = (seqs->N * H * sizeof(float) + 255) / 256 * 256; /* aligned as mma's copies want it */
     void *scratch;
-    R1_TRY(dev_scratch(dev, &scratch, seqs->N * H * sizeof(float), st));
+    R1_TRY(dev_scratch(dev, &scratch, deltas + (cores ? mma_bwd_bytes(job) : 0), st));
     job.delta = static_cast<float *>(scratch);
     R1_TRY(LAUNCH(dev, st, delta_kernel, grid_of(seqs->N * H * LANES, 256), 256, 0, job));
+    if (cores) {
+        return mma_bwd_run(dev, job, static_cast<char *>(scratch) + deltas, st);
+    }
     if (wide <= 64) {
         return bwd_launch<64, 1>(dev, job, st);
     }

@@ -118,20 +118,22 @@ mma_scores(float s[2 * STEPS][4], const uint16_t *q, const uint32_t *k, unsigned
 
 /* p of 16 keys, two products, as the other side of the next product: hi, and what is missing. */
 static __device__ inline void
-mma_split(uint32_t hi[4], uint32_t lo[4], const float p[2][4])
+mma_split(uint32_t part[2][4], const float p[2][4])
 {
 #pragma unroll
     for (unsigned i = 0; i < 4; i++) {
         float low = p[i / 2][i % 2 * 2], high = p[i / 2][i % 2 * 2 + 1];
-        hi[i] = round_pair(low, high);
-        lo[i] = round_pair(low - __uint_as_float(hi[i] << 16), high - __uint_as_float(hi[i] & 0xffff0000u));
+        uint32_t hi = round_pair(low, high);
+        part[0][i] = hi;
+        part[1][i] = round_pair(low - __uint_as_float(hi << 16), high - __uint_as_float(hi & 0xffff0000u));
     }
 }
 
-/* acc += p v for 16 keys; group i of the columns is `first` + i `step`, those from `groups` on are nobody's */
-template <unsigned GROUPS>
+/* acc += p v for 16 keys, with PARTS parts of p; group i of the columns is `first` + i `step`, those from
+ * `groups` on are nobody's */
+template <unsigned GROUPS, unsigned PARTS>
 static __device__ inline void
-mma_values(float acc[2 * GROUPS][4], const uint32_t hi[4], const uint32_t lo[4], const uint16_t *v, unsigned ld,
+mma_values(float acc[2 * GROUPS][4], const uint32_t part[PARTS][4], const uint16_t *v, unsigned ld,
            unsigned first, unsigned step, unsigned groups)
 {
     constexpr unsigned PAIR = GROUPS > 1 ? 2 : 1; /* groups at a time: no product waits for the one before */
@@ -147,12 +149,9 @@ mma_values(float acc[2 * GROUPS][4], const uint32_t hi[4], const uint32_t lo[4],
             load_matrix_transposed(b[u], v + min(first + (i + u) * step, groups - 1) * MMA_K);
         }
 #pragma unroll
-        for (unsigned u = 0; u < 2 * PAIR; u++) {
-            mma_bf16(acc[2 * i + u], hi, b[u / 2] + u % 2 * 2);
-        }
-#pragma unroll
-        for (unsigned u = 0; u < 2 * PAIR; u++) {
-            mma_bf16(acc[2 * i + u], lo, b[u / 2] + u % 2 * 2);
+        for (unsigned u = 0; u < 2 * PAIR * PARTS; u++) {
+            unsigned tile = u % (2 * PAIR);
+            mma_bf16(acc[2 * i + tile], part[u / (2 * PAIR)], b[tile / 2] + tile % 2 * 2);
         }
     }
 }
@@ -228,23 +227,23 @@ mma_tile(const fwd_job &job, const fwd_tile &x, unsigned char *shared, unsigned 
                 l[r] *= shrink[r];
 #pragma unroll
                 for (unsigned j = 0; j < STEPS; j++) {
-                    float *p = s[2 * j] + 2 * r, *odd = s[2 * j + 1] + 2 * r;
-                    p[0] = f_exp(p[0] - from);
-                    p[1] = f_exp(p[1] - from);
+                    float *even = s[2 * j] + 2 * r, *odd = s[2 * j + 1] + 2 * r;
+                    even[0] = f_exp(even[0] - from);
+                    even[1] = f_exp(even[1] - from);
                     odd[0] = f_exp(odd[0] - from);
                     odd[1] = f_exp(odd[1] - from);
-                    (r == 0 ? sum[j].x : sum[j].y) = (p[0] + p[1]) + (odd[0] + odd[1]);
+                    (r == 0 ? sum[j].x : sum[j].y) = (even[0] + even[1]) + (odd[0] + odd[1]);
                 }
             }
 #pragma unroll
             for (unsigned i = 0; i < 8 * MINE; i++) {
                 acc[i / 4][i % 4] *= shrink[i % 4 / 2];
             }
-            uint32_t hi[4], lo[4];
+            uint32_t p[2][4];
             if (flat) {
-                mma_split(hi, lo, s);
-                give->hi[warp][lane] = make_uint4(hi[0], hi[1], hi[2], hi[3]);
-                give->lo[warp][lane] = make_uint4(lo[0], lo[1], lo[2], lo[3]);
+                mma_split(p, s);
+                give->hi[warp][lane] = make_uint4(p[0][0], p[0][1], p[0][2], p[0][3]);
+                give->lo[warp][lane] = make_uint4(p[1][0], p[1][1], p[1][2], p[1][3]);
                 give->sum[warp][lane] = sum[0];
                 __syncthreads();
             }
@@ -254,12 +253,13 @@ mma_tile(const fwd_job &job, const fwd_tile &x, unsigned char *shared, unsigned 
                 l[0] += part.x;
                 l[1] += part.y;
                 if (flat) {
-                    *reinterpret_cast<uint4 *>(hi) = give->hi[j][lane];
-                    *reinterpret_cast<uint4 *>(lo) = give->lo[j][lane];
+                    uint4 hi = give->hi[j][lane], lo = give->lo[j][lane];
+                    p[0][0] = hi.x, p[0][1] = hi.y, p[0][2] = hi.z, p[0][3] = hi.w;
+                    p[1][0] = lo.x, p[1][1] = lo.y, p[1][2] = lo.z, p[1][3] = lo.w;
                 } else {
-                    mma_split(hi, lo, s + 2 * (j % STEPS));
+                    mma_split(p, s + 2 * (j % STEPS));
                 }
-                mma_values<MINE>(acc, hi, lo, v + (stage * KEYS + j * MMA_K) * ld, ld, first, step, groups);
+                mma_values<MINE, 2>(acc, p, v + (stage * KEYS + j * MMA_K) * ld, ld, first, step, groups);
             }
         }
         if (chunk_ends(x, base)) {

@@ -92,7 +92,7 @@ def test_values_and_gradients(device, rng, dtype, H, Hkv, D, Dv, window):
     grads = gradients((want * dout.reshape(N, H, Dv)).sum(), inputs)
     dq, dk, dv = nan(*q.shape), nan(*k.shape), nan(*v.shape)
     _core.attention_bwd(device, dq, dk, dv, dout, o, lse, q, k, v, whole_seqs(lengths), H, Hkv,
-                        window, scale)
+                        window, scale, dtype)
     for got, expected in zip((dq, dk, dv), grads):
         check(got.reshape(expected.shape), expected, kind_on(device, dtype, "soft"))
 
@@ -224,18 +224,18 @@ def test_a_group_has_one_copy_of_its_prefix(device, rng, dtype, shared, own, win
 
     dq, dk, dv = nan(*q.shape), nan(*k.shape), nan(*v.shape)
     _core.attention_bwd(device, dq, dk, dv, dout, o, lse, q, k, v, (*starts, None), H, Hkv, window,
-                        scale)
+                        scale, dtype)
     copies = [nan(len(rows), a.shape[1]) for a in (q, k, v)]
     once = np.zeros_like(dout[rows])  # the prefix's own queries are there once
     unseen = np.concatenate([np.arange(n) < shared * (b > 0) for b, n in enumerate(lengths)])
     once[~unseen] = dout[rows][~unseen]
     _core.attention_bwd(device, *copies, once, o1, lse1, q[rows], k[rows], v[rows],
-                        whole_seqs(lengths), H, Hkv, window, scale)
+                        whole_seqs(lengths), H, Hkv, window, scale, dtype)
     assert_same_bits([dq[rows][~unseen]], [copies[0][~unseen]])
     for got, each in ((dk, copies[1]), (dv, copies[2])):
         want = np.zeros(got.shape)
         np.add.at(want, rows, each.astype(np.float64))
-        check(got, want, "soft")
+        check(got, want, kind_on(device, dtype, "soft"))
 
     inputs = [Tensor(a.reshape(len(q), heads, -1)) for a, heads in ((q, H), (k, Hkv), (v, Hkv))]
     out = ref.attention(*(x[rows] for x in inputs), ref.pack_spans(lengths), scale, window)
@@ -244,7 +244,7 @@ def test_a_group_has_one_copy_of_its_prefix(device, rng, dtype, shared, own, win
         check(got.reshape(want.shape), want, kind_on(device, dtype, "soft"))
 
 
-def test_a_groups_bits_do_not_depend_on_threads_or_company(devices, rng):
+def test_a_groups_bits_do_not_depend_on_threads_or_company(devices, rng, dtype):
     H, Hkv, D, starts = 4, 2, 20, ints(0, 100, 130, 137, 200, 230)
     pos0, N = ints(0, 70, 70, 0, 63), 230
     q, k, v = draw(rng, (N,), H, Hkv, D, D)
@@ -253,7 +253,7 @@ def test_a_groups_bits_do_not_depend_on_threads_or_company(devices, rng):
     def run(device, rows=slice(0, N), seqs=(starts, pos0, None)):
         grads = [nan(*a[rows].shape) for a in (q, k, v)]
         _core.attention_bwd(device, *grads, dout[rows], o[rows], lse[rows], q[rows], k[rows], v[rows],
-                            seqs, H, Hkv, 0, 0.3)
+                            seqs, H, Hkv, 0, 0.3, dtype)
         return grads
     check_threads(devices, run)
     for first, last in ((0, 3), (3, 5)):

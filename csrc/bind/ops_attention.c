@@ -93,6 +93,7 @@ attention_bwd(r1_call *c)
     arg_groups(c, &seqs);
     size_t H = arg_size(a, "H"), Hkv = arg_size(a, "Hkv"), window = arg_size(a, "window");
     float scale = arg_float(a, "scale");
+    r1_dtype dtype = args_more(a) ? arg_dtype(a, "dtype") : R1_F32;
     size_t D = H ? arg_dim(a, "H*D") / H : 0, Dv = H ? arg_dim(a, "H*Dv") / H : 0;
     arg_require(a, H > 0 && Hkv > 0 && H % Hkv == 0, "H %zu is no multiple of Hkv %zu", H, Hkv);
     arg_require(a, D > 0 && D <= R1_MAX_HEAD_DIM && Dv > 0 && Dv <= R1_MAX_HEAD_DIM,
@@ -104,7 +105,7 @@ attention_bwd(r1_call *c)
     arg_bind(a, "Hkv*Dv", Hkv * Dv);
     if (call_begin(c)) {
         c->ops->attention_bwd(c->dev, dq, dk, dv, dout, o, lse, q, k, v, &seqs, H, Hkv, window,
-                              scale, &c->st);
+                              scale, dtype, &c->st);
     }
 }
 
@@ -113,7 +114,7 @@ static r1_op ops[] = {
     R1_OP(kv_copy, "kv, pairs"),
     R1_OP(kv_read, "k, v, kv"),
     R1_OP(attention_fwd, "o, lse, q, kv, seqs, H, window, scale"),
-    R1_OP(attention_bwd, "dq, dk, dv, dout, o, lse, q, k, v, seqs, H, Hkv, window, scale"),
+    R1_OP(attention_bwd, "dq, dk, dv, dout, o, lse, q, k, v, seqs, H, Hkv, window, scale, dtype"),
     {{0}, NULL},
 };
 

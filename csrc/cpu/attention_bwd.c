@@ -292,8 +292,9 @@ TIER(attention_bwd)(r1_dev *dev, const r1_tensor *dq, const r1_tensor *dk, const
                     const r1_tensor *dout, const r1_tensor *o, const r1_tensor *lse,
                     const r1_tensor *q, const r1_tensor *k, const r1_tensor *v,
                     const r1_seqs *seqs, size_t H, size_t Hkv, size_t window, float scale,
-                    r1_status *st)
+                    r1_dtype dtype, r1_status *st)
 {
+    (void)dtype;
     (void)st;
     size_t D = k->cols / Hkv, Dv = v->cols / Hkv;
     assert(H % Hkv == 0 && D <= R1_MAX_HEAD_DIM && Dv <= R1_MAX_HEAD_DIM);

@@ -189,7 +189,7 @@ attention_half_bwd(r1_model *m, const r1_layer *l, const r1_acts *a, const r1_te
     R1_TRY(linear_bwd(m, &t->dout, &t->ds, &a->o, &l->o, &rows, 0, st));
     R1_TRY(m->ops->attention_bwd(m->dev, &t->dq, &t->dk, &t->dv, &t->dout, &a->o, &a->lse, &a->q,
                                  &a->k, &a->v, seqs, c->H, config_hkv(c), l->window,
-                                 attention_scale(c), st));
+                                 attention_scale(c), m->dtype, st));
     if (config_mla(c)) {
         return mla_project_bwd(m, l, a, t, seqs, st);
     }
