@@ -73,8 +73,9 @@ def check(actual: np.ndarray, expected: np.ndarray, kind: str) -> None:
         assert 1.0 - (got * want).sum() / norms < 1e-9
 
 
-def bits(*arrays: np.ndarray) -> list[bytes]:
-    return [np.ascontiguousarray(a).tobytes() for a in arrays]
+def bits(arrays: Iterable[Any]) -> list[bytes]:
+    """What equal arrays have in common, however long each is."""
+    return [np.asarray(a).tobytes() for a in arrays]
 
 
 def assert_same_bits(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> None:
@@ -125,7 +126,7 @@ Product = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def matrix_unit(chain: Product, add: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Product:
-    """start (n, m) + a (n, K) b (K, m) in the order of matmul_amx.h, out of a product that is one
+    """start (n, m) + a (n, K) b (K, m) in the order of amx_tile.h, out of a product that is one
     chain: in each block of 32 terms, the last filled up with 0 x 0, the even ones and the odd ones
     are chains of their own from 0."""
     def product(start: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -136,8 +137,3 @@ def matrix_unit(chain: Product, add: Callable[[np.ndarray, np.ndarray], np.ndarr
             c = add(add(even, odd), c)
         return c
     return product
-
-
-def bits(arrays: Iterable[Any]) -> list[bytes]:
-    """What equal arrays have in common, however long each is."""
-    return [np.asarray(a).tobytes() for a in arrays]

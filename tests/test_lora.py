@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from models import batch, make
+from op_testing import bits
 from r1grpo import GRPOConfig, GRPOTrainer, LoraConfig, Model, SFTConfig, SFTTrainer, set_num_threads
 from r1grpo.lora import merged
 from r1grpo.safetensors_file import SafetensorsFile
@@ -39,10 +40,6 @@ def split(state: dict[str, np.ndarray], scale: float
             pairs[f"{stem}.weight"] = (down.astype(np.float64), up)
             plain[f"{stem}.weight"] = plain[f"{stem}.weight"] + scale * up @ down
     return plain, pairs
-
-
-def bits(arrays) -> list[bytes]:
-    return [np.asarray(one).tobytes() for one in arrays]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -13,13 +13,10 @@ import numpy as np
 import pytest
 
 from models import batch, make
+from op_testing import bits
 from r1grpo import Model, _core
 
 PROMPTS, COMPLETIONS = batch(prompts=(5, 1, 70), ratio=2, longest=12)
-
-
-def bits(arrays) -> list[bytes]:
-    return [np.asarray(a).tobytes() for a in arrays]
 
 
 def generate(model: Model) -> list[bytes]:

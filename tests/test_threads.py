@@ -10,18 +10,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import pytest
 
 from models import V, make
+from op_testing import bits
 from r1grpo import LoraConfig, Model, ModelConfig, set_num_threads
 
 needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs /proc")
 PROMPTS = [[3, 4, 5], [6], [7, 8]]
-
-
-def bits(arrays) -> list[bytes]:
-    return [np.asarray(a).tobytes() for a in arrays]
 
 
 @pytest.fixture(autouse=True)
