@@ -128,12 +128,6 @@ typedef struct {
     uint64_t step;            /* 1, 2, ...: bias corrections 1 - beta^step */
 } r1_adamw_spec;
 
-/* Some bytes of host memory. */
-typedef struct {
-    void *p;
-    size_t bytes;
-} r1_span;
-
 typedef enum { R1_SCORE_PAIRWISE, R1_SCORE_POINTWISE } r1_score_form;
 
 typedef struct {

@@ -102,6 +102,12 @@ void r1_free(void *p);
  * allocations made since the last call. */
 size_t r1_alloc_fail_at(size_t n);
 
+/* Some bytes of it. */
+typedef struct {
+    void *p;
+    size_t bytes;
+} r1_span;
+
 /* A bump allocator over memory somebody else owns. base == NULL measures: push then returns NULL
  * and used still grows, so one layout function both sizes and places. */
 typedef struct {

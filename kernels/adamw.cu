@@ -13,6 +13,10 @@
 #include "mma.cuh"
 #include "vector.cuh"
 
+extern "C" {
+#include "../csrc/options.h"
+}
+
 constexpr size_t BLOCK = 4096;
 constexpr unsigned THREADS = 256, FOUR = 4, CHAINS = 8, FETCHED = 1024;
 
@@ -134,20 +138,6 @@ adamw_kernel(adamw_job job)
     }
 }
 
-/* 1 / (1 - beta^step), the power by squaring: no libm. */
-static float
-correction(float beta, uint64_t step)
-{
-    double power = 1.0, square = beta;
-    for (; step > 0; step >>= 1) {
-        if (step & 1) {
-            power *= square;
-        }
-        square *= square;
-    }
-    return (float)(1.0 / (1.0 - power));
-}
-
 static r1_code
 run_adamw(r1_dev *dev, float *p, uint16_t *seen, const r1_tensor *m, const r1_tensor *v, const r1_tensor *g,
           const r1_adamw_spec *spec, r1_status *st)
@@ -156,7 +146,7 @@ run_adamw(r1_dev *dev, float *p, uint16_t *seen, const r1_tensor *m, const r1_te
     assert(m->rows * m->cols == n && v->rows * v->cols == n && spec->step >= 1);
     assert(g->rows <= 1 || (g->ld == g->cols && m->ld == m->cols && v->ld == v->cols));
     adamw_job job = {p, (float *)m->data, (float *)v->data, (const float *)g->data, seen, n, *spec,
-                     correction(spec->beta1, spec->step), correction(spec->beta2, spec->step)};
+                     adamw_correction(spec->beta1, spec->step), adamw_correction(spec->beta2, spec->step)};
     return LAUNCH(dev, st, adamw_kernel, grid_of(n, THREADS * FOUR), THREADS, 0, job);
 }
 

@@ -83,7 +83,7 @@ tile_fwd(const fwd_job &job, const fwd_tile &x, float *q, float *kv, float *p)
                 s[r][e] = j <= t[r] && t[r] - j < job.window ? s[r][e] * job.scale : none;
                 largest = f_max(largest, s[r][e]);
             }
-            largest = f_max(m[r], lanes_max(largest));
+            largest = f_max(m[r], warp_max<LANES>(largest));
             float from = softmax_base(largest);
             shrink[r] = f_exp(m[r] - from);
             m[r] = largest;
@@ -117,7 +117,7 @@ tile_fwd(const fwd_job &job, const fwd_tile &x, float *q, float *kv, float *p)
         }
 #pragma unroll
         for (unsigned r = 0; r < 4; r++) {
-            float sum = lanes_sum(l[r]), a, b;
+            float sum = warp_sum<LANES>(l[r]), a, b;
             size_t head = (x.n + (row + r) / x.heads) * job.H + x.h + (row + r) % x.heads;
             size_t part = head * job.chunks + (size_t)(base / (int)CHUNK);
             if (job.chunks > 0 && t[r] >= 0 && lane == 0) {

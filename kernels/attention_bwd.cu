@@ -31,7 +31,7 @@ delta_kernel(bwd_job job)
     for (unsigned c = threadIdx.x % LANES; c < job.Dv; c += LANES) {
         sum = fmaf(dout[c], o[c], sum);
     }
-    sum = lanes_sum(sum);
+    sum = warp_sum<LANES>(sum);
     if (i < job.o.rows * job.H && threadIdx.x % LANES == 0) {
         job.delta[i] = sum;
     }

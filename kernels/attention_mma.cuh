@@ -265,8 +265,7 @@ mma_tile(const fwd_job &job, const fwd_tile &x, unsigned char *shared, unsigned 
         if (chunk_ends(x, base)) {
 #pragma unroll
             for (unsigned r = 0; r < 2; r++) {
-                float a, b, sum = l[r] + __shfl_xor_sync(ALL_LANES, l[r], 2);
-                sum += __shfl_xor_sync(ALL_LANES, sum, 1);
+                float a, b, sum = warp_sum<4>(l[r]);
                 size_t head = (x.n + row[r] / x.heads) * job.H + x.h + row[r] % x.heads;
                 size_t part = head * job.chunks + (size_t)(base / (int)CHUNK);
                 if (job.chunks > 0 && t[r] >= 0 && column == 0 && lane % 4 == 0) {

@@ -108,23 +108,4 @@ group_column(unsigned i, unsigned width)
     return min(i * KEYS + threadIdx.x % LANES * 4, tile_ld(width) - 4);
 }
 
-/* Over the 16 threads of one y, by halves; they all get it. */
-static __device__ inline float
-lanes_sum(float a)
-{
-    for (unsigned step = LANES / 2; step > 0; step /= 2) {
-        a += __shfl_xor_sync(ALL_LANES, a, step);
-    }
-    return a;
-}
-
-static __device__ inline float
-lanes_max(float a)
-{
-    for (unsigned step = LANES / 2; step > 0; step /= 2) {
-        a = f_max(a, __shfl_xor_sync(ALL_LANES, a, step));
-    }
-    return a;
-}
-
 #endif

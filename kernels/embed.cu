@@ -61,9 +61,7 @@ embed_sort_kernel(int32_t *sorted, const int32_t *ids, size_t N)
     for (size_t m = threadIdx.x; m < N; m += WARP) {
         before += ids[m] < id || (ids[m] == id && m < n);
     }
-    for (unsigned step = WARP / 2; step > 0; step /= 2) {
-        before += __shfl_xor_sync(ALL_LANES, before, step);
-    }
+    before = warp_sum(before);
     if (threadIdx.x == 0) {
         sorted[before] = (int32_t)n;
     }

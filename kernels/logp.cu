@@ -64,7 +64,7 @@ r1_code
 CUDA(logp_fwd)(r1_dev *dev, const r1_tensor *logp, const r1_tensor *entropy, const r1_tensor *lse,
                const r1_tensor *logits, const int32_t *ids, const r1_sampling *how, void *, r1_status *st)
 {
-    row_filter filter = filter_of(how, logits->cols);
+    id_filter filter = filter_of(how, logits->cols);
     row_sums sums;
     R1_TRY(sum_tiles(dev, &sums, logits, ids, &filter, entropy != NULL, st));
     return LAUNCH(dev, st, logp_fwd_kernel, grid_of(logits->rows, MERGERS), dim3(WARP, MERGERS), 0, *logp,
@@ -74,7 +74,7 @@ CUDA(logp_fwd)(r1_dev *dev, const r1_tensor *logp, const r1_tensor *entropy, con
 /* A block has a tile, a thread four ids. */
 static __global__ void
 logp_bwd_kernel(r1_tensor logits, r1_tensor dlogp, r1_tensor dentropy, r1_tensor entropy, r1_tensor lse,
-                const int32_t *ids, row_sums sums, row_filter filter)
+                const int32_t *ids, row_sums sums, id_filter filter)
 {
     size_t n = blockIdx.x / sums.tiles, v = blockIdx.x % sums.tiles * TILE_IDS + 4 * threadIdx.x;
     size_t V = logits.cols;
@@ -106,7 +106,7 @@ CUDA(logp_bwd)(r1_dev *dev, const r1_tensor *logits, const r1_tensor *dlogp, con
                const r1_tensor *entropy, const r1_tensor *lse, const int32_t *ids, const r1_sampling *how,
                void *, r1_status *st)
 {
-    row_filter filter = filter_of(how, logits->cols);
+    id_filter filter = filter_of(how, logits->cols);
     row_sums sums;
     R1_TRY(find_support(dev, &sums, logits, &filter, 0, st));
     return LAUNCH(dev, st, logp_bwd_kernel, grid_of(logits->rows * sums.tiles, 1), TILE_IDS / 4, 0, *logits,

@@ -111,21 +111,23 @@ f_sigmoid(float x)
     return 1.0f / (1.0f + f_exp(-x));
 }
 
-/* ---- over a warp, over a block: every thread gets the result ---- */
+/* ---- over a warp (or each `lanes` neighbours of it), over a block: every thread gets the result ---- */
 
-static __device__ inline float
-warp_sum(float a)
+template <unsigned lanes = WARP, class T>
+static __device__ inline T
+warp_sum(T a)
 {
-    for (unsigned step = WARP / 2; step > 0; step /= 2) {
+    for (unsigned step = lanes / 2; step > 0; step /= 2) {
         a += __shfl_xor_sync(ALL_LANES, a, step);
     }
     return a;
 }
 
+template <unsigned lanes = WARP>
 static __device__ inline float
 warp_max(float a)
 {
-    for (unsigned step = WARP / 2; step > 0; step /= 2) {
+    for (unsigned step = lanes / 2; step > 0; step /= 2) {
         a = f_max(a, __shfl_xor_sync(ALL_LANES, a, step));
     }
     return a;

@@ -46,13 +46,13 @@ walk_on(walk *w, float weight, size_t first, unsigned count)
 
 /* e of an id; 0 beyond V */
 static __device__ inline float
-weight_of(const float *row, size_t v, size_t V, const row_filter &filter, sort_key limit, float m)
+weight_of(const float *row, size_t v, size_t V, const id_filter &filter, sort_key limit, float m)
 {
     return v < V ? f_exp(z_of(row[v], v, filter, limit, -1) - m) : 0.0f;
 }
 
 static __global__ void
-sample_kernel(int32_t *ids, r1_tensor logits, row_sums sums, row_filter filter, uint64_t key,
+sample_kernel(int32_t *ids, r1_tensor logits, row_sums sums, id_filter filter, uint64_t key,
               const int32_t *prompt, const int32_t *generation, const int32_t *position)
 {
     size_t n = (size_t)blockIdx.x * DRAWERS + threadIdx.y, V = logits.cols;
@@ -124,7 +124,7 @@ CUDA(sample)(r1_dev *dev, int32_t *ids, const r1_tensor *logits, uint64_t key, c
              const int32_t *generation, const int32_t *position, const r1_sampling *how, void *,
              r1_status *st)
 {
-    row_filter filter = filter_of(how, logits->cols);
+    id_filter filter = filter_of(how, logits->cols);
     row_sums sums;
     unsigned grid = grid_of(logits->rows, DRAWERS);
     const dim3 block(WARP, DRAWERS);

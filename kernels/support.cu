@@ -16,20 +16,13 @@ constexpr unsigned SUMMERS = 8;                    /* warps of a block that sums
 constexpr unsigned FOURS = TILE_IDS / (4 * WARP);  /* of a lane */
 constexpr float MASS = 0x1p40f;                    /* how often e's unit goes into 1 */
 
-row_filter
+id_filter
 filter_of(const r1_sampling *how, size_t V)
 {
-    row_filter f = {1.0f, 0, 1, V, 1.0f, 0.0f};
+    id_filter f = {row_filter_of(how, V), 1};
     assert(V < (size_t)1 << 22); /* keys have 54 bits, sums of e 62 */
     while (V >> f.id_bits > 0) {
         f.id_bits++;
-    }
-    if (how->temperature > 0.0f) {
-        f.inverse = 1.0f / how->temperature;
-        f.top_k = how->top_k > 0 && (size_t)how->top_k < V ? (size_t)how->top_k : V;
-        f.top_p = how->top_p;
-        f.min_p = how->min_p;
-        f.truncated = f.top_k < V || f.top_p < 1.0f || f.min_p > 0.0f;
     }
     return f;
 }
@@ -97,7 +90,7 @@ find_bin(const histogram &bins, sort_key enough, sort_key *before)
  * mass_of, else 1. */
 template <bool by_mass>
 static __device__ sort_key
-least_key(const float *logits, size_t V, const row_filter &filter, float largest, sort_key limit,
+least_key(const float *logits, size_t V, const id_filter &filter, float largest, sort_key limit,
           sort_key enough)
 {
     SHARED(bins, histogram);
@@ -140,7 +133,7 @@ least_key(const float *logits, size_t V, const row_filter &filter, float largest
 
 /* The mass of the keys below limit; the least key below it whose e is under min_p. */
 static __device__ void
-scan_row(sort_key *total, sort_key *failing, const float *logits, size_t V, const row_filter &filter,
+scan_row(sort_key *total, sort_key *failing, const float *logits, size_t V, const id_filter &filter,
          float largest, sort_key limit)
 {
     SHARED(all, sort_key[2]);
@@ -171,7 +164,7 @@ scan_row(sort_key *total, sort_key *failing, const float *logits, size_t V, cons
 
 /* A block has a row. */
 static __global__ void
-limit_kernel(sort_key *limits, r1_tensor logits, row_filter filter)
+limit_kernel(sort_key *limits, r1_tensor logits, id_filter filter)
 {
     const float *row = row_f32(logits, blockIdx.x);
     size_t V = logits.cols;
@@ -201,7 +194,7 @@ limit_kernel(sort_key *limits, r1_tensor logits, row_filter filter)
 }
 
 r1_code
-find_support(r1_dev *dev, row_sums *sums, const r1_tensor *logits, const row_filter *filter, int with_tiles,
+find_support(r1_dev *dev, row_sums *sums, const r1_tensor *logits, const id_filter *filter, int with_tiles,
              r1_status *st)
 {
     size_t M = logits->rows, V = logits->cols;
@@ -223,7 +216,7 @@ find_support(r1_dev *dev, row_sums *sums, const r1_tensor *logits, const row_fil
 
 template <bool entropy>
 static __global__ void
-tile_kernel(row_sums sums, r1_tensor logits, const int32_t *targets, row_filter filter)
+tile_kernel(row_sums sums, r1_tensor logits, const int32_t *targets, id_filter filter)
 {
     size_t task = (size_t)blockIdx.x * SUMMERS + threadIdx.y, n = task / sums.tiles;
     if (n >= logits.rows) {
@@ -265,7 +258,7 @@ tile_kernel(row_sums sums, r1_tensor logits, const int32_t *targets, row_filter 
 
 r1_code
 sum_tiles(r1_dev *dev, row_sums *sums, const r1_tensor *logits, const int32_t *targets,
-          const row_filter *filter, int entropy, r1_status *st)
+          const id_filter *filter, int entropy, r1_status *st)
 {
     R1_TRY(find_support(dev, sums, logits, filter, 1, st));
     unsigned grid = grid_of(logits->rows * sums->tiles, SUMMERS);

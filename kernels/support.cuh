@@ -11,18 +11,18 @@
 
 #include "vector.cuh"
 
+extern "C" {
+#include "../csrc/options.h"
+}
+
 constexpr unsigned TILE_IDS = 1024;
 
 typedef unsigned long long sort_key; /* and whatever else is counted in 64 bits */
 
-/* What a call's r1_sampling asks of every row. Temperature 0: the row as it is, no filter. */
-typedef struct {
-    float inverse; /* 1 / temperature */
-    int truncated;
+/* What is asked of a row, and how many bits its ids have. */
+struct id_filter : row_filter {
     unsigned id_bits;
-    size_t top_k;
-    float top_p, min_p;
-} row_filter;
+};
 
 /* A tile's largest z m, its sum of e = exp(z - m), and of e (m - z) where the entropy is wanted. */
 typedef struct {
@@ -43,13 +43,13 @@ tiles_of(const r1_tensor *logits)
 }
 
 /* support.cu */
-row_filter filter_of(const r1_sampling *how, size_t V);
+id_filter filter_of(const r1_sampling *how, size_t V);
 /* Finds the limits. Takes the device's scratch, for the tiles too if they are wanted. */
-r1_code find_support(r1_dev *dev, row_sums *sums, const r1_tensor *logits, const row_filter *filter,
+r1_code find_support(r1_dev *dev, row_sums *sums, const r1_tensor *logits, const id_filter *filter,
                      int with_tiles, r1_status *st);
 /* find_support, then the sums of all tiles; targets (M) may be NULL. */
 r1_code sum_tiles(r1_dev *dev, row_sums *sums, const r1_tensor *logits, const int32_t *targets,
-                  const row_filter *filter, int entropy, r1_status *st);
+                  const id_filter *filter, int entropy, r1_status *st);
 
 /* ---- inside kernels ---- */
 
@@ -71,7 +71,7 @@ key_of(float z, size_t id, unsigned id_bits)
 
 /* z of an id from its logit; -infinity outside the support */
 static __device__ inline float
-z_of(float logit, size_t id, const row_filter &filter, sort_key limit, int32_t target)
+z_of(float logit, size_t id, const id_filter &filter, sort_key limit, int32_t target)
 {
     float z = logit * filter.inverse;
     bool in = !filter.truncated || key_of(z, id, filter.id_bits) < limit || (int32_t)id == target;

@@ -222,8 +222,8 @@ next_array(r1_args *a, const char *name, int type, const char *rows, const char 
     }
     npy_intp count = PyArray_DIM(x, 0), row = flat ? PyArray_ITEMSIZE(x) : PyArray_STRIDE(x, 0);
     npy_intp last = (flat ? 1 : PyArray_DIM(x, 1)) * PyArray_ITEMSIZE(x); /* bytes of a row */
-    a->array[a->arrays].data = PyArray_DATA(x);
-    a->array[a->arrays++].bytes = count > 0 && last > 0 ? (size_t)((count - 1) * row + last) : 0;
+    a->array[a->arrays++] = (r1_span){
+        PyArray_DATA(x), count > 0 && last > 0 ? (size_t)((count - 1) * row + last) : 0};
     return x;
 }
 

@@ -40,10 +40,7 @@ typedef struct {
     } outer;
     size_t tensors, dims, arrays;
     r1_tensor tensor[ARGS_MAX_TENSORS];
-    struct {
-        void *data;
-        size_t bytes;
-    } array[ARGS_MAX_ARRAYS]; /* the memory of every array that was read */
+    r1_span array[ARGS_MAX_ARRAYS]; /* the memory of every array that was read */
     struct {
         const char *name;
         size_t value;

@@ -83,9 +83,7 @@ map_arrays(r1_call *c)
 {
     enum { OWNED = sizeof c->owned / sizeof *c->owned };
     r1_span spans[ARGS_MAX_ARRAYS + OWNED];
-    for (size_t i = 0; i < c->args.arrays; i++) {
-        spans[i] = (r1_span){c->args.array[i].data, c->args.array[i].bytes};
-    }
+    memcpy(spans, c->args.array, c->args.arrays * sizeof *spans);
     memcpy(spans + c->args.arrays, c->owned, sizeof c->owned);
     return c->ops->mem_map(c->dev, spans, c->args.arrays + OWNED, &c->st);
 }

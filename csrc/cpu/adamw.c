@@ -14,6 +14,7 @@
  * sum_squares is float64: blocks of 4,096 elements, 8 chains and a tree each, added in index order to
  * the value in memory, so threads and tensor size cannot change a bit. All in parallel over
  * blocks, or panels. */
+#include "../options.h"
 #include "cpu.h"
 #include "panel.h"
 #include "simd.h"
@@ -125,20 +126,6 @@ adamw_panel(void *ctx, size_t task, size_t worker)
     panel_write(job->w, job->panel + task, job->p + first, rows.count);
 }
 
-/* 1 / (1 - beta^step), the power by squaring: no libm. */
-static float
-correction(float beta, uint64_t step)
-{
-    double power = 1.0, square = beta;
-    for (; step > 0; step >>= 1) {
-        if (step & 1) {
-            power *= square;
-        }
-        square *= square;
-    }
-    return (float)(1.0 / (1.0 - power));
-}
-
 static adamw_job
 adamw_open(float *p, const r1_tensor *m, const r1_tensor *v, const r1_tensor *g,
            const r1_adamw_spec *spec)
@@ -147,8 +134,8 @@ adamw_open(float *p, const r1_tensor *m, const r1_tensor *v, const r1_tensor *g,
     assert(m->rows * m->cols == n && v->rows * v->cols == n && spec->step >= 1);
     assert(g->rows <= 1 || (g->ld == g->cols && m->ld == m->cols && v->ld == v->cols));
     return (adamw_job){.p = p, .m = m->data, .v = v->data, .g = g->data, .n = n, .spec = spec,
-                       .m_scale = correction(spec->beta1, spec->step),
-                       .v_scale = correction(spec->beta2, spec->step)};
+                       .m_scale = adamw_correction(spec->beta1, spec->step),
+                       .v_scale = adamw_correction(spec->beta2, spec->step)};
 }
 
 r1_code

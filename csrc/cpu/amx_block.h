@@ -119,12 +119,11 @@ static inline void
 amx_panel(const amx_work *w, int stream)
 {
     size_t tiles = split_count(w->rows, AMX_ROWS);
-    size_t slices = tiles <= AMX_FEW ? 1 : split_count(w->blocks, AMX_SLICE);
+    size_t slices = tiles > AMX_FEW && w->blocks > 0 ? split_count(w->blocks, AMX_SLICE) : 1;
     size_t fetch = w->ahead != NULL ? split_count(AMX_ROWS, tiles) : 0;
-    for (size_t i = 0; i < slices || i == 0; i++) {
-        size_t of = slices > 0 ? slices : 1;
+    for (size_t i = 0; i < slices; i++) {
         for (size_t r = 0; r < w->rows; r += AMX_ROWS) {
-            amx_one(w, r, i * w->blocks / of, (i + 1) * w->blocks / of, fetch, stream);
+            amx_one(w, r, i * w->blocks / slices, (i + 1) * w->blocks / slices, fetch, stream);
         }
     }
 }

@@ -19,32 +19,11 @@
 #ifndef R1_SUPPORT_H
 #define R1_SUPPORT_H
 
+#include "../options.h"
 #include "cpu.h"
 #include "simd.h"
 
 enum { TILE_IDS = 1024 };
-
-/* What a call's r1_sampling asks of every row. Temperature 0: the row as it is, no filter. */
-typedef struct {
-    float inverse; /* 1 / temperature */
-    int truncated;
-    size_t top_k;
-    float top_p, min_p;
-} row_filter;
-
-static inline row_filter
-row_filter_of(const r1_sampling *how, size_t V)
-{
-    row_filter f = {1.0f, 0, V, 1.0f, 0.0f};
-    if (how->temperature > 0.0f) {
-        f.inverse = 1.0f / how->temperature;
-        f.top_k = how->top_k > 0 && (size_t)how->top_k < V ? (size_t)how->top_k : V;
-        f.top_p = how->top_p;
-        f.min_p = how->min_p;
-        f.truncated = f.top_k < V || f.top_p < 1.0f || f.min_p > 0.0f;
-    }
-    return f;
-}
 
 /* One row of logits and what is left of it. */
 typedef struct {

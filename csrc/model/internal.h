@@ -21,6 +21,7 @@ r1_code weight_grad(r1_model *m, r1_param *w, size_t use, const r1_tensor *dy, c
                     const int32_t *offsets, const r1_units *units, r1_status *st);
 /* Before anybody else reads or adds to a gradient: one that counts as 0 becomes 0. */
 r1_code param_settle(r1_model *m, r1_param *p, size_t use, r1_status *st);
+r1_code param_settle_all(r1_model *m, r1_param *p, r1_status *st); /* of all its uses */
 
 static inline r1_sum_rows /* a packed batch's */
 sum_rows(const r1_seqs *seqs)

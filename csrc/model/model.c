@@ -117,9 +117,7 @@ param_tensor(r1_model *m, size_t i, int what, r1_tensor *x, r1_status *st)
     }
     if (what == R1_GRAD) {
         R1_TRY(r1_model_grads(m, st));
-        for (size_t u = 0; p->trained && u < p->uses; u++) {
-            R1_TRY(param_settle(m, p, u, st));
-        }
+        R1_TRY(param_settle_all(m, p, st));
     }
     *x = what == R1_VALUE ? p->value : what == R1_GRAD ? p->grad[0] : what == R1_MOMENT1 ? p->m : p->v;
     if (x->data == NULL) {
@@ -178,6 +176,15 @@ param_settle(r1_model *m, r1_param *p, size_t use, r1_status *st)
     if (p->cleared[use]) {
         R1_TRY(m->ops->fill_zero(m->dev, &p->grad[use], st));
         p->cleared[use] = 0;
+    }
+    return R1_OK;
+}
+
+r1_code
+param_settle_all(r1_model *m, r1_param *p, r1_status *st)
+{
+    for (size_t u = 0; p->trained && u < p->uses; u++) {
+        R1_TRY(param_settle(m, p, u, st));
     }
     return R1_OK;
 }

@@ -32,12 +32,9 @@ part_rows(const r1_param *p)
 /* Rows [r0, r0 + n) of a parameter's gradient: of its only accumulator, or of their sum in order of
  * use, which `total` holds. */
 static r1_code
-grad_part(r1_model *m, r1_param *p, size_t r0, size_t n, float *total, r1_tensor *g,
+grad_part(r1_model *m, const r1_param *p, size_t r0, size_t n, float *total, r1_tensor *g,
           r1_status *st)
 {
-    for (size_t u = 0; u < p->uses; u++) {
-        R1_TRY(param_settle(m, p, u, st));
-    }
     *g = r1_rows(&p->grad[0], r0, n);
     for (size_t u = 1; u < p->uses; u++) {
         r1_tensor sum = r1_f32(total, n, p->I), more = r1_rows(&p->grad[u], r0, n);
@@ -81,7 +78,7 @@ static r1_code
 grad_norm(r1_model *m, const update_memory *memory, double *norm, r1_status *st)
 {
     for (size_t i = 0; i < m->n_params; i++) {
-        r1_param *p = &m->params[i];
+        const r1_param *p = &m->params[i];
         for (size_t r0 = 0, n; p->trained && r0 < p->value.rows; r0 += n) {
             r1_tensor g;
             n = p->value.rows - r0 < part_rows(p) ? p->value.rows - r0 : part_rows(p);
@@ -144,6 +141,9 @@ r1_model_update(r1_model *m, const r1_update_spec *spec, double *norm, r1_status
 {
     R1_TRY(r1_model_grads(m, st));
     R1_TRY(r1_model_moments(m, st));
+    for (size_t i = 0; i < m->n_params; i++) {
+        R1_TRY(param_settle_all(m, &m->params[i], st));
+    }
     r1_arena a = {.size = update_bytes(m)};
     a.base = m->ops->mem_alloc(m->dev, a.size);
     if (a.base == NULL) {

@@ -121,8 +121,8 @@ mtp_place(r1_mtp *io, r1_arena *ar, const r1_config *c, size_t n)
 }
 
 /* Rows of logits at a time: about a megabyte of them so that they stay in the cache, but at least
- * 256 rows, since every chunk reads the head's matrix, which does not fit where V is large, and twice as many
- * where it reads it twice more and adds to its gradient; never tokens x V. */
+ * 256 rows, since every chunk reads the head's matrix, which does not fit where V is large, and
+ * twice as many where it reads it twice more and adds to its gradient; never tokens x V. */
 static size_t
 head_chunk(const r1_workspace *ws, const r1_config *c)
 {
