@@ -273,20 +273,20 @@ def _template(path: Path) -> str:
 def _generate(options: argparse.Namespace) -> int:
     from .model import Model
 
+    if not math.isfinite(options.temperature):
+        raise ValueError(f"--temperature is {options.temperature}")
+    if options.max_tokens is not None and options.max_tokens < 1:
+        raise ValueError(f"--max-tokens is {options.max_tokens}, must be at least 1")
     if options.model is not None:
         return _stage("generate")(options)
     if len(options.words) != 2 or options.chat or options.raw:
         raise ValueError("generate needs DIR/STAGE and a problem, or --model FOLDER")
     checkpoint, problem = options.words
     template, tokenizer = _template(Path(checkpoint)), WordTokenizer.load(checkpoint)
-    if not math.isfinite(options.temperature):
-        raise ValueError(f"--temperature is {options.temperature}")
-    if options.max_tokens is not None and options.max_tokens < 1:
-        raise ValueError(f"--max-tokens is {options.max_tokens}, must be at least 1")
     if not problem.split():
         raise ValueError("the problem is empty")
     prompt = tokenizer.encode(format_prompt(problem, template))
-    model = Model.from_pretrained(checkpoint, frozen=True)
+    model = Model.from_pretrained(checkpoint, frozen=True, device=options.device)
     session = model.session([prompt], 1, options.max_tokens or 256, top_p=options.top_p,
                             temperature=options.temperature, seed=options.seed,
                             speculative=options.speculative,

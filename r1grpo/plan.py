@@ -248,8 +248,9 @@ def _group_room(folder: Path, limit: str, used: str, cache: str) -> int | None:
 
 
 def available_memory(device: str = "cpu") -> int:
-    """Bytes that this process may still take: of a GPU, what is free; else what the system calls available, and no more than
-    its control groups (v1 and v2, with all parents) leave. 2^63 - 1 where nobody says."""
+    """Bytes that this process may still take: of a GPU, what is free; else what the system calls
+    available, and no more than its control groups (v1 and v2, with all parents) leave. 2^63 - 1 where
+    nobody says."""
     if device == "cuda":
         return describe_gpu()[1]
     found = [2**63 - 1]
@@ -296,8 +297,8 @@ def explained(plan: Callable[[], MemoryPlan]) -> Iterator[None]:
 def check_fits(plan: MemoryPlan, available: int | None = None, allocated: int = 0) -> None:
     """MemoryError with the plan's table where it needs more than there is.
 
-    available: bytes (None: available_memory of its device); allocated: bytes of the plan that this process has
-    taken already, a loaded model's say: resident_memory() is a bound."""
+    available: bytes (None: available_memory of its device); allocated: bytes of the plan that this
+    process has taken already, a loaded model's say: resident_memory() is a bound."""
     have = available_memory(plan.device) if available is None else available
     if plan.total - allocated > have:
         raise MemoryError(

@@ -206,7 +206,7 @@ def test_a_shared_block_and_its_copy(device, rng, dtype):
                                          (70, (3, 130, 9)), (129, (2, 0, 64))])
 def test_a_group_has_one_copy_of_its_prefix(device, rng, dtype, shared, own, window):
     """Forward and dq to the bits of sequences that have their own; dk and dv sum over the group."""
-    H, Hkv, D, Dv, B, scale = 4, 2, 9, 7, len(own), 0.3
+    H, Hkv, D, Dv, scale = 4, 2, 9, 7, 0.3
     starts, rows = group_seqs(shared, own)
     lengths = tuple(shared + n for n in own)
     q, k, v = (seen(a, dtype) for a in draw(rng, (shared + sum(own),), H, Hkv, D, Dv))

@@ -12,7 +12,6 @@ is drawn is a function of the seed, the history and the options.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from typing import TextIO
 
@@ -27,11 +26,7 @@ Messages = list[dict[str, str]]
 
 
 def run(flags: argparse.Namespace) -> int:
-    """The command; flags are those of cli.py."""
-    if not math.isfinite(flags.temperature):
-        raise ValueError(f"--temperature is {flags.temperature}")
-    if flags.max_tokens is not None and flags.max_tokens < 1:
-        raise ValueError(f"--max-tokens is {flags.max_tokens}, must be at least 1")
+    """The command; flags are those of cli.py, which has checked their values."""
     question = " ".join(flags.words)
     if flags.chat == bool(question.strip()):
         raise ValueError("generate --model FOLDER needs either a prompt or --chat")
