@@ -13,25 +13,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from .answers import exact_number, final_answer, last_box, same_answer, spelling
+from .pool import VerifierPool
+from .verdict import Verdict
 
-__all__ = ["Verdict", "apply_operator", "chain_value", "exact_number", "final_answer", "last_box",
-           "parse_chain", "same_answer", "spelling", "verify", "verify_answer", "verify_arithmetic",
-           "verify_countdown"]
+__all__ = ["Verdict", "VerifierPool", "apply_operator", "chain_value", "exact_number",
+           "final_answer", "last_box", "parse_chain", "same_answer", "spelling", "verify",
+           "verify_answer", "verify_arithmetic", "verify_countdown"]
 
 MAX_ANSWER_CHARACTERS = 200
 _TOKEN = re.compile(r"\s*(?:([0-9]{1,9})|([-+*]))\s*")
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether an answer is right, and why: correct, wrong (another value), unparsed (not a
-    chain, or not an integer), numbers (not each number once), missing (no answer at all)."""
-
-    correct: bool
-    reason: str
 
 
 CORRECT = Verdict(True, "correct")

@@ -1,0 +1,36 @@
+"""verdict.py - what a check of an answer says: right or not, and why.
+
+    reason      said by
+    correct     the verifier: the answer is right
+    wrong       the verifier: the answer has another value
+    unparsed    the verifier: there is an answer, and it cannot be read; some verifiers say in more
+                words what is wrong with it (numbers, missing)
+    truncated   the trainer: no answer, and the completion ended at the limit of its length
+    timeout     the pool: no verdict before the deadline
+    crash       the pool: the process died, or ran out of its CPU time or its words
+    error       the pool: the verifier raised an exception
+
+The last three (FAILURES) say nothing about the answer. They are no reward of 0: the completion is left
+out of its group's baseline, and the failure is counted. Knows nothing about processes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+FAILURES = ("timeout", "crash", "error")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether an answer is right, and why. detail: more about it for people; two verdicts that differ
+    in it alone are equal."""
+
+    correct: bool
+    reason: str
+    detail: str = field(default="", compare=False)
+
+    @property
+    def failed(self) -> bool:
+        """No verdict on the answer: the verifier itself came to no end."""
+        return self.reason in FAILURES
