@@ -10,6 +10,8 @@
     bnpo        1 / (N of its local batch), averaged over the local batches
     dr_grpo     1 / (B max_completion_length)         Dr. GRPO; the limit that the samples had
 
+    A_it = A_i + R_it                                 R_it: what a dense reward pays from token t on
+
 A needs whole groups, so it is made once for a rollout; w needs a whole update and nothing smaller,
 so it is made once for each update, before micro-batching: memory cannot change the loss. The op is
 in C, one for every backend, on host arrays. The paper prints neither ddof nor the 1e-4 (TRL's).
@@ -40,6 +42,17 @@ def group_advantages(rewards: Sequence[float] | NDArray[np.float64], group_size:
         raise ValueError(f"reward {int(np.flatnonzero(np.isinf(r))[0])} is infinite")
     return _op(r, np.ones(r.size, np.int32), np.ones(r.size, np.float32),
                (group_size, scale, ddof, "grpo", 1, 1))[0]
+
+
+def token_advantages(advantages: NDArray[np.float32],
+                     returns: Sequence[NDArray[np.float64]] | None
+                     ) -> NDArray[np.float32] | list[NDArray[np.float32]]:
+    """Advantages (n), or with returns, (T) of each completion, (T) of each. Returns are in the unit of
+    advantages, whose groups are already scaled: they are neither centred nor divided (ours)."""
+    if returns is None:
+        return advantages
+    return [(float(one) + paid).astype(np.float32)
+            for one, paid in zip(advantages, returns, strict=True)]
 
 
 def token_weights(lengths: Sequence[int] | NDArray[np.int32], keep: NDArray[np.float32],

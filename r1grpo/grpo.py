@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .advantage import group_advantages, token_weights, zero_variance
+from .advantage import group_advantages, token_advantages, token_weights, zero_variance
 from .config import ConfigError, GRPOConfig
 from .flops import sampling_flops
 from .folder import model_and_tokenizer
@@ -263,9 +263,10 @@ class GRPOTrainer(Trainer):
                                 args.completion_length(batch.step), args.bnpo_batch_size)
         filters = args.sampling().filters()
         reference = self._reference_logprobs(batch)
+        advantages = token_advantages(batch.advantages[chosen], self.rewards.returns(ids))
         self.model.zero_grad()
         loss = self.model.policy_gradient(
-            prompts, ids, advantages=batch.advantages[chosen], weights=weights, old_logprobs=old,
+            prompts, ids, advantages=advantages, weights=weights, old_logprobs=old,
             ref_logprobs=[reference[i] for i in chosen] if reference else None,
             loss="cispo" if args.loss_type == "cispo" else "clip",
             epsilon=args.epsilon, epsilon_high=args.epsilon_high, delta=args.delta,
@@ -275,8 +276,8 @@ class GRPOTrainer(Trainer):
             mtp_coef=args.mtp_coef, mtp_detach=args.mtp_detach, balance_coef=args.balance_coef,
             entropy_coef=args.entropy_coef, recompute=args.gradient_checkpointing, groups=groups,
             **filters)
-        found = update_metrics(args, self.model, batch, prompts, ids, groups, old,
-                               batch.advantages[chosen], keep, loss)
+        found = update_metrics(args, self.model, batch, prompts, ids, groups, old, advantages, keep,
+                               loss)
         return {**found, "epoch": batch.cursor / len(self._rows(batch.step))}
 
     def _commit(self, metrics: dict[str, Any]) -> None:

@@ -39,16 +39,17 @@ def completion_metrics(rewards: Rewards, completions: Completions, parts: NDArra
 
 def update_metrics(args: GRPOConfig, model: Any, batch: Batch, prompts: Sequence[Any],
                    ids: Sequence[Any], groups: Sequence[int], old: Sequence[Floats],
-                   advantages: Floats, keep: Floats, loss: Loss) -> dict[str, Any]:
+                   advantages: Floats | Sequence[Floats], keep: Floats, loss: Loss) -> dict[str, Any]:
     """Of a mini-batch of m completions: their prompts (m), ids (m), groups (m), the sampler's
-    log-probs (m), advantages (m), 1 or, masked, 0 (m), and what the gradient call computed."""
+    log-probs (m), advantages (m; one number or one a token), 1 or, masked, 0 (m), and what the
+    gradient call computed."""
     stats = loss.stats
     metrics = {"loss": float(loss), "num_tokens": sum(map(len, ids)),
                "processed_tokens": sum(map(len, prompts)) + sum(map(len, ids)),
                "flops": _operations(args, model, batch, *whole_sequences(prompts, ids, groups)),
                **batch.metrics,
                **token_metrics(loss.logprobs, _ratio_old(args, loss.logprobs, old),
-                               advantages.tolist(), *_clip_range(args),
+                               advantages, *_clip_range(args),
                                mask=[np.full(len(one), k) for one, k in zip(ids, keep)]),
                **{name: stats[name] for name in ("entropy", "mtp_accept") if name in stats}}
     if args.beta > 0 and "kl" in stats:

@@ -94,10 +94,11 @@ def rollout_metrics(rewards: Values, parts: Mapping[str, Values], group_size: in
     return figures
 
 
-def token_metrics(logprobs: Tokens, old_logprobs: Tokens, advantages: Sequence[float],
+def token_metrics(logprobs: Tokens, old_logprobs: Tokens, advantages: Sequence[Any],
                   epsilon: float, epsilon_high: float | None = None,
                   mask: Tokens | None = None) -> dict[str, float]:
-    """Figures of the unmasked tokens of one update. ratio = exp(logprobs - old_logprobs).
+    """Figures of the unmasked tokens of one update. ratio = exp(logprobs - old_logprobs); an
+    advantage is a number, or one a token (T_i).
 
     The clip stops a token below 1 - epsilon when A < 0, above 1 + epsilon_high when A > 0
     (DeepSeekMath, eq. 3: where the minimum takes the constant branch).
@@ -108,7 +109,7 @@ def token_metrics(logprobs: Tokens, old_logprobs: Tokens, advantages: Sequence[f
     gaps, ratios, low_rows, high_rows = [], [], [], []
     for new, old, advantage, kept in zip(logprobs, old_logprobs, advantages, keep, strict=True):
         gap = (np.asarray(new, np.float64) - np.asarray(old, np.float64))[kept]
-        ratio = np.exp(gap)
+        ratio, advantage = np.exp(gap), np.broadcast_to(advantage, kept.shape)[kept]
         gaps.append(np.abs(gap))
         ratios.append(ratio)
         low_rows.append((ratio < 1.0 - epsilon) & (advantage < 0))

@@ -4,10 +4,14 @@ the verdicts in a log.
 A reward function is f(prompts, completions, completion_ids, **columns) -> list[float | None];
 where the prompt is a list of messages, the completion is one too, [{"role": "assistant", "content"}];
 columns are the dataset's, one entry a completion, and finish_reasons ("stop" or "length"), and where
-a prompt opened the thought (<think> last) prefilled (True or False); None: not applicable (NaN in the
-arrays here).
+a prompt opened the thought (<think> last) prefilled (True or False); num_generations is a number: so
+many neighbours are one group. None: not applicable (NaN in the arrays here).
 
     total_i = sum_k weight_k r_ik   over the parts that apply; NaN where none does
+
+A dense reward says of each token what it is worth: it has `returns(ids)` -> (T) besides, a function of
+the ids alone. What it returns as a reward function is logged and stands in no total; its returns,
+times its weight, go into the advantages of the tokens.
 
 A verdict may come from outside (a sandbox, a deadline), so it need not be the same twice.
 VerdictLog writes it durably before the update that uses it; a resumed run samples the same
@@ -57,6 +61,10 @@ class Rewards:
         if self.weights.shape != (len(self.functions),) or not np.isfinite(self.weights).all():
             raise RewardError(f"reward_weights needs {len(self.functions)} finite numbers "
                               f"({', '.join(self.names)}), got {brief(weights)}")
+        self.counts = np.array([not hasattr(one, "returns") for one in self.functions])
+        if not self.counts.any():
+            raise RewardError(f"reward_funcs holds dense rewards alone ({', '.join(self.names)}); a "
+                              f"group is compared by the others")
 
     def score(self, rows: Sequence[dict[str, Any]], completions: Completions
               ) -> NDArray[np.float64]:
@@ -64,7 +72,7 @@ class Rewards:
         n, group = len(completions), completions.group_size
         keys = {key for row in rows for key in row} - {"prompt", "prompt_ids"}
         if taken := keys & {"prompts", "completions", "completion_ids", "finish_reasons",
-                           "prefilled"}:
+                           "prefilled", "num_generations"}:
             raise RewardError(f"the dataset has a column {min(taken)!r}, which reward functions "
                               f"receive from the trainer; rename it")
         columns = {key: [rows[i // group].get(key) for i in range(n)] for key in sorted(keys)}
@@ -80,7 +88,8 @@ class Rewards:
             try:
                 values = function(prompts=list(prompts), completions=list(said),
                                   completion_ids=[list(one) for one in ids],
-                                  finish_reasons=list(completions.finish_reasons), **columns)
+                                  finish_reasons=list(completions.finish_reasons),
+                                  num_generations=group, **columns)
             except Exception as error:
                 error.add_note(f"raised by reward function {name!r}; it is called as "
                                f"f(prompts, completions, completion_ids, **columns) with columns "
@@ -90,9 +99,19 @@ class Rewards:
         return parts
 
     def total(self, parts: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Weighted sum (n) of the parts that apply; NaN where none does."""
-        total = np.where(np.isnan(parts), 0.0, parts * self.weights).sum(axis=1)
+        """Weighted sum (n) of the parts (n, parts) that count and apply; NaN where none does."""
+        parts = parts[:, self.counts]
+        total = np.where(np.isnan(parts), 0.0, parts * self.weights[self.counts]).sum(axis=1)
         return np.where(np.isnan(parts).all(axis=1), np.nan, total)
+
+    def returns(self, completion_ids: Sequence[NDArray[np.int32]]) -> list[NDArray[np.float64]] | None:
+        """Weighted sum (T) over the dense rewards for each completion; None where there is none."""
+        dense = [(weight, one) for weight, one, counts
+                 in zip(self.weights, self.functions, self.counts) if not counts]
+        if not dense:
+            return None
+        return [sum(weight * one.returns(ids.tolist()) for weight, one in dense)
+                for ids in completion_ids]
 
 
 def is_chat(prompt: Any) -> bool:

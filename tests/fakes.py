@@ -187,8 +187,8 @@ class FakeModel:
         loss, gap, tokens, kl = 0.0, 0.0, 0, 0.0
         for i, (before, ids) in enumerate(self._pairs(prompt_ids, completion_ids)):
             ratio = np.exp(logp[i].astype(np.float64) - old_logprobs[i])
-            a, w = float(advantages[i]), float(weights[i]) / total_tokens
-            clipped = (ratio > high) if a > 0 else (ratio < 1 - epsilon) & (a < 0)
+            a, w = np.asarray(advantages[i], np.float64), float(weights[i]) / total_tokens
+            clipped = np.where(a > 0, ratio > high, (ratio < 1 - epsilon) & (a < 0))
             dlogp = -ratio * a * ~clipped
             value = -np.minimum(ratio * a, np.clip(ratio, 1 - epsilon, high) * a)
             if ref_logprobs is not None:

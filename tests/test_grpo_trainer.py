@@ -7,6 +7,7 @@ import pytest
 from toy_grpo import ROWS, TOKENIZER, brevity, make, weights, wish_share
 
 from r1grpo.flops import forward_flops
+from r1grpo.rewards import DenseRepetitionPenalty
 from r1grpo.scoring import RewardError, Rewards
 from r1grpo.tokenizer import WordTokenizer
 
@@ -329,6 +330,23 @@ def test_completion_rows_are_json():
     assert rows[5]["completion"] == trainer.batch.completions.texts[5]
     assert set(rows[5]["rewards"]) == {"wish_share", "brevity"}
     assert len(rows[5]["logprobs"]) == len(rows[5]["completion_ids"])
+
+
+def test_a_dense_reward_pays_at_its_tokens_and_in_no_total():
+    dense = DenseRepetitionPenalty(1, -0.5, 0.9)
+    plain, both = make(reward_weights=(1.0,)), make(rewards=[wish_share, dense],
+                                                    reward_weights=(1.0, 2.0))
+    first, second = next(plain), next(both)
+    assert first["reward"] == second["reward"] and both.batch.advantages.tobytes() == \
+        plain.batch.advantages.tobytes()
+    paid = [dense(completion_ids=[ids])[0] for ids in both.batch.completions.completion_ids]
+    assert second["rewards/dense_repetition_penalty/mean"] == pytest.approx(np.mean(paid)) and min(paid) < 0
+    [call], [other] = both.model.calls, plain.model.calls
+    for ids, given, one in zip(call["completion_ids"], call["advantages"], other["advantages"]):
+        assert given == pytest.approx(one + 2.0 * dense.returns(ids.tolist()), abs=1e-6)
+        assert given.shape == (len(ids),) and given.dtype == np.float32
+    with pytest.raises(RewardError, match="dense rewards alone"):
+        make(rewards=dense)
 
 
 def test_rows_of_verl_as_they_are():

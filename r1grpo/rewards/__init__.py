@@ -2,12 +2,18 @@
 
 Columns are the data set's columns by name, one list each (`Problem.row` makes them); None means
 "not applicable to this row". What is right about an answer is decided in `verifiers`, what its
-shape must be in `tokenizer`; here they only become numbers. Knows nothing about models.
+shape must be in `tokenizer`; here they only become numbers. get_... make a reward function of its
+options. Knows nothing about models.
 """
 
 from .accuracy import accuracy_reward, verdicts
 from .format import format_reward, think_format_reward
 from .language import language_reward, language_share, language_shares
+from .length import (get_cosine_scaled_reward, get_group_length_reward, get_length_scaled_reward,
+                     get_soft_overlong_punishment)
+from .repetition import DenseRepetitionPenalty, get_repetition_penalty_reward
 
-__all__ = ["accuracy_reward", "format_reward", "language_reward", "language_share",
-           "language_shares", "think_format_reward", "verdicts"]
+__all__ = ["DenseRepetitionPenalty", "accuracy_reward", "format_reward", "get_cosine_scaled_reward",
+           "get_group_length_reward", "get_length_scaled_reward", "get_repetition_penalty_reward",
+           "get_soft_overlong_punishment", "language_reward", "language_share", "language_shares",
+           "think_format_reward", "verdicts"]
