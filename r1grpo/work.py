@@ -305,10 +305,12 @@ class Work:
                 self.rundir.completions.append({"stage": phase, **row, "step": row["step"] + 1})
         figures = {"completions/reflection": mean([float(reflection_count(t))
                                                    for t in done.texts])}
-        languages = [batch.rows[i // done.group_size].get("language") for i in range(len(done))]
-        if all(languages):
-            shares = [one for one in language_shares([], done.texts, [], language=languages)
-                      if one is not None]
+        rows = [batch.rows[i // done.group_size] for i in range(len(done))]
+        if all(row.get("language") for row in rows):
+            shares = [one for one in language_shares(
+                [], done.texts, [], language=[row["language"] for row in rows],
+                template=[row.get("template") for row in rows], prefilled=done.prefilled)
+                if one is not None]
             figures |= {"language_consistency": mean(shares) if shares else 0.0,
                         "no_words": 1.0 - len(shares) / len(done)}
         return figures

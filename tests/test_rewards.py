@@ -46,15 +46,16 @@ def test_format_and_truncation():
     ("<think> 7 + 5 = 12 </think> yes", "en", 0.0), ("<think> </think> yes", "en", 0.0),
     ("yes yes", "en", 0.0), ("<think> try", "en", 1.0), ("", "en", 0.0)])
 def test_language_is_the_share_in_the_chain_of_thought(text, language, share):
-    assert language_reward(["p"], [text], [[1]], language=[language]) == [share]
+    assert language_reward(["p"], [text], [[1]], language=[language], template=["r1"]) == [share]
 
 
 def test_a_task_without_a_thought_has_no_language_reward():
     texts = ["<think> </think> hello", "<think> </think> 7", "<think> 试 </think> 7"]
-    call = (["p"] * 3, texts, [[1]] * 3)
-    assert language_reward(*call, language=["en"] * 3,
+    call, shape = (["p"] * 3, texts, [[1]] * 3), {"template": ["r1"] * 3}
+    assert language_reward(*call, **shape, language=["en"] * 3,
                            task=["greeting", "larger", "greeting"]) == [None, 0.0, None]
-    assert language_reward(*call, language=["zh"] * 3) == [0.0, 0.0, 1.0]
+    assert language_reward(*call, **shape, language=["zh"] * 3) == [0.0, 0.0, 1.0]
+    assert language_reward(*call, **shape, language=["zh", None, "zh"]) == [0.0, None, 1.0]
 
 
 def test_words_of_languages():
