@@ -5,7 +5,8 @@ import unicodedata
 
 import pytest
 
-from r1grpo.rewards import get_language_reward, language_reward, script_share
+from r1grpo.rewards import (get_language_reward, language_reward, language_shares,
+                            script_share)
 from r1grpo.rewards.language import detected_share
 from r1grpo.rewards.script import SCRIPTS, prose, script_of, words
 
@@ -45,6 +46,14 @@ def test_prices_are_no_formulas():
 def test_an_empty_chain_scores_nothing_and_has_no_share():
     assert share("", "en") == 0.0 and share("7 + 5 = 12", "zh") == 0.0
     assert script_share("", "en") is None and script_share("x + 1", "en") is None
+
+
+def test_an_unknown_language_is_refused_as_a_reward_and_left_out_as_a_figure():
+    call = (["p"], ["<think>one two</think>"], [[1]])
+    with pytest.raises(ValueError, match="'python'"):
+        language_reward(*call, language=["python"])
+    assert language_shares(*call, language=["python"]) == [None]
+    assert language_reward(*call, language=[None]) == [None]
 
 
 def test_scripts_are_those_of_the_letters_names():

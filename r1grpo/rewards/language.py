@@ -20,7 +20,7 @@ from typing import Any
 from ..tasks.general import THOUGHTLESS
 from ..tasks.wording import word_language
 from ..tokenizer import split_thinking
-from .script import prose, script_share, scripts_of, words
+from .script import SCRIPTS, prose, script_share, scripts_of, words
 from .text import Completion, texts
 
 Detector = Callable[[str], str | None]  # a passage -> its language (ISO 639-1), None: cannot say
@@ -70,11 +70,13 @@ def language_shares(prompts: Sequence[Any], completions: Sequence[Completion],
                     prefilled: Sequence[bool] | None = None, detect: Detector | None = None,
                     **_: Any) -> list[float | None]:
     """The share, 0 to 1, of each completion's chain of thought; None for one without words, which
-    is no evidence of any language, and for a row that names none. Columns: language and, where there is one, template; prefilled as
+    is no evidence of any language, and for a row whose language has no script here. Columns: language and, where there is one, template; prefilled as
     in format_reward."""
     def share(thought: str, target: str | None, shape: str | None) -> float | None:
-        if shape is not None or target is None:
-            return language_share(thought, target) if target else None
+        if shape is not None and target is not None:
+            return language_share(thought, target)
+        if target not in SCRIPTS:
+            return None
         return script_share(thought, target) if detect is None else \
             detected_share(thought, target, detect)
     opened = prefilled or [False] * len(completions)
@@ -88,6 +90,9 @@ def language_reward(prompts: Sequence[Any], completions: Sequence[Completion],
                     task: Sequence[str | None] | None = None, **columns: Any) -> list[float | None]:
     """language_shares with 0 for a chain of thought without words; None for a row without a language,
     or of a task that needs no thought. Columns: language and, where there are any, task and template."""
+    if columns.get("template") is None:
+        for target in {*language} - {None}:
+            scripts_of(str(target))  # ValueError for one that is unknown
     shares = language_shares(prompts, completions, completion_ids, language=language, **columns)
     tasks = [None] * len(shares) if task is None else task
     return [None if target is None or kind in THOUGHTLESS else share or 0.0
