@@ -43,11 +43,13 @@ from .config import ConfigError, GRPOConfig
 from .flops import sampling_flops
 from .folder import model_and_tokenizer
 from .grpo_metrics import completion_metrics, update_metrics
+from .judging import FailureWindow, RewardError, Scores
 from .reward_model import TextReward, reward_functions
-from .rollout import Completions, fit_vocabulary, rollout
+from .rollout import Completions, Ended, fit_vocabulary, rollout
 from .scoring import RewardFunction, Rewards, VerdictLog, pack_rollout, unpack_rollout
 from .trainer import (Callback, Trainer, check_length, data_order, fingerprint, prompt_ids_of,
                       require_options, require_policy)
+from .verifiers import VerifierPool
 
 Row = dict[str, Any]
 Dataset = Sequence[Row] | Callable[[int], Sequence[Row]]
@@ -73,9 +75,11 @@ class Batch:
     indices: list[int]  # (P) in the dataset of that step
     completions: Completions
     parts: NDArray[np.float64]  # (n, reward functions), NaN: not applicable
+    reasons: dict[str, list[str | None]]  # (n) of the reward functions that give Verdicts
     advantages: NDArray[np.float32]  # (n)
     metrics: dict[str, float]
     cursor: int  # position in the data stream behind this rollout
+    failures: FailureWindow  # of verifiers, this rollout included
     position: int = 0  # mini-batches done
     flops: float = 0.0  # operations of sampling
     reference: list[NDArray[np.float32]] | None = None  # (n) log-probs of the reference, once made
@@ -114,8 +118,9 @@ class GRPOTrainer(Trainer):
                                                       args.seed)
         require_policy("GRPOTrainer", model)
         super().__init__(model, args, callbacks)
-        self.rewards = Rewards(reward_functions(reward_funcs, reward_processing_classes),
-                               self.args.reward_weights)
+        self.rewards = Rewards(
+            reward_functions(reward_funcs, reward_processing_classes), args.reward_weights,
+            VerifierPool(args.verifier_workers, args.verifier_deadline, args.verifier_memory << 20))
         self.dataset = train_dataset
         self.eval_dataset = eval_dataset
         self.processing_class = processing_class
@@ -173,34 +178,38 @@ class GRPOTrainer(Trainer):
     def _explore(self) -> Batch:
         args, rows = self.args, self._rows(self.step)
         cursor = self.batch.cursor if self.batch else 0
+        failures = self.batch.failures if self.batch else FailureWindow(args.verifier_failures)
         wanted, drawn, found = args.prompts_per_rollout, 0, 0
-        indices, sampled, verdicts = [], [], []
+        indices, sampled, judged = [], [], []
         for attempt in range(args.max_num_gen_batches if args.filter_zero_std_samples else 1):
             chosen = data_order(len(rows), args.seed, cursor, wanted - found, args.shuffle_dataset)
-            problems = [rows[i] for i in chosen]
-            completions = self._sample(problems, args.num_generations, self.step,
-                                       range(drawn, drawn + len(chosen)))
-            parts = self._score(attempt, problems, completions)
+            completions, scores = self._sample_and_score(attempt, [rows[i] for i in chosen],
+                                                         range(drawn, drawn + len(chosen)))
+            failures = failures.add(scores, args.num_generations)
+            self.verdicts.write(self.step, attempt, completions, scores)
             cursor, drawn = cursor + len(chosen), drawn + len(chosen)
             indices += chosen
             sampled.append(completions)
-            verdicts.append(parts)
-            dull = zero_variance(self.rewards.total(np.concatenate(verdicts)), args.num_generations)
+            judged.append(scores)
+            dull = zero_variance(self.rewards.total(Scores.join(judged).parts), args.num_generations)
             found = int((~dull).sum())
             if found == wanted:
                 break
-        everything, parts = Completions.join(sampled), np.concatenate(verdicts)
-        metrics = completion_metrics(self.rewards, everything, parts)
+        everything, scores = Completions.join(sampled), Scores.join(judged)
+        metrics = completion_metrics(self.rewards, everything, scores)
         metrics["sampled_tokens"] = sum(map(len, everything.completion_ids))
         if everything.drafts[0]:
             metrics["speculative_acceptance"] = everything.drafts[1] / everything.drafts[0]
         # where more was sampled than needed: groups with something to compare come first
         groups = sorted(np.argsort(dull, kind="stable")[:wanted].tolist())
         flat = [i for g in groups for i in everything.group(g)]
-        advantages = group_advantages(self.rewards.total(parts[flat]), args.num_generations,
+        parts = scores.parts[flat]
+        advantages = group_advantages(self.rewards.total(parts), args.num_generations,
                                       args.scale_rewards, args.std_ddof)
         return Batch(self.step, [rows[indices[g]] for g in groups], [indices[g] for g in groups],
-                     everything.select(groups), parts[flat], advantages, metrics, cursor,
+                     everything.select(groups), parts,
+                     {name: [reasons[i] for i in flat] for name, reasons in scores.reasons.items()},
+                     advantages, metrics, cursor, failures,
                      flops=sampling_flops(self.model.config, [*map(len, everything.prompt_ids)],
                                           [*map(len, everything.completion_ids)]))
 
@@ -216,21 +225,22 @@ class GRPOTrainer(Trainer):
                      f"{where}: its prompt")
         return ids
 
-    def _sample(self, rows: Sequence[Row], group_size: int, step: int, sample_ids: range
-                ) -> Completions:
-        prompts = [self._prompt(row, "a row") for row in rows]
+    def _sample(self, prompts: Sequence[list[int]], group_size: int, step: int, sample_ids: range,
+                tell: Callable[[Ended], None] | None = None) -> Completions:
         return rollout(self.model, prompts, group_size, self.args.sampling(self.step),
                        self.args.stop_strings, self.processing_class, self.args.seed, step,
-                       list(sample_ids))
+                       list(sample_ids), tell)
 
-    def _score(self, attempt: int, rows: Sequence[Row], completions: Completions
-               ) -> NDArray[np.float64]:
-        """Verdicts, on disk before any update uses them; a resumed run replays them."""
-        parts = self.verdicts.recall(self.step, attempt, completions)
-        if parts is None:
-            parts = self.rewards.score(rows, completions)
-            self.verdicts.write(self.step, attempt, completions, parts)
-        return parts
+    def _sample_and_score(self, attempt: int, rows: Sequence[Row], sample_ids: range
+                          ) -> tuple[Completions, Scores]:
+        """A rollout and its verdicts; a resumed run replays those that are on disk."""
+        prompts, size = [self._prompt(row, "a row") for row in rows], self.args.num_generations
+        with self.rewards.judging(rows, prompts, size) as judging:
+            early = judging.pooled and not self.verdicts.foresees(self.step, attempt)
+            completions = self._sample(prompts, size, self.step, sample_ids,
+                                       judging.begin if early else None)
+            known = self.verdicts.recall(self.step, attempt, completions)
+            return completions, known or judging.finish(completions)
 
     def _reference_logprobs(self, batch: Batch) -> list[NDArray[np.float32]] | None:
         """Log-probs of the rollout's completions under the reference (n), made once and made again
@@ -293,6 +303,8 @@ class GRPOTrainer(Trainer):
                 and self.step % self.args.ref_model_sync_steps == 0:
             self.reference.copy_weights_from(self.model, self.args.ref_model_mixup_alpha)
             self.batch.reference = None
+        if self.step == self.total_steps:
+            self.rewards.pool.close()
 
     # ---- before, beside and after the loop ----
 
@@ -309,8 +321,10 @@ class GRPOTrainer(Trainer):
             _TRIAL_TOKENS, sampling.max_completion_length))
         tried = list(rows.values())
         prompts = [self._prompt(row, "a row") for row in tried]
-        self.rewards.score(tried, rollout(self.model, prompts, 2, short, (), self.processing_class,
-                                          self.args.seed))
+        scores = self.rewards.score(tried, rollout(self.model, prompts, 2, short, (),
+                                                   self.processing_class, self.args.seed))
+        if scores.details:
+            raise RewardError(f"a verifier failed at its trial: {'; '.join(scores.details)}")
         self._tried = True
 
     def evaluate(self) -> dict[str, float]:
@@ -320,10 +334,11 @@ class GRPOTrainer(Trainer):
             raise ValueError("evaluate needs an eval_dataset")
         group = self.args.num_generations_eval or self.args.num_generations
         ids = range(_EVAL_SAMPLE_ID, _EVAL_SAMPLE_ID + len(self.eval_dataset))
-        completions = self._sample(self.eval_dataset, group, 0, ids)
-        parts = self.rewards.score(self.eval_dataset, completions)
+        prompts = [self._prompt(row, "a row") for row in self.eval_dataset]
+        completions = self._sample(prompts, group, 0, ids)
+        scores = self.rewards.score(self.eval_dataset, completions)
         return {f"eval_{k}": v for k, v in completion_metrics(
-            self.rewards, completions, parts).items()}
+            self.rewards, completions, scores).items()}
 
     def completion_rows(self) -> Iterator[dict[str, Any]]:
         """The rollout in work as JSON rows, for completions.jsonl or a look inside."""
@@ -339,6 +354,8 @@ class GRPOTrainer(Trainer):
                    "logprobs": done.logprobs[i].tolist(),
                    "rewards": {name: None if math.isnan(v) else v for name, v in
                                zip(self.rewards.names, self.batch.parts[i].tolist())},
+                   **({"verdicts": {name: reasons[i] for name, reasons in self.batch.reasons.items()}}
+                      if self.batch.reasons else {}),
                    "advantage": float(self.batch.advantages[i]),
                    "finish_reason": done.finish_reasons[i]}
 
@@ -359,6 +376,7 @@ class GRPOTrainer(Trainer):
             meta["rollout"] = {"step": batch.step, "indices": batch.indices,
                                "metrics": batch.metrics, "cursor": batch.cursor,
                                "position": batch.position, "flops": batch.flops,
+                               "reasons": batch.reasons, "failures": batch.failures.counts,
                                "finish_reasons": batch.completions.finish_reasons}
         return arrays, meta
 
@@ -370,9 +388,10 @@ class GRPOTrainer(Trainer):
             rows = self._rows(saved["step"])
             completions = unpack_rollout(arrays, saved["finish_reasons"], self.processing_class)
             batch = Batch(saved["step"], [rows[i] for i in saved["indices"]], saved["indices"],
-                          completions, arrays["rollout/parts"], arrays["rollout/advantages"],
-                          saved["metrics"], saved["cursor"], saved["position"],
-                          saved.get("flops", 0.0))
+                          completions, arrays["rollout/parts"], saved.get("reasons", {}),
+                          arrays["rollout/advantages"], saved["metrics"], saved["cursor"],
+                          FailureWindow(self.args.verifier_failures, saved.get("failures", ())),
+                          saved["position"], saved.get("flops", 0.0))
         if self.reference:  # checks before it writes
             self.reference.load_state_dict({k.removeprefix("reference/"): v
                                             for k, v in arrays.items()

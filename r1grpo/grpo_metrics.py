@@ -7,6 +7,7 @@ options and the numbers, changes nothing.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from .flops import Spans, forward_flops, gradient_flops, whole_sequences
 from .losses import Loss
 from .monitor import rollout_metrics, token_metrics
 from .rollout import Completions
+from .judging import Scores
 from .scoring import Rewards
 
 if TYPE_CHECKING:
@@ -27,14 +29,24 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 
 
-def completion_metrics(rewards: Rewards, completions: Completions, parts: NDArray[np.float64]
+def completion_metrics(rewards: Rewards, completions: Completions, scores: Scores
                        ) -> dict[str, float]:
-    """Means of rewards and lengths. parts: (n, reward functions), NaN: not applicable."""
+    """Means of rewards and lengths; how often each reason was given, and how long it took."""
+    parts = scores.parts
     by_name = {name: _or_none(parts[:, k]) for k, name in enumerate(rewards.names)}
-    return rollout_metrics(_or_none(rewards.total(parts)), by_name, completions.group_size,
-                           [len(one) for one in completions.completion_ids],
-                           completions.finish_reasons,
-                           [one.tolist() for one in completions.completion_ids])
+    found = rollout_metrics(_or_none(rewards.total(parts)), by_name, completions.group_size,
+                            [len(one) for one in completions.completion_ids],
+                            completions.finish_reasons,
+                            [one.tolist() for one in completions.completion_ids])
+    for name, reasons in scores.reasons.items():
+        found |= {f"verdicts/{name}/{reason}": n for reason, n in sorted(Counter(reasons).items(), key=str)
+                  if reason is not None}
+    if scores.reasons:
+        found["verdicts/failed"] = int(scores.failed.sum())
+    if scores.span:
+        found["verdicts/wait_time"] = scores.waited
+        found["verdicts/hidden_share"] = 1.0 - scores.waited / scores.span
+    return found
 
 
 def update_metrics(args: GRPOConfig, model: Any, batch: Batch, prompts: Sequence[Any],

@@ -77,7 +77,7 @@ def rejection_sample(model: Any, problems: Sequence[Row], args: EvalConfig | Non
                    for number, row in zip(numbers, part)]
         done = rollout(model, prompts, args.k, args.sampling(), args.stop_strings,
                        processing_class, args.seed, 0, numbers)
-        verdicts = judge.score(part, done)[:, 0]
+        verdicts = judge.score(part, done).parts[:, 0]
         sampled += len(done)
         tokens += sum(map(len, done.completion_ids))
         for p, problem in enumerate(part):

@@ -38,7 +38,7 @@ from .config import ConfigError, RewardConfig
 from .flops import gradient_flops
 from .folder import asked_and_tokenizer, model_and_tokenizer
 from .rewards.text import said
-from .scoring import RewardFunction, is_chat
+from .judging import RewardFunction, is_chat
 from .tokenizer import end_of_text, split_thinking
 from .trainer import (Callback, Trainer, check_length, data_order, fingerprint, prompt_ids_of,
                       require_options)

@@ -5,16 +5,17 @@
 Groups are index ranges, never found by content. The engine samples ids and knows no text; a stop
 string is text, so where one is given the sampler runs in slices of 16 tokens, the new text is
 looked at between slices and what lies behind the stop string is cut. Cutting cannot change a draw:
-every draw is a function of (seed, step, prompt, generation, position).
+every draw is a function of (seed, step, prompt, generation, position). Whoever wants to know of each
+completion as it ends is told between two slices too.
 
 No reward, no advantage, no trainer in sight.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,16 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]: ...
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
+
+
+class Ended(NamedTuple):
+    """A completion that has ended, by its index in the rollout; the rest as in Completions."""
+
+    index: int
+    ids: list[int]
+    text: str
+    finish_reason: str
+    prefilled: bool
 
 
 @dataclass
@@ -54,6 +65,11 @@ class Completions:
         """Indices of the completions of a prompt."""
         return range(prompt * self.group_size, (prompt + 1) * self.group_size)
 
+    def ended(self, i: int) -> Ended:
+        """One completion alone."""
+        return Ended(i, self.completion_ids[i].tolist(), self.texts[i], self.finish_reasons[i],
+                     self.prefilled[i])
+
     def select(self, prompts: Sequence[int]) -> Completions:
         """The groups of some prompts, in that order. drafts stay those of all."""
         flat = [i for p in prompts for i in self.group(p)]
@@ -75,9 +91,11 @@ class Completions:
 
 def rollout(model: Any, prompts: Sequence[Sequence[int]], group_size: int, sampling: Sampling,
             stop_strings: Sequence[str] = (), tokenizer: Tokenizer | None = None, seed: int = 0,
-            step: int = 0, sample_ids: Sequence[int] | None = None) -> Completions:
+            step: int = 0, sample_ids: Sequence[int] | None = None,
+            tell: Callable[[Ended], object] | None = None) -> Completions:
     """Sample group_size completions of each prompt. sample_ids (P): the number by which the draws
-    know a prompt; default its index in this call."""
+    know a prompt; default its index in this call. tell: called once with each completion, soon after
+    it has ended."""
     if stop_strings and tokenizer is None:
         raise ValueError("stop_strings are text: give a tokenizer")
     ids_in = [list(map(int, prompt)) for prompt in prompts]
@@ -88,14 +106,19 @@ def rollout(model: Any, prompts: Sequence[Sequence[int]], group_size: int, sampl
     options = {**sampling.filters(), "seed": seed, "step": step, "stop_token_ids": stop,
                "sample_ids": sample_ids, "speculative": sampling.speculative}
     length = sampling.max_completion_length
-    if stop_strings:
+    opened = prefilled(tokenizer, ids_in, group_size)
+    if stop_strings or tell:
         session = model.session(ids_in, group_size, length, **options)
         while not session.done:
             changed = session.run(SLICE)
-            for i in changed:
+            for i in changed if stop_strings else ():
                 keep = find_stop(session.ids(i), stop_strings, tokenizer)
                 if keep is not None:
                     session.stop(i, keep)
+            for i in session.ended() if tell else ():
+                one = session.ids(i)
+                tell(Ended(i, one, completion_text(tokenizer, one) if tokenizer else "",
+                           session.finish_reason(i), opened[i]))
         sampled = session.rollout()
     else:
         sampled = model.generate(ids_in, num_generations=group_size, max_new_tokens=length,
@@ -103,8 +126,7 @@ def rollout(model: Any, prompts: Sequence[Sequence[int]], group_size: int, sampl
     ids = list(sampled.completion_ids)
     texts = [completion_text(tokenizer, one) if tokenizer else "" for one in ids]
     return Completions(ids_in, group_size, ids, list(sampled.logprobs),
-                       list(sampled.finish_reasons), texts,
-                       prefilled(tokenizer, ids_in, group_size), sampled.drafts)
+                       list(sampled.finish_reasons), texts, opened, sampled.drafts)
 
 
 def fit_vocabulary(model: Any, tokenizer: Any) -> None:

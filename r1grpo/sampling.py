@@ -86,7 +86,7 @@ class Session:
                                     slots, bool(speculative), seed, step, how.tuple())
         n = P * num_generations
         self._length, self._state = np.zeros(n, np.int32), np.zeros(n, np.int32)
-        self._seen = np.zeros(n, np.int32)
+        self._seen, self._told = np.zeros(n, np.int32), np.zeros(n, bool)
         self._ids: list[list[int]] = [[] for _ in range(n)]
         self.done = n == 0
 
@@ -122,9 +122,19 @@ class Session:
         self._seen[i] = self._length[i]
         self.done = bool((self._state != 0).all())
 
+    def ended(self) -> list[int]:
+        """The sequences that have ended since this was asked last."""
+        new = np.flatnonzero((self._state != 0) & ~self._told)
+        self._told[new] = True
+        return new.tolist()
+
+    def finish_reason(self, i: int) -> str:
+        """"stop" or "length" of a sequence that has ended."""
+        return "stop" if self._state[i] == 1 else "length"
+
     def rollout(self) -> Rollout:
         """What there is; meant for when the session is done."""
         rows = [self.tokens(i) for i in range(len(self._length))]
         return Rollout([r[0] for r in rows], [r[1] for r in rows],
-                       ["stop" if s == 1 else "length" for s in self._state],
+                       [self.finish_reason(i) for i in range(len(rows))],
                        self._decode.drafts())

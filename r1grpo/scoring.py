@@ -1,7 +1,6 @@
-"""scoring.py - completions -> rewards: calls the reward functions, checks what they return, keeps
-the verdicts in a log.
+"""scoring.py - completions -> rewards: the reward functions of a run, and the log of what they said.
 
-A reward function is f(prompts, completions, completion_ids, **columns) -> list[float | None];
+A reward function is f(prompts, completions, completion_ids, **columns) -> list[float | None | Verdict];
 where the prompt is a list of messages, the completion is one too, [{"role": "assistant", "content"}];
 columns are the dataset's, one entry a completion, and finish_reasons ("stop" or "length"), and where
 a prompt opened the thought (<think> last) prefilled (True or False); num_generations is a number: so
@@ -13,9 +12,10 @@ A dense reward says of each token what it is worth: it has `returns(ids)` -> (T)
 the ids alone. What it returns as a reward function is logged and stands in no total; its returns,
 times its weight, go into the advantages of the tokens.
 
-A verdict may come from outside (a sandbox, a deadline), so it need not be the same twice.
-VerdictLog writes it durably before the update that uses it; a resumed run samples the same
-completions and takes their verdicts from the log instead of asking again. Knows nothing about
+They are asked, and what they return is checked, in judging.py, where Verdicts and Pooled functions are
+explained. A verdict may come from outside (a sandbox, a deadline), so it need not be the same twice.
+VerdictLog writes it durably before the update that uses it; a resumed run samples the same completions
+and takes their verdicts from the log instead of asking again. Knows nothing about
 models or gradients.
 """
 
@@ -24,9 +24,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import numbers
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +33,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .brief import brief
+from .judging import Judging, RewardError, RewardFunction, Scores
 from .rollout import Completions, completion_text, prefilled
-
-RewardFunction = Callable[..., Sequence[float | None]]
-
-
-class RewardError(ValueError):
-    """A reward function returned what is no reward; the message names it."""
+from .verifiers import VerifierPool
 
 
 class Rewards:
-    """The reward functions of a run, in order."""
+    """The reward functions of a run, in order. pool: where Pooled ones are called."""
 
     def __init__(self, functions: RewardFunction | Sequence[RewardFunction],
-                 weights: Sequence[float] | None = None) -> None:
+                 weights: Sequence[float] | None = None, pool: VerifierPool | None = None) -> None:
         self.functions = [functions] if callable(functions) else list(functions)
         if not self.functions:
             raise RewardError("reward_funcs is empty")
@@ -65,38 +60,17 @@ class Rewards:
         if not self.counts.any():
             raise RewardError(f"reward_funcs holds dense rewards alone ({', '.join(self.names)}); a "
                               f"group is compared by the others")
+        self.pool = pool or VerifierPool()
 
-    def score(self, rows: Sequence[dict[str, Any]], completions: Completions
-              ) -> NDArray[np.float64]:
-        """Rewards by part (n, parts); rows (P) are the dataset rows of the prompts."""
-        n, group = len(completions), completions.group_size
-        keys = {key for row in rows for key in row} - {"prompt", "prompt_ids"}
-        if taken := keys & {"prompts", "completions", "completion_ids", "finish_reasons",
-                           "prefilled", "num_generations"}:
-            raise RewardError(f"the dataset has a column {min(taken)!r}, which reward functions "
-                              f"receive from the trainer; rename it")
-        columns = {key: [rows[i // group].get(key) for i in range(n)] for key in sorted(keys)}
-        prompts = [rows[i // group].get("prompt", completions.prompt_ids[i // group])
-                   for i in range(n)]
-        if any(completions.prefilled):
-            columns["prefilled"] = completions.prefilled
-        said = [[{"role": "assistant", "content": text}] if is_chat(prompt) else text
-                for prompt, text in zip(prompts, completions.texts, strict=True)]
-        ids = [one.tolist() for one in completions.completion_ids]
-        parts = np.empty((n, len(self.functions)))
-        for k, (name, function) in enumerate(zip(self.names, self.functions)):
-            try:
-                values = function(prompts=list(prompts), completions=list(said),
-                                  completion_ids=[list(one) for one in ids],
-                                  finish_reasons=list(completions.finish_reasons),
-                                  num_generations=group, **columns)
-            except Exception as error:
-                error.add_note(f"raised by reward function {name!r}; it is called as "
-                               f"f(prompts, completions, completion_ids, **columns) with columns "
-                               f"{', '.join(columns) or '(none)'}")
-                raise
-            parts[:, k] = _check(name, values, n)
-        return parts
+    def judging(self, rows: Sequence[dict[str, Any]], prompt_ids: Sequence[Sequence[int]],
+                group_size: int) -> Judging:
+        """Judge a rollout while it is sampled; rows (P) are the dataset rows of the prompts."""
+        return Judging(self, rows, prompt_ids, group_size)
+
+    def score(self, rows: Sequence[dict[str, Any]], completions: Completions) -> Scores:
+        """Judge a rollout that has been sampled."""
+        with self.judging(rows, completions.prompt_ids, completions.group_size) as judging:
+            return judging.finish(completions)
 
     def total(self, parts: NDArray[np.float64]) -> NDArray[np.float64]:
         """Weighted sum (n) of the parts (n, parts) that count and apply; NaN where none does."""
@@ -114,33 +88,6 @@ class Rewards:
                 for ids in completion_ids]
 
 
-def is_chat(prompt: Any) -> bool:
-    """Whether a prompt is a list of messages, neither text nor token ids."""
-    return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict)
-
-
-def _check(name: str, values: Any, n: int) -> list[float]:
-    if not isinstance(values, (list, tuple, np.ndarray)):
-        raise RewardError(f"reward function {name!r} returned {type(values).__name__}, "
-                          f"expected a list of {n} numbers or None")
-    if len(values) != n:
-        raise RewardError(f"reward function {name!r} returned {len(values)} values for {n} "
-                          f"completions")
-    out = []
-    for i, value in enumerate(values):
-        if value is None:
-            out.append(math.nan)
-        elif not isinstance(value, (numbers.Real, np.bool_)):
-            raise RewardError(f"reward function {name!r}: value {i} is {brief(value)}, expected a "
-                              f"number or None")
-        elif not math.isfinite(value):
-            raise RewardError(f"reward function {name!r}: value {i} is {float(value)}; a reward is "
-                              f"a finite number, or None where it does not apply")
-        else:
-            out.append(float(value))
-    return out
-
-
 class VerdictLog:
     """Append-only JSONL of the verdicts of each rollout. Without a path it does nothing. A new run
     begins a new log at its first verdict, so another reward function in the same folder never meets
@@ -148,7 +95,7 @@ class VerdictLog:
 
     def __init__(self, path: str | Path | None) -> None:
         self.path = Path(path) if path else None
-        self._known: dict[tuple[int, int, str], list[list[float | None]]] = {}
+        self._known: dict[tuple[int, int, str], dict[str, Any]] = {}
         self._mode = "wb"
 
     def load(self) -> None:
@@ -161,29 +108,33 @@ class VerdictLog:
                     try:
                         entry = json.loads(line)
                         key = (entry["step"], entry["attempt"], entry["completions"])
-                        if not line.endswith(b"\n"):
+                        if not (line.endswith(b"\n") and "rewards" in entry):
                             break
-                        self._known[key] = entry["rewards"]
+                        self._known[key] = entry
                     except (ValueError, KeyError, TypeError):
                         break
                     whole += len(line)
             os.truncate(self.path, whole)  # a kill may have torn the last line
 
-    def recall(self, step: int, attempt: int, completions: Completions
-               ) -> NDArray[np.float64] | None:
-        """The verdicts (n, parts) written for exactly these completions, or None."""
-        found = self._known.get((step, attempt, digest(completions))) if self._known else None
-        return None if found is None else np.array(
-            [[math.nan if v is None else v for v in row] for row in found], dtype=np.float64)
+    def foresees(self, step: int, attempt: int) -> bool:
+        """Whether there are verdicts of this rollout, if it is what it was."""
+        return any(key[:2] == (step, attempt) for key in self._known)
 
-    def write(self, step: int, attempt: int, completions: Completions,
-              parts: NDArray[np.float64]) -> None:
+    def recall(self, step: int, attempt: int, completions: Completions) -> Scores | None:
+        """The scores written for exactly these completions, or None."""
+        found = self._known.get((step, attempt, digest(completions))) if self._known else None
+        return None if found is None else Scores(
+            np.array([[math.nan if v is None else v for v in row] for row in found["rewards"]], np.float64),
+            found.get("reasons", {}))
+
+    def write(self, step: int, attempt: int, completions: Completions, scores: Scores) -> None:
         """On disk when this returns."""
-        if self.path is None:
+        key = (step, attempt, digest(completions))
+        if self.path is None or key in self._known:
             return
-        rows = [[None if math.isnan(v) else v for v in row] for row in parts.tolist()]
-        entry = {"step": step, "attempt": attempt, "completions": digest(completions),
-                 "rewards": rows}
+        rows = [[None if math.isnan(v) else v for v in row] for row in scores.parts.tolist()]
+        entry = {"step": step, "attempt": attempt, "completions": key[2],
+                 "rewards": rows, **({"reasons": scores.reasons} if scores.reasons else {})}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open(self._mode) as file:
             self._mode = "ab"

@@ -30,6 +30,7 @@ class FakeSession:
     def __init__(self, rollout):
         self._all, self._shown = rollout, [0] * len(rollout.completion_ids)
         self._kept = [None] * len(rollout.completion_ids)
+        self._told = set()
 
     def _length(self, i):
         return self._kept[i] if self._kept[i] is not None else len(self._all.completion_ids[i])
@@ -50,11 +51,18 @@ class FakeSession:
     def stop(self, i, keep):
         self._kept[i] = self._shown[i] = keep
 
+    def ended(self):
+        new = [i for i, shown in enumerate(self._shown) if shown >= self._length(i) and i not in self._told]
+        self._told.update(new)
+        return new
+
+    def finish_reason(self, i):
+        return "stop" if self._kept[i] is not None else self._all.finish_reasons[i]
+
     def rollout(self):
         ids = [one[:self._length(i)] for i, one in enumerate(self._all.completion_ids)]
         logp = [one[:self._length(i)] for i, one in enumerate(self._all.logprobs)]
-        why = ["stop" if self._kept[i] is not None else one
-               for i, one in enumerate(self._all.finish_reasons)]
+        why = [self.finish_reason(i) for i in range(len(ids))]
         return SimpleNamespace(completion_ids=ids, logprobs=logp, finish_reasons=why, drafts=(0, 0))
 
 

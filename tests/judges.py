@@ -157,3 +157,41 @@ def write_to_pipes():
 
 def own_number():
     return os.getpid()
+
+
+# ---- reward functions ---------------------------------------------------------------------------
+
+
+def wish(prompts, completions, completion_ids, wish, seconds=0.0, **columns):
+    """Whether a completion has the wish in it, after a while that depends on it alone."""
+    [text], [wanted] = completions, wish
+    time.sleep(seconds * (len(text) % 3))
+    right = wanted in text.split()
+    return [Verdict(right, "correct" if right else "missing" if len(text) < 3 else "wrong")]
+
+
+def faulty_wish(prompts, completions, completion_ids, wish, fault, **columns):
+    """As wish; completions that begin with this word meet something else."""
+    if completions[0].startswith(fault[0]):
+        return {"e": lambda: [None], "f": lambda: [1.0, 2.0], "g": lambda: [float("nan")],
+                "h": lambda: "text"}.get(fault[0], segfault)()
+    return [float(wish[0] in completions[0].split())]
+
+
+def words_seen(prompts, completions, completion_ids, finish_reasons, num_generations, wish, bonus=0.0,
+               **columns):
+    """All that a pooled function is told, in a number."""
+    assert len(prompts) == len(completions) == len(completion_ids) == len(finish_reasons) == 1
+    assert num_generations == 1 and wish[0] in "ef" and not columns
+    return [bonus + len(completion_ids[0]) / 16 + (finish_reasons[0] == "length")]
+
+
+def broken(prompts, completions, completion_ids, **columns):
+    raise OSError("no such compiler")
+
+
+def late_crash(prompts, completions, completion_ids, **columns):
+    """Nothing wrong while completions are short, as those of the trial are."""
+    if len(completion_ids[0]) >= 3:
+        segfault()
+    return [1.0]

@@ -10,6 +10,7 @@ from tiny_run import without_time
 from toy_grpo import ROWS, TOKENIZER, make, weights, wish_share
 
 from r1grpo.config import ConfigError
+from r1grpo.judging import Scores
 from r1grpo.scoring import VerdictLog
 
 
@@ -113,12 +114,15 @@ def test_verdict_log_keeps_none(tmp_path):
     trainer = make()
     next(trainer)
     done, parts = trainer.batch.completions, np.array([[np.nan, 0.1 + 0.2]] * 16)
-    VerdictLog(tmp_path / "v.jsonl").write(4, 0, done, parts)
+    reasons = {"verifier": ["timeout", "wrong", None, "correct"] * 4}
+    VerdictLog(tmp_path / "v.jsonl").write(4, 0, done, Scores(parts, reasons))
     log = VerdictLog(tmp_path / "v.jsonl")
-    assert log.recall(4, 0, done) is None
+    assert log.recall(4, 0, done) is None and not log.foresees(4, 0)
     log.load()
-    assert np.array_equal(log.recall(4, 0, done), parts, equal_nan=True)
+    found = log.recall(4, 0, done)
+    assert np.array_equal(found.parts, parts, equal_nan=True) and found.reasons == reasons
     assert log.recall(5, 0, done) is None and log.recall(4, 0, done.select([0])) is None
+    assert log.foresees(4, 0) and not log.foresees(4, 1) and not log.foresees(5, 0)
 
 
 def test_interrupt_anywhere_then_go_on():

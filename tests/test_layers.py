@@ -18,7 +18,7 @@ PLAIN = {"added_tokens", "algebra", "brief", "charts", "chat_targets", "chat_tem
          "text_stream", "tokenizer", "toml", "trackers", "verifiers", "vocabulary"}
 FACE = {"_core", "advantage", "batch", "cuda", "device", "load_folder", "losses", "model", "model_files",
         "model_source", "model_state", "offload", "plan", "rollout", "sampling", "save_folder", "weights"}
-TRAINERS = {"console", "distill", "evaluate", "folder", "grpo", "grpo_metrics", "rejection",
+TRAINERS = {"console", "distill", "evaluate", "folder", "grpo", "grpo_metrics", "judging", "rejection",
             "reward_model", "scoring", "sft", "trainer"}
 STORY = {"cli", "commands", "doctor", "measure", "pipeline", "recipe", "report", "run", "sources",
          "stages", "work"}

@@ -123,7 +123,7 @@ per_device_train_batch_size = 8
 num_train_epochs = 1.0
 """
 TIME_FIELDS = {"seconds", "wall_seconds", "step_time", "tokens_per_second",
-               "peak_share"}
+               "peak_share", "verdicts/wait_time", "verdicts/hidden_share"}
 
 
 def write_recipe(path: Path, **changes: int) -> Path:

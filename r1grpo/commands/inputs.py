@@ -29,7 +29,7 @@ from ..model import Model
 from ..model_config import ModelConfig
 from ..model_source import ModelSource, find_model
 from ..plan import MemoryPlan, plan_memory
-from ..rewards import accuracy_reward, language_reward, think_format_reward
+from ..rewards import Pooled, accuracy_reward, language_reward, think_format_reward
 from ..rollout import fit_vocabulary
 from ..rows import load_rows
 from ..scoring import RewardFunction
@@ -223,4 +223,6 @@ def _reward(name: str) -> RewardFunction:
                  if callable(value) and not one.startswith("_")]
         raise ConfigError(f"reward {name!r}: {path} has no function {function!r}"
                           f"{suggest(function, known)}; it has {', '.join(known) or 'none'}")
+    if isinstance(found, Pooled):
+        found.import_name = f"{path.resolve()}:{function}"  # no worker knows the key
     return found

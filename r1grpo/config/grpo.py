@@ -48,6 +48,10 @@ class GRPOConfig(TrainingConfig):
     scale_rewards: Literal["group", "batch", "none"] = "group"
     std_ddof: int = 0  # the papers do not say; ours 0, TRL 1
     reward_weights: tuple[float, ...] | None = None
+    verifier_workers: int = 2  # processes for Pooled reward functions
+    verifier_deadline: float = 5.0  # seconds for a completion
+    verifier_memory: int = 2048  # MiB of address space of a process
+    verifier_failures: float = 0.05  # of 50 groups: above it the run stops (judging.py)
     mask_truncated_completions: bool = False
     entropy_coef: float = 0.0  # weighted as the token's loss is; TRL: always the mean of tokens
     mtp_detach: bool = True  # MTP in RL leaves the trunk alone
@@ -110,6 +114,10 @@ class GRPOConfig(TrainingConfig):
             "ref_model_offload needs beta above 0": self.beta > 0 or not self.ref_model_offload,
             "ref_model_offload needs ref_model_mixup_alpha 1 (hard copies) where sync_ref_model moves "
             "the reference": not (self.ref_model_offload and self._mixed),
+            "verifier_workers must be at least 1": self.verifier_workers >= 1,
+            "verifier_deadline must be above 0": 0 < self.verifier_deadline <= 1e6,
+            "verifier_memory must be at least 64": self.verifier_memory >= 64,
+            "verifier_failures must be within 0 and 1": 0 <= self.verifier_failures <= 1,
             "max_num_gen_batches must be at least 1": self.max_num_gen_batches >= 1,
             "num_generations_eval must be at least 1 or None":
                 self.num_generations_eval is None or self.num_generations_eval >= 1,

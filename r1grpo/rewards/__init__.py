@@ -11,10 +11,12 @@ from .format import format_reward, think_format_reward
 from .language import get_language_reward, language_reward, language_share, language_shares
 from .length import (get_cosine_scaled_reward, get_group_length_reward, get_length_scaled_reward,
                      get_soft_overlong_punishment)
+from .pooled import Pooled
 from .repetition import DenseRepetitionPenalty, get_repetition_penalty_reward
 from .script import script_share
 
-__all__ = ["DenseRepetitionPenalty", "accuracy_reward", "format_reward", "get_cosine_scaled_reward",
+__all__ = ["DenseRepetitionPenalty", "Pooled", "accuracy_reward", "format_reward",
+           "get_cosine_scaled_reward",
            "get_group_length_reward", "get_language_reward", "get_length_scaled_reward",
            "get_repetition_penalty_reward", "get_soft_overlong_punishment", "language_reward",
            "language_share", "language_shares", "script_share", "think_format_reward", "verdicts"]

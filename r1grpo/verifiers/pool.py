@@ -5,9 +5,9 @@
         verdicts = [pool.result(ticket) for ticket in tickets]
 
 submit returns at once; result waits for its own item alone (in asyncio: await
-asyncio.to_thread(pool.result, ticket)). An item is the import name of a function,
-"package.module:name", and arguments of plain data: numbers, text, None, lists, dicts with text as keys.
-It travels as JSON, never as pickle. The result is what the function returned, a Verdict or plain data;
+asyncio.to_thread(pool.result, ticket)). An item is the import name of a function, "package.module:name"
+or "/folder/file.py:name", and arguments of plain data: numbers, text, None, lists, dicts with text as
+keys. It travels as JSON, never as pickle. The result is what the function returned, a Verdict or plain data;
 where it returned nothing of the kind, a Verdict whose reason is
 
     timeout     no result before its deadline, or more CPU time than that
@@ -94,7 +94,7 @@ class VerifierPool:
         item, if not the pool's. TypeError or ValueError where an argument is not plain data."""
         if os.getpid() != self._pid:
             raise RuntimeError("a VerifierPool belongs to the process that made it")
-        if not isinstance(function, str) or not all(function.partition(":")):
+        if not isinstance(function, str) or not all(function.rpartition(":")):
             raise ValueError(f"a function is given as 'package.module:name', not {function!r}")
         seconds = self.deadline if deadline is None else _seconds(deadline)
         ticket = next(self._tickets)

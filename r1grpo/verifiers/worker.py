@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import importlib
+import importlib.util
 import json
 import math
 import os
@@ -85,9 +85,15 @@ def answer(item: dict[str, Any], functions: dict[str, Callable[..., Any]],
 
 
 def load(name: str) -> Callable[..., Any]:
-    """The function of an import name, "package.module:name"."""
-    module, _, attribute = name.partition(":")
-    found: Any = importlib.import_module(module)
+    """The function of an import name, "package.module:name" or "/folder/file.py:name"."""
+    module, _, attribute = name.rpartition(":")
+    if module.endswith(".py"):
+        spec = importlib.util.spec_from_file_location(f"r1grpo_worker_{len(sys.modules)}", module)
+        found: Any = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = found
+        spec.loader.exec_module(found)
+    else:
+        found = importlib.import_module(module)
     for part in attribute.split("."):
         found = getattr(found, part)
     if not callable(found):
