@@ -22,7 +22,7 @@
 #include "r1.h"
 
 enum {
-    R1_OPS_ABI = 1,
+    R1_OPS_ABI = 2,
     R1_KV_BLOCK = 64,
     R1_MAX_HEAD_DIM = 256,
     R1_MAX_TOPK = 64,
@@ -130,6 +130,13 @@ typedef struct {
 
 typedef enum { R1_SCORE_PAIRWISE, R1_SCORE_POINTWISE } r1_score_form;
 
+/* Where device memory is, as DLPack counts: kind 1 the host, 2 a CUDA GPU, with its number, and the stream
+ * (a cudaStream_t) that all of the device's work is queued on; 0 on the CPU. */
+typedef struct {
+    int32_t kind, number;
+    uintptr_t stream;
+} r1_place;
+
 typedef struct {
     int abi;
     const char *name; /* "cpu/avx512" */
@@ -151,6 +158,10 @@ typedef struct {
      * written after it. On the CPU neither has anything to do. */
     r1_code (*mem_map)(r1_dev *dev, const r1_span *spans, size_t count, r1_status *st);
     r1_code (*mem_unmap)(r1_dev *dev, r1_status *st);
+    /* For who looks at device memory from outside: where it is; and what was queued so far comes before
+     * what they queue on `stream`, a stream of theirs. On the CPU nothing is ever queued. */
+    r1_place (*mem_place)(const r1_dev *dev);
+    r1_code (*mem_share)(r1_dev *dev, uintptr_t stream, r1_status *st);
     r1_code (*fill_zero)(r1_dev *dev, const r1_tensor *x, r1_status *st);
 
     /* ---- weights ----
@@ -158,16 +169,19 @@ typedef struct {
      * (E O, I) in device memory; only weight_write and weight_adamw change it. dtype:
      * what products and the embedding see, float32 or bf16 (rounded to the nearest, ties to even).
      * A frozen weight has the packed copy alone: matmul_nt and embed_fwd give the same bits, and
-     * matmul_nn, weight_master and weight_adamw are not for it. */
-    /* Bytes of E matrices (O, I): the float32 master and the packed copy; SIZE_MAX: too many. */
+     * matmul_nn and weight_adamw are not for it. */
+    /* Bytes of E matrices (O, I): the float32 master, 0 of a frozen weight, and the packed copy, 0 where
+     * products read the master; SIZE_MAX: too many. */
     void (*weight_bytes)(size_t *master, size_t *packed, size_t E, size_t O, size_t I,
-                         r1_dtype dtype);
+                         r1_dtype dtype, int frozen);
     /* packed: NULL, or memory of that size, zeroed, 64-byte aligned, which outlives the weight: it is
      * then frozen and its packed copy lies there. */
     r1_code (*weight_open)(r1_dev *dev, r1_weight **w, size_t E, size_t O, size_t I, r1_dtype dtype,
                            void *packed, r1_status *st);
     void (*weight_close)(r1_dev *dev, r1_weight *w);
-    r1_tensor (*weight_master)(const r1_weight *w);
+    /* (E O, I) to be looked at, never to be written: the master; of a frozen weight what products see,
+     * in its dtype, where it lies row-major, else data is NULL. */
+    r1_tensor (*weight_view)(const r1_weight *w);
     /* All matrices in (and packed) or out, (E O, I) in host memory. What comes out is the master; of a
      * frozen weight, what products see. */
     r1_code (*weight_write)(r1_dev *dev, r1_weight *w, const float *from, r1_status *st);
@@ -403,8 +417,9 @@ typedef struct {
 /* Every function of the table, in its order: what a backend declares and lists. */
 #define R1_OPS(X)                                                                                \
     X(dev_open) X(dev_close) X(dev_threads) X(dev_spin) X(mem_alloc) X(mem_free) X(mem_upload)   \
-    X(mem_download) X(mem_map) X(mem_unmap) X(fill_zero) X(weight_bytes) X(weight_open)        \
-    X(weight_close) X(weight_master) X(weight_write) X(weight_read) X(matmul_nt) X(matmul_nn)    \
+    X(mem_download) X(mem_map) X(mem_unmap) X(mem_place) X(mem_share) X(fill_zero)         \
+    X(weight_bytes) X(weight_open) X(weight_close) X(weight_view) X(weight_write)               \
+    X(weight_read) X(matmul_nt) X(matmul_nn)                                                     \
     X(matmul_tn) X(bias_bwd) X(add) X(scale) X(gather_rows) X(scatter_rows) X(round_bf16)        \
     X(embed_fwd) X(embed_bwd) X(rmsnorm_fwd) X(rmsnorm_bwd) X(rope) X(mla_expand_fwd)            \
     X(mla_expand_bwd) X(kv_write) X(kv_copy) X(attention_fwd) X(attention_bwd) X(swiglu_fwd)     \

@@ -64,6 +64,7 @@ open_stream(r1_dev *dev, r1_status *st)
         return R1_FAIL(st, R1_EDEVICE, "GPU %d is sm_%d%d, and sm_%d is needed", dev->ordinal, major,
                        minor, MIN_CAPABILITY);
     }
+    R1_TRY(dev_check(dev, cudaEventCreateWithFlags(&dev->reached, cudaEventDisableTiming), "dev_open", st));
     return dev_check(dev, cudaStreamCreateWithFlags(&dev->stream, cudaStreamNonBlocking), "dev_open", st);
 }
 
@@ -102,6 +103,9 @@ CUDA(dev_close)(r1_dev *dev)
         (void)cudaFree(dev->scratch);
         if (dev->stream != NULL) {
             (void)cudaStreamDestroy(dev->stream);
+        }
+        if (dev->reached != NULL) {
+            (void)cudaEventDestroy(dev->reached);
         }
     }
     r1_free(dev);
@@ -228,6 +232,20 @@ CUDA(mem_unmap)(r1_dev *dev, r1_status *st)
     }
     dev->mapped = 0;
     return code;
+}
+
+r1_place
+CUDA(mem_place)(const r1_dev *dev)
+{
+    return {2, dev->ordinal, (uintptr_t)dev->stream};
+}
+
+r1_code
+CUDA(mem_share)(r1_dev *dev, uintptr_t stream, r1_status *st)
+{
+    R1_TRY(dev_ready(dev, st));
+    R1_TRY(dev_check(dev, cudaEventRecord(dev->reached, dev->stream), "mem_share", st));
+    return dev_check(dev, cudaStreamWaitEvent((cudaStream_t)stream, dev->reached, 0), "mem_share", st);
 }
 
 /* ---- the limit that products are measured by ------------------------------------------------- */

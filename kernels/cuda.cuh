@@ -35,6 +35,7 @@ struct r1_dev {
     int dead;    /* an error that only a new process gets rid of */
     int processors;
     cudaStream_t stream;
+    cudaEvent_t reached; /* mem_share's: how far the stream has come */
     void *scratch; /* dev_scratch's */
     size_t scratch_bytes;
     size_t mapped; /* host memory that kernels may see for the length of a call: mem_map */

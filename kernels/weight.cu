@@ -24,10 +24,11 @@ size_of(r1_dtype dtype)
 }
 
 void
-CUDA(weight_bytes)(size_t *master, size_t *packed, size_t E, size_t O, size_t I, r1_dtype dtype)
+CUDA(weight_bytes)(size_t *master, size_t *packed, size_t E, size_t O, size_t I, r1_dtype dtype, int frozen)
 {
-    *master = times(times(times(E, O), I), sizeof(float));
-    *packed = times(times(times(E, O), I), size_of(dtype));
+    size_t count = times(times(E, O), I);
+    *master = frozen ? 0 : times(count, sizeof(float));
+    *packed = dtype == R1_F32 && !frozen ? 0 : times(count, size_of(dtype));
 }
 
 r1_code
@@ -37,7 +38,7 @@ CUDA(weight_open)(r1_dev *dev, r1_weight **out, size_t E, size_t O, size_t I, r1
     *out = NULL;
     assert(dtype == R1_F32 || dtype == R1_BF16);
     size_t master_bytes, seen_bytes;
-    CUDA(weight_bytes)(&master_bytes, &seen_bytes, E, O, I, dtype);
+    CUDA(weight_bytes)(&master_bytes, &seen_bytes, E, O, I, dtype, packed != NULL);
     r1_weight *w = static_cast<r1_weight *>(r1_alloc(1, sizeof *w));
     if (w == NULL) {
         return R1_FAIL(st, R1_ENOMEM, "no memory for a weight");
@@ -68,9 +69,10 @@ CUDA(weight_close)(r1_dev *dev, r1_weight *w)
 }
 
 r1_tensor
-CUDA(weight_master)(const r1_weight *w)
+CUDA(weight_view)(const r1_weight *w)
 {
-    return r1_f32(w->master, w->E * w->O, w->I);
+    return w->master != NULL ? r1_f32(w->master, w->E * w->O, w->I)
+                             : r1_tensor{w->seen, w->dtype, w->E * w->O, w->I, w->I};
 }
 
 static __global__ void

@@ -217,7 +217,7 @@ class Model(ModelFiles):
         with self._explained(batch, training=True, micro_batch_tokens=micro_batch_tokens, recompute=recompute):
             self._core.run(self.device, batch.ids, batch.start, batch.first, batch.group, w, advantages,
                            old, ref, spec, how.tuple(), logp, entropy, loss, kl, clipped, mtp_loss, draft,
-                           balance)
+                           balance if balance_coef else None)
         value = math.fsum(loss) + math.fsum(balance)
         value += mtp_coef / total * math.fsum(w.astype(np.float64) * mtp_loss)
         stats = token_stats(w != 0, logp, entropy, kl, clipped, sampled, old)

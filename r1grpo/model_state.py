@@ -20,8 +20,9 @@ from .device import get_device
 from .lora import LoraConfig, check_targets, is_adapter, start_adapters
 from .model_config import ModelConfig
 from .offload import MappedArray
+from .parameters import Parameter
 from .toml import suggest
-from .weights import from_hf, init_weights, to_hf
+from .weights import from_hf, init_weights, tensor_names, to_hf
 
 DTYPES = ("float32", "bfloat16")
 # name and revision of the weights as they are (model_source.py); adapters are saved with them, so that
@@ -151,6 +152,11 @@ class ModelState:
         self._write_values(enumerate(arrays))
         if base and base[1] == self.base_digest():
             self._base = base[0]
+
+    def parameters(self) -> dict[str, Parameter]:
+        """The tensors of `state_dict` where they lie, for other libraries to look at: see `Parameter`."""
+        return {name: Parameter(self, name, i, e) for i, (core, E, *_) in enumerate(self._params)
+                for e, name in enumerate(tensor_names(core, E))}
 
     # what training changes: the adapters of a model that has them, else everything
 

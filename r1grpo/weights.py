@@ -21,10 +21,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .foreign import Foreign, as_array
 from .model_config import ModelConfig
 from .number_formats import scale_shape
 
-__all__ = ["Source", "find_sources", "from_hf", "init_weights", "to_hf"]
+__all__ = ["Source", "find_sources", "from_hf", "init_weights", "tensor_names", "to_hf"]
 
 _FLOATS = frozenset("float64 float32 float16 F64 F32 F16 BF16 F8_E4M3".split())
 _MOST_TENSORS = 400_000  # DeepSeek-V3 has 46,000; the names of a config that lies take memory
@@ -40,12 +41,17 @@ class Source(NamedTuple):
     first: int | None = None
 
 
+def tensor_names(name: str, E: int) -> list[str]:
+    """The tensors of a core parameter: one, or one an expert."""
+    return [name.replace("*", str(e)) for e in range(E)] if "*" in name else [name]
+
+
 def to_hf(arrays: Iterable[tuple[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Core arrays -> tensors by Hugging Face name."""
     state = {}
     for name, array in arrays:
         if "*" in name:
-            state |= {name.replace("*", str(e)): matrix for e, matrix in enumerate(array)}
+            state |= dict(zip(tensor_names(name, len(array)), array, strict=True))
         else:
             state[name] = array[0] if array.ndim == 3 else array
     return state
@@ -55,19 +61,20 @@ def from_hf(state: Mapping[str, np.ndarray], params: Sequence, config: ModelConf
             ) -> Iterator[np.ndarray]:
     """Tensors by name -> core arrays, one after another in the order of params. All faults are in one
     ValueError, raised before the first array."""
-    have = {name: np.asarray(value) for name, value in state.items()}
-    found = {n: (str(a.dtype.newbyteorder("=")), a.shape) for n, a in have.items()}
+    have = {name: as_array(value) for name, value in state.items()}
+    found = {n: (a.dtype if isinstance(a, Foreign) else str(a.dtype.newbyteorder("=")), a.shape)
+             for n, a in have.items()}
     sources = find_sources(params, found, config)
     return (_stack(source, param, have) for source, param in zip(sources, params, strict=True))
 
 
-def _stack(source: Source, param: tuple, have: Mapping[str, np.ndarray]) -> np.ndarray:
+def _stack(source: Source, param: tuple, have: Mapping[str, np.ndarray | Foreign]) -> np.ndarray:
     _, E, O, I, _ = param  # noqa: E741 - the core's letters
     if source.first is not None:
-        return have[source.names[0]][:, source.first:source.first + O].astype(np.float32)
+        return np.asarray(have[source.names[0]])[:, source.first:source.first + O].astype(np.float32)
     out = np.empty((E, O, I) if O else (1, I), np.float32)
     for matrix, name in zip(out, source.names, strict=True):
-        matrix[...] = have[name]
+        matrix[...] = np.asarray(have[name])
     return out
 
 
@@ -104,7 +111,7 @@ def _source(name: str, E: int, O: int, I: int,  # noqa: E741
     """The source of one parameter, and the shape of its tensors."""
     if "*" not in name:
         return Source([name]), (O, I) if O else (I,)
-    names, match = [name.replace("*", str(e)) for e in range(E)], _FUSED.fullmatch(name)
+    names, match = tensor_names(name, E), _FUSED.fullmatch(name)
     if match and not any(one in found for one in names):
         together = "gate_up_proj" if match[2] != "down" else "down_proj"
         if (fused := f"{match[1]}.{together}") in found:

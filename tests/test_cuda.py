@@ -109,7 +109,7 @@ def test_gpu_memory_is_what_plans_are_compared_with(emulated: None) -> None:
     _, free, total = r1grpo.cuda.describe_gpu()
     assert 0 < free <= total and available_memory("cuda") == free
     assert resident_memory("cuda") == total - free
-    config = dataclasses.replace(SMALL, vocab_size=50_000, hidden_size=1024, num_hidden_layers=24)
+    config = dataclasses.replace(SMALL, vocab_size=100_000, hidden_size=1024, num_hidden_layers=24)
     with pytest.raises(MemoryError, match="this run needs .* GiB and 2.00 GiB can be had"):
         check_fits(plan_training(config, GRPOConfig(), device="cuda"))
     check_fits(plan_training(SMALL, GRPOConfig(), device="cuda"))
@@ -132,6 +132,62 @@ def test_a_memory_error_carries_the_plan() -> None:
         _core.alloc_fail_at(0)
 
 
+def test_a_full_gpu_is_a_memory_error_with_the_plan(emulated: None) -> None:
+    hooks = ctypes.CDLL(cuda_emulation.load().__file__)
+    hooks.emulated_limit.argtypes = [ctypes.c_size_t]
+    get_device("cuda")
+    model = Model(SMALL, device="cuda")
+    prompts, completions = [[1, 2, 3]], [[4, 5]]
+    try:
+        for call in (lambda: model.logprobs(prompts, completions), lambda: model.sft_gradient(prompts, completions),
+                     lambda: model.generate(prompts, max_new_tokens=4)):
+            hooks.emulated_limit(0)
+            with pytest.raises(MemoryError, match="(?s)out of memory.*parameters, .* GiB.*total"):
+                call()
+            hooks.emulated_limit(2**31)
+            call()
+        hooks.emulated_limit(0)
+        with pytest.raises(MemoryError):
+            Model(SMALL, device="cuda")
+        with pytest.raises(MemoryError, match="out of memory for .* bytes of optimiser moments"):
+            model.update(1e-3)
+    finally:
+        hooks.emulated_limit(2**31)
+    model.update(1e-3)
+
+
 def test_a_gpu_takes_no_weights_from_a_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="offload keeps weights in a file for the CPU"):
         Model(SMALL, device="cuda", frozen=True, offload=tmp_path)
+
+
+@pytest.mark.parametrize("dtype, frozen", [("float32", False), ("bfloat16", False), ("float32", True)])
+def test_a_model_takes_what_its_plan_says(emulated: None, dtype: str, frozen: bool) -> None:
+    """A GPU's float32 weights are there once: products read the masters."""
+    get_device("cuda")
+    config = dataclasses.replace(SMALL, vocab_size=3000, hidden_size=64, intermediate_size=300)
+    before = resident_memory("cuda")
+    model = Model(config, dtype=dtype, device="cuda", frozen=frozen)
+    planned = model.plan(training=False, length=8).bytes_of("parameters")
+    assert abs(resident_memory("cuda") - before - planned) < 8192, "the rounding of a few allocations"
+
+
+def qwen2_1_5b() -> ModelConfig:
+    """Qwen/Qwen2-1.5B's shape."""
+    return ModelConfig(
+        model_type="qwen2", vocab_size=151_936, eos_token_id=151_643, hidden_size=1536, intermediate_size=8960,
+        num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2, max_position_embeddings=32_768,
+        tie_word_embeddings=True)
+
+
+def test_a_model_of_1_5b_trains_in_141_gb(emulated: None) -> None:
+    """bf16, AdamW, reference, the KV cache of a rollout of 64 x 8 completions, 16k tokens a micro-batch."""
+    args = GRPOConfig(num_generations=8, per_device_train_batch_size=512, beta=0.04, max_prompt_length=128,
+                      max_completion_length=256, micro_batch_tokens=16_384)
+    plan = plan_training(qwen2_1_5b(), args, dtype="bfloat16", device="cuda")
+    for name in ("parameters", "gradients", "Adam's moments", "training: activations", "reference", "sampling: KV"):
+        assert plan.bytes_of(name) > 0, name
+    assert 40e9 < plan.total < 141e9
+    recomputed = plan_training(qwen2_1_5b(), dataclasses.replace(args, gradient_checkpointing=True),
+                               dtype="bfloat16", device="cuda")
+    assert recomputed.total < 0.6 * plan.total

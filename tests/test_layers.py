@@ -16,8 +16,9 @@ PLAIN = {"added_tokens", "algebra", "brief", "charts", "chat_targets", "chat_tem
          "packing", "refusals", "report_completions", "report_parts", "report_style", "rewards",
          "rope", "rows", "rundir", "safe_files", "safetensors_file", "tasks", "template_sandbox",
          "text_stream", "tokenizer", "toml", "trackers", "verifiers", "vocabulary"}
-FACE = {"_core", "advantage", "batch", "cuda", "device", "load_folder", "losses", "model", "model_files",
-        "model_source", "model_state", "offload", "plan", "rollout", "sampling", "save_folder", "weights"}
+FACE = {"_core", "advantage", "batch", "cuda", "device", "foreign", "load_folder", "losses", "model",
+        "model_files", "model_source", "model_state", "offload", "parameters", "plan", "rollout", "sampling",
+        "save_folder", "weights"}
 TRAINERS = {"console", "distill", "evaluate", "folder", "grpo", "grpo_metrics", "judging", "rejection",
             "reward_model", "scoring", "sft", "trainer"}
 STORY = {"cli", "commands", "doctor", "measure", "pipeline", "recipe", "report", "run", "sources",

@@ -10,6 +10,7 @@
  *                 ops_attention.c, ops_moe.c, ops_loss.c
  *     model_bind.c    the model          decode_bind.c   a sampling session
  *     plan_bind.c     bytes of both, before they are made
+ *     dlpack_out.c    its parameters, for other libraries        dlpack_in.c   arrays of theirs
  */
 #ifndef R1_BIND_H
 #define R1_BIND_H
@@ -113,6 +114,7 @@ int ops_bind_add(PyObject *module);
 int ops_attention_add(PyObject *module);
 int ops_moe_add(PyObject *module);
 int ops_loss_add(PyObject *module);
+int dlpack_bind_add(PyObject *module);
 int r1_model_bind_add(PyObject *module);
 
 #endif

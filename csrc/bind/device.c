@@ -126,6 +126,13 @@ device_name(PyObject *object, void *Py_UNUSED(closure))
 }
 
 static PyObject *
+device_place(PyObject *object, void *Py_UNUSED(closure))
+{
+    r1_place at = ((Device *)object)->ops->mem_place(((Device *)object)->dev);
+    return Py_BuildValue("iiK", (int)at.kind, (int)at.number, (unsigned long long)at.stream);
+}
+
+static PyObject *
 device_repr(PyObject *object)
 {
     Device *self = (Device *)object;
@@ -167,6 +174,7 @@ static PyGetSetDef device_getset[] = {
     {"threads", device_threads, NULL, "Number of threads, the caller's included.", NULL},
     {"tier", device_tier, NULL, "Instruction-set tier: one of tiers().", NULL},
     {"name", device_name, NULL, "Backend and tier: 'cpu/avx512'.", NULL},
+    {"place", device_place, NULL, "(DLPack's kind of device, number, stream): r1_place of csrc/ops.h.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -253,6 +253,10 @@ static PyMethodDef model_methods[] = {
     METHOD("read", model_read, "device, index, what, array, /",
            "Copies a parameter's 'value', 'grad', 'm' or 'v' into a float32 array (n)."),
     METHOD("write", model_write, "device, index, what, array, /", "The reverse of read."),
+    METHOD("view", model_view, "index, /",
+           "(address, dtype) of a parameter's values where they lie row-major; address 0: they do not."),
+    METHOD("export", model_export, "device, index, matrix, how, versioned, ordered, stream, /",
+           "A DLPack capsule of a parameter or one expert's matrix: csrc/bind/dlpack_out.c."),
     METHOD("run", model_run, "device, ids, start, first, group, weight, advantage, old_logp, ref_logp, "
            "pass, how, logp, entropy, loss, kl, clipped, mtp_loss, mtp_draft, balance, /",
            "Log-probs of a packed batch and, with pass.grad, its gradient: csrc/model/model.h."),

@@ -36,6 +36,10 @@ PyObject *model_zero_grad(PyObject *object, PyObject *const *items, Py_ssize_t c
 PyObject *model_update(PyObject *object, PyObject *const *items, Py_ssize_t count);
 PyObject *model_router_update(PyObject *object, PyObject *const *items, Py_ssize_t count);
 
+/* dlpack_out.c: methods of Model */
+PyObject *model_export(PyObject *object, PyObject *const *items, Py_ssize_t count);
+PyObject *model_view(PyObject *object, PyObject *const *items, Py_ssize_t count);
+
 extern PyGetSetDef model_properties[]; /* model_properties.c */
 int decode_bind_add(PyObject *module);
 int plan_bind_add(PyObject *module);

@@ -177,7 +177,7 @@ module_exec(PyObject *module)
 {
     int (*const parts[])(PyObject *) = {
         device_bind_add, ops_types_add, ops_bind_add,      ops_attention_add,
-        ops_moe_add,     ops_loss_add,  r1_model_bind_add,
+        ops_moe_add,     ops_loss_add,  r1_model_bind_add, dlpack_bind_add,
     };
     if (args_import_numpy() < 0) {
         return -1;

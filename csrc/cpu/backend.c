@@ -94,6 +94,22 @@ TIER(mem_unmap)(r1_dev *dev, r1_status *st)
     return R1_OK;
 }
 
+r1_place
+TIER(mem_place)(const r1_dev *dev)
+{
+    (void)dev;
+    return (r1_place){.kind = 1};
+}
+
+r1_code
+TIER(mem_share)(r1_dev *dev, uintptr_t stream, r1_status *st)
+{
+    (void)dev;
+    (void)stream;
+    (void)st;
+    return R1_OK;
+}
+
 #define R1_ENTRY(op) .op = TIER(op),
 extern const r1_ops TIER(r1_ops);
 const r1_ops TIER(r1_ops) = {

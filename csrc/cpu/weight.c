@@ -21,9 +21,10 @@ times(size_t x, size_t count)
 }
 
 void
-TIER(weight_bytes)(size_t *master, size_t *packed, size_t E, size_t O, size_t I, r1_dtype dtype)
+TIER(weight_bytes)(size_t *master, size_t *packed, size_t E, size_t O, size_t I, r1_dtype dtype,
+                   int frozen)
 {
-    *master = times(times(times(E, O), I), sizeof(float));
+    *master = frozen ? 0 : times(times(times(E, O), I), sizeof(float));
     *packed = times(times(times(E, count_panels(O) * R1_PANEL), panel_rows(dtype, I)),
                     sizeof(float));
 }
@@ -36,7 +37,7 @@ TIER(weight_open)(r1_dev *dev, r1_weight **out, size_t E, size_t O, size_t I, r1
     *out = NULL;
     assert(dtype == R1_F32 || dtype == R1_BF16);
     size_t master, packed;
-    TIER(weight_bytes)(&master, &packed, E, O, I, dtype);
+    TIER(weight_bytes)(&master, &packed, E, O, I, dtype, packed_memory != NULL);
     r1_weight *w = r1_alloc(1, sizeof *w);
     if (w == NULL) {
         return R1_FAIL(st, R1_ENOMEM, "no memory for a weight");
@@ -68,9 +69,10 @@ TIER(weight_close)(r1_dev *dev, r1_weight *w)
 }
 
 r1_tensor
-TIER(weight_master)(const r1_weight *w)
+TIER(weight_view)(const r1_weight *w)
 {
-    return r1_f32(w->master, w->E * w->O, w->I);
+    r1_dtype dtype = w->master != NULL ? R1_F32 : w->dtype; /* of panels there is no such view */
+    return (r1_tensor){w->master, dtype, w->E * w->O, w->I, w->I};
 }
 
 typedef struct {

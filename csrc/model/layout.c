@@ -272,8 +272,8 @@ matrices_measure(const r1_model *m, r1_arena *master, r1_arena *packed)
         const r1_param *p = &m->params[i];
         if (p->O > 0) {
             size_t one, copy;
-            m->ops->weight_bytes(&one, &copy, p->E, p->O, p->I, p->dtype);
-            r1_arena_push(master, m->config.frozen ? 0 : one, 1);
+            m->ops->weight_bytes(&one, &copy, p->E, p->O, p->I, p->dtype, m->config.frozen);
+            r1_arena_push(master, one, 1);
             r1_arena_push(packed, copy, 1);
         }
     }
@@ -315,10 +315,10 @@ layout_memory(r1_model *m, r1_arena *packed, r1_status *st)
         r1_param *p = &m->params[i];
         if (p->O > 0) {
             size_t none, copy;
-            m->ops->weight_bytes(&none, &copy, p->E, p->O, p->I, p->dtype);
+            m->ops->weight_bytes(&none, &copy, p->E, p->O, p->I, p->dtype, m->config.frozen);
             void *at = m->config.frozen ? r1_arena_push(packed, copy, 1) : NULL;
             R1_TRY(m->ops->weight_open(m->dev, &p->weight, p->E, p->O, p->I, p->dtype, at, st));
-            p->value = m->ops->weight_master(p->weight);
+            p->value = m->ops->weight_view(p->weight);
         }
     }
     return R1_OK;

@@ -23,6 +23,7 @@ namespace {
 
 enum { DEVICES = 4, GUARD = 256, PROCESSORS = 4 };
 const size_t REGION = (size_t)1 << 34, CAPACITY = (size_t)1 << 31;
+size_t capacity = CAPACITY;
 
 std::recursive_mutex guard;
 char *region;
@@ -106,12 +107,19 @@ emulated_break(bool now)
     explained = false;
 }
 
+void
+emulated_limit(size_t bytes)
+{
+    std::lock_guard<std::recursive_mutex> hold(guard);
+    capacity = bytes < CAPACITY ? bytes : CAPACITY;
+}
+
 cudaError_t
 cudaMalloc(void **p, size_t bytes)
 {
     std::lock_guard<std::recursive_mutex> hold(guard);
     *p = NULL;
-    if (bytes > CAPACITY || rounded(bytes) > CAPACITY - taken) {
+    if (bytes > capacity || taken > capacity || rounded(bytes) > capacity - taken) {
         return cudaErrorMemoryAllocation;
     }
     size_t size = rounded(bytes);
@@ -216,7 +224,7 @@ cudaHostUnregister(void *p)
 cudaError_t
 cudaMemGetInfo(size_t *left, size_t *total)
 {
-    *left = CAPACITY - taken;
+    *left = taken < capacity ? capacity - taken : 0;
     *total = CAPACITY;
     return cudaSuccess;
 }
