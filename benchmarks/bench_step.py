@@ -67,7 +67,7 @@ def measure(report: Report, work: Work, dtype: str, times: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    args = options(__doc__, tuple(MODELS), arguments=arguments)
+    args = options(__doc__, tuple(dict.fromkeys(work.model for work in works())), arguments=arguments)
     report = Report("step", args.json, args.quick, get_device())
     report.title(f"{'work':42} {'dtype':9} {'seconds':>9} {'tokens/s':>10} {'GFLOP/s':>8} {'peak':>5} "
                  f"{'read':>5}  parts")

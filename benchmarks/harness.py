@@ -18,6 +18,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -141,15 +142,20 @@ class Worker:
                  "HF_HUB_OFFLINE": "1", **environment})
         self.ask({})
 
-    def ask(self, request: Row) -> Row | None:
-        """The answer; None once the worker is absent."""
+    def ask(self, request: Row, limit: float | None = None) -> Row | None:
+        """The answer; None once the worker is absent. limit: seconds after which it is ended."""
         if self.absent is None:
+            watch = threading.Timer(limit or threading.TIMEOUT_MAX, self._process.kill)
+            watch.daemon = True
+            watch.start()
             try:
                 self._process.stdin.write(json.dumps(request) + "\n")
                 self._process.stdin.flush()
                 line = self._process.stdout.readline()
             except BrokenPipeError:
                 line = ""
+            finally:
+                watch.cancel()
             answer = json.loads(line) if line else {"error": "the process died"}
             if "error" in answer:
                 self.absent = answer["error"]

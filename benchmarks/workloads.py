@@ -31,6 +31,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen_0.5b": dict(  # the shape of Qwen2.5-0.5B: 494 M parameters
         model_type="qwen2", vocab_size=151_936, hidden_size=896, num_hidden_layers=24,
         num_attention_heads=14, num_key_value_heads=2, intermediate_size=4864,
+        max_position_embeddings=32_768, rope_theta=1e6, tie_word_embeddings=True),
+    "qwen_1.5b": dict(  # the shape of Qwen2.5-1.5B: 1,544 M parameters; for GPUs
+        model_type="qwen2", vocab_size=151_936, hidden_size=1536, num_hidden_layers=28,
+        num_attention_heads=12, num_key_value_heads=2, intermediate_size=8960,
         max_position_embeddings=32_768, rope_theta=1e6, tie_word_embeddings=True)}
 NONE_ENDS = dict(bos_token_id=None, eos_token_id=None, pad_token_id=None)
 

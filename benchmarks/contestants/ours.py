@@ -1,4 +1,5 @@
-"""ours.py - r1grpo at the work of workloads.py: {kind, ..., "dtype", "times"} -> seconds, and parts.
+"""ours.py - r1grpo at the work of workloads.py: {kind, ..., "dtype", "times"} -> seconds, and parts; "device"
+and "rows", tokens of a micro-batch, where they are not the default.
 
 One model is open at a time. A GRPO step is generate, reward and advantages, gradient and update, timed
 apart; the learning rate is 0, so that every step has the same work.
@@ -16,24 +17,26 @@ from benchmarks.workloads import MODELS, NONE_ENDS, Work, reward
 from r1grpo import Model, ModelConfig
 from r1grpo.advantage import group_advantages, token_weights
 
-_open: dict[tuple[str, str], Model] = {}
+_open: dict[tuple[str, str, str], Model] = {}
 
 
-def model_of(name: str, dtype: str) -> Model:
+def model_of(name: str, dtype: str, device: str = "cpu") -> Model:
     """The open model of that shape, or a new random one in its place."""
-    if (name, dtype) not in _open:
+    if (name, dtype, device) not in _open:
         _open.clear()
-        _open[name, dtype] = Model(ModelConfig.from_dict({**MODELS[name], **NONE_ENDS}), dtype=dtype)
-    return _open[name, dtype]
+        _open[name, dtype, device] = Model(ModelConfig.from_dict({**MODELS[name], **NONE_ENDS}), dtype=dtype,
+                                           device=device)
+    return _open[name, dtype, device]
 
 
-def step_of(work: Work, model: Model) -> Callable[[], dict[str, float]]:
+def step_of(work: Work, model: Model, rows: int | None = None) -> Callable[[], dict[str, float]]:
     """One piece of the work: a function that does it and says what its parts took, in seconds."""
     ids = work.ids().tolist()
 
     def sft() -> None:
         model.zero_grad()
-        model.sft_gradient([one[:1] for one in ids], [one[1:] for one in ids])
+        model.sft_gradient([one[:1] for one in ids], [one[1:] for one in ids],
+                           micro_batch_tokens=rows)
         model.update(0.0)
 
     def generate() -> Any:
@@ -50,7 +53,7 @@ def step_of(work: Work, model: Model) -> Callable[[], dict[str, float]]:
         clock.append(time.perf_counter())
         model.zero_grad()
         model.policy_gradient(ids, done.completion_ids, advantages=advantages, weights=weights,
-                              old_logprobs=done.logprobs, total_tokens=1.0)
+                              old_logprobs=done.logprobs, total_tokens=1.0, micro_batch_tokens=rows)
         model.update(0.0)
         clock.append(time.perf_counter())
         return dict(zip(("rollout", "reward", "update"), np.diff(clock).tolist()))
@@ -67,7 +70,8 @@ def step_of(work: Work, model: Model) -> Callable[[], dict[str, float]]:
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Seconds of `times` pieces of the work; the first request of a model warms up."""
     how = {name: request[name] for name in ("kind", "model", "batch", "length", "new", "group")}
-    step = step_of(Work(**how), model_of(request["model"], request["dtype"]))
+    model = model_of(request["model"], request["dtype"], request.get("device", "cpu"))
+    step = step_of(Work(**how), model, request.get("rows"))
     if request.get("warm"):
         step()
     found = [step() for _ in range(request["times"])]
