@@ -14,7 +14,7 @@
  * So a block owns what it sums up: dq of some rows and one head, which meet the keys before them, or dk
  * and dv of some rows, which meet the queries behind them, in their own sequence and in those that continue
  * it. Scores are computed for both; no block waits for another, and nothing is added in memory.
- * That is float32; attention_bwd_mma.cuh has bf16, as far as its heads go. */
+ * That is float32; attention_bwd_mma.cuh has bf16. */
 #include "attention_bwd_mma.cuh"
 #include "attention_tile.cuh"
 
@@ -223,7 +223,7 @@ CUDA(attention_bwd)(r1_dev *dev, const r1_tensor *dq, const r1_tensor *dk, const
     assert(H % Hkv == 0 && D <= R1_MAX_HEAD_DIM && Dv <= R1_MAX_HEAD_DIM);
     bwd_job job = {*dq, *dk, *dv, *dout, *o, *lse, *q, *k, *v, *seqs, (unsigned)H, (unsigned)Hkv,
                    (unsigned)D, (unsigned)Dv, window_keys(window), scale, NULL};
-    bool cores = dtype == R1_BF16 && wide <= MMA_COLUMNS;
+    bool cores = dtype == R1_BF16;
     size_t deltas = (seqs->N * H * sizeof(float) + 255) / 256 * 256; /* aligned as mma's copies want it */
     void *scratch;
     R1_TRY(dev_scratch(dev, &scratch, deltas + (cores ? mma_bwd_bytes(job) : 0), st));

@@ -1,5 +1,4 @@
-/* attention_bwd_mma.cuh - the gradient of attention on tensor cores, where q, k and v are bf16 already and heads
- * have 128 columns at most.
+/* attention_bwd_mma.cuh - the gradient of attention on tensor cores, where q, k and v are bf16 already.
  *
  * Equations and the order over blocks of rows are attention_bwd.cu's. What is not bf16 goes into a product as
  * the sum of two bf16 numbers, hi + lo, which is within 2^-17 of it: dout, p and ds (of lo times lo nothing is
@@ -7,7 +6,8 @@
  * p_hi dout_hi, p_lo dout_hi, p_hi dout_lo. What q, k, v and dout are as bf16 is laid out once, heads padded
  * to whole steps with 0, so that tiles are copied 16 bytes at a time. A block has four warps with 16 rows each
  * of what is summed up, and meets 32 rows at a time, of absolute positions: what is added together in one
- * instruction does not depend on where in the batch a sequence stands. */
+ * instruction does not depend on where in the batch a sequence stands. Of what is summed up it has 128 columns,
+ * as many as its registers hold: of wider heads grid.z has the rest, with the scores computed once more. */
 #ifndef R1_ATTENTION_BWD_MMA_CUH
 #define R1_ATTENTION_BWD_MMA_CUH
 
@@ -69,16 +69,16 @@ mma_dots(float s[MMA_TILES][4], const uint16_t *a, const uint16_t *b, unsigned w
     }
 }
 
-/* acc (this warp's 16 rows) goes to rows n .. n + count - 1 of head h. */
+/* acc (this warp's 16 rows) goes to rows n .. n + count - 1 of head h, its columns from group `first` on. */
 template <unsigned GROUPS>
 static __device__ inline void
 mma_store(const r1_tensor &to, const float acc[2 * GROUPS][4], size_t n, unsigned count, unsigned h,
-          unsigned width)
+          unsigned first, unsigned width)
 {
     unsigned lane = threadIdx.x % WARP, row = threadIdx.x / WARP * 16 + lane / 4;
 #pragma unroll
     for (unsigned i = 0; i < 8 * GROUPS; i++) {
-        unsigned r = row + i % 4 / 2 * 8, c = i / 4 * 8 + lane % 4 * 2 + i % 2;
+        unsigned r = row + i % 4 / 2 * 8, c = first * MMA_K + i / 4 * 8 + lane % 4 * 2 + i % 2;
         if (r < count && c < width) {
             row_f32(to, n + r)[h * width + c] = acc[i / 4][i % 4];
         }
@@ -139,11 +139,11 @@ mma_dq_kernel(mma_bwd x)
             for (unsigned j = 0; j < MMA_MET / MMA_K; j++) {
                 uint32_t ds[2][4];
                 mma_split(ds, s + 2 * j);
-                mma_values<GROUPS, 2>(acc, ds, k + j * MMA_K * ld, ld, 0, 1, x.wide / MMA_K);
+                mma_values<GROUPS, 2>(acc, ds, k + j * MMA_K * ld, ld, blockIdx.z * GROUPS, 1, x.wide / MMA_K);
             }
             __syncthreads(); /* k and v are free */
         }
-        mma_store<GROUPS>(job.dq, acc, n, count, h, job.D);
+        mma_store<GROUPS>(job.dq, acc, n, count, h, blockIdx.z * GROUPS, job.D);
     }
 }
 
@@ -164,7 +164,7 @@ mma_meet(const mma_bwd &x, const mma_dkv_tiles &tile, float dk[2 * GROUPS][4], f
 {
     const bwd_job &job = x.job;
     unsigned share = job.H / job.Hkv, lane = threadIdx.x % WARP, ld = x.wide + 8, ld_v = x.wide_v + 8;
-    unsigned row0 = threadIdx.x / WARP * 16, row = row0 + lane / 4;
+    unsigned row0 = threadIdx.x / WARP * 16, row = row0 + lane / 4, first = blockIdx.z * GROUPS;
     int pos0 = job.seqs.pos0[b], rows = job.seqs.q_start[b + 1] - job.seqs.q_start[b];
     int begin = max(t, pos0), end = pos0 + rows, reach = t + (int)count - 1; /* of the last key */
     end = end - reach > job.window ? reach + job.window : end;
@@ -202,10 +202,10 @@ mma_meet(const mma_bwd &x, const mma_dkv_tiles &tile, float dk[2 * GROUPS][4], f
             for (unsigned j = 0; j < MMA_MET / MMA_K; j++) {
                 uint32_t part[2][4];
                 mma_split(part, s + 2 * j);
-                mma_values<GROUPS, 2>(dv, part, tile.dout + j * MMA_K * ld_v, ld_v, 0, 1, x.wide_v / MMA_K);
-                mma_values<GROUPS, 1>(dv, part, tile.lack + j * MMA_K * ld_v, ld_v, 0, 1, x.wide_v / MMA_K);
+                mma_values<GROUPS, 2>(dv, part, tile.dout + j * MMA_K * ld_v, ld_v, first, 1, x.wide_v / MMA_K);
+                mma_values<GROUPS, 1>(dv, part, tile.lack + j * MMA_K * ld_v, ld_v, first, 1, x.wide_v / MMA_K);
                 mma_split(part, dp + 2 * j);
-                mma_values<GROUPS, 2>(dk, part, tile.q + j * MMA_K * ld, ld, 0, 1, x.wide / MMA_K);
+                mma_values<GROUPS, 2>(dk, part, tile.q + j * MMA_K * ld, ld, first, 1, x.wide / MMA_K);
             }
         }
     }
@@ -243,8 +243,8 @@ mma_dkv_kernel(mma_bwd x)
                 mma_meet<GROUPS>(x, tile, dk, dv, (int32_t)c, g, t, min(count, (unsigned)(job.seqs.pos0[c] - t)));
             }
         }
-        mma_store<GROUPS>(job.dk, dk, n, count, g, job.D);
-        mma_store<GROUPS>(job.dv, dv, n, count, g, job.Dv);
+        mma_store<GROUPS>(job.dk, dk, n, count, g, blockIdx.z * GROUPS, job.D);
+        mma_store<GROUPS>(job.dv, dv, n, count, g, blockIdx.z * GROUPS, job.Dv);
     }
 }
 
@@ -264,8 +264,10 @@ mma_bwd_launch(r1_dev *dev, const mma_bwd &x, r1_status *st)
     size_t ld = x.wide + 8, ld_v = x.wide_v + 8, blocks = grid_of(job.seqs.N, MMA_ROWS);
     size_t dq = (MMA_ROWS + MMA_MET) * ld + (2 * MMA_ROWS + MMA_MET) * ld_v;
     size_t dkv = (MMA_ROWS + MMA_MET) * ld + (MMA_ROWS + 2 * MMA_MET) * ld_v;
-    R1_TRY(LAUNCH(dev, st, (mma_dq_kernel<GROUPS>), dim3((unsigned)blocks, job.H), MMA_WARPS * WARP, 2 * dq, x));
-    return LAUNCH(dev, st, (mma_dkv_kernel<GROUPS>), dim3((unsigned)blocks, job.Hkv), MMA_WARPS * WARP,
+    unsigned part = GROUPS * MMA_K, parts = (x.wide + part - 1) / part;
+    R1_TRY(LAUNCH(dev, st, (mma_dq_kernel<GROUPS>), dim3((unsigned)blocks, job.H, parts), MMA_WARPS * WARP, 2 * dq, x));
+    parts = (max(x.wide, x.wide_v) + part - 1) / part;
+    return LAUNCH(dev, st, (mma_dkv_kernel<GROUPS>), dim3((unsigned)blocks, job.Hkv, parts), MMA_WARPS * WARP,
                   2 * dkv + 2 * MMA_MET * sizeof(float), x);
 }
 
