@@ -35,6 +35,7 @@ from ..rows import load_rows
 from ..scoring import RewardFunction
 from ..toml import ConfigError, suggest
 from ..trainer import prompt_ids_of
+from ..verifiers import gold_problems
 from .options import Inputs, TrainInputs
 
 Row = dict[str, Any]
@@ -187,13 +188,24 @@ def open_rewards(names: Sequence[str]) -> list[RewardFunction]:
 
 
 def check_columns(inputs: Any, rows: Sequence[Row]) -> None:
-    """Refuse rows that a named reward could say nothing about."""
+    """Refuse rows that a named reward could say nothing about, or whose answers cannot be right."""
     for name in inputs.reward:
         wanted = _COLUMNS.get(name, ())
         if wanted and not any(row.get(one) is not None for row in rows for one in wanted):
             raise ValueError(f"{inputs.data}: reward {name!r} needs a column "
                              f"{' or '.join(map(repr, wanted))}; the rows have "
                              f"{', '.join(map(repr, rows[0]))}")
+    if "accuracy" in inputs.reward:
+        check_answers(rows, str(inputs.data))
+
+
+def check_answers(rows: Sequence[Row], name: str) -> None:
+    """Refuse rows whose column answer no completion could match; rows of tasks have their own rules."""
+    found = gold_problems(None if row.get("template") else row.get("answer") for row in rows)
+    if found:
+        shown = "; ".join(f"row {row} ({brief(rows[row]['answer'])}): {why}" for row, why in found[:5])
+        raise ValueError(f"{name}: {len(found)} of {len(rows)} answers cannot be checked: {shown}"
+                         f"{'; ...' if len(found) > 5 else ''}")
 
 
 def _reward(name: str) -> RewardFunction:

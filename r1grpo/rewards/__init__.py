@@ -6,7 +6,7 @@ shape must be in `tokenizer`; here they only become numbers. get_... make a rewa
 options. Knows nothing about models.
 """
 
-from .accuracy import accuracy_reward, verdicts
+from .accuracy import accuracy_reward, math_reward, verdicts
 from .format import format_reward, think_format_reward
 from .language import get_language_reward, language_reward, language_share, language_shares
 from .length import (get_cosine_scaled_reward, get_group_length_reward, get_length_scaled_reward,
@@ -19,4 +19,5 @@ __all__ = ["DenseRepetitionPenalty", "Pooled", "accuracy_reward", "format_reward
            "get_cosine_scaled_reward",
            "get_group_length_reward", "get_language_reward", "get_length_scaled_reward",
            "get_repetition_penalty_reward", "get_soft_overlong_punishment", "language_reward",
-           "language_share", "language_shares", "script_share", "think_format_reward", "verdicts"]
+           "language_share", "language_shares", "math_reward",
+           "script_share", "think_format_reward", "verdicts"]

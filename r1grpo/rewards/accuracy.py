@@ -12,28 +12,34 @@ from ..verifiers import Verdict, final_answer, verify, verify_answer
 from .text import Completion, texts
 
 
-def verdicts(completions: Sequence[Completion], template: Sequence[str | None] | None = None,
-             task: Sequence[str | None] | None = None,
-             numbers: Sequence[Sequence[int] | None] | None = None,
-             target: Sequence[int | None] | None = None,
-             answer: Sequence[str | None] | None = None,
-             solution: Sequence[str | None] | None = None, **_: Any) -> list[Verdict | None]:
+def verdicts(completions: Sequence[Completion], **columns: Any) -> list[Verdict | None]:
     """The verdict on every completion with its reason; None for rows without a rule. Where there is
     no column answer, the final answer of a worked solution is the reference."""
+    return _verdicts(completions, False, **columns)
+
+
+def _verdicts(completions: Sequence[Completion], algebra: bool, /,
+              template: Sequence[str | None] | None = None, task: Sequence[str | None] | None = None,
+              numbers: Sequence[Sequence[int] | None] | None = None,
+              target: Sequence[int | None] | None = None,
+              answer: Sequence[str | None] | None = None,
+              solution: Sequence[str | None] | None = None,
+              prefilled: Sequence[bool] | None = None, **_: Any) -> list[Verdict | None]:
     nothing = [None] * len(completions)
     if answer is None and solution is not None:
         answer = [one and (final_answer(one) or one) for one in solution]
-    return [_verdict(*row) for row in zip(
-        texts(completions), template or nothing, task or nothing, numbers or nothing, target or nothing,
-        answer or nothing, strict=True)]
+    return [_verdict(algebra, *row) for row in zip(
+        texts(completions), prefilled or [False] * len(completions), template or nothing,
+        task or nothing, numbers or nothing, target or nothing, answer or nothing, strict=True)]
 
 
-def _verdict(text: str, template: str | None, task: str | None, *reference: Any) -> Verdict | None:
+def _verdict(algebra: bool, text: str, inside: bool, template: str | None, task: str | None,
+             *reference: Any) -> Verdict | None:
     """Rows of r1grpo.tasks name their template and task; others have an answer, or none."""
     if template is not None:
         return verify(extract_answer(text, template), str(task), *reference)
     answer = reference[-1]
-    return None if answer is None else verify_answer(final_answer(text), str(answer))
+    return None if answer is None else verify_answer(final_answer(text, inside), str(answer), algebra)
 
 
 def accuracy_reward(prompts: Sequence[Any], completions: Sequence[Completion],
@@ -43,3 +49,10 @@ def accuracy_reward(prompts: Sequence[Any], completions: Sequence[Completion],
     r1grpo.tasks, template, task and what the task checks."""
     return [None if verdict is None else float(verdict.correct)
             for verdict in verdicts(completions, **columns)]
+
+
+def math_reward(prompts: Sequence[Any], completions: Sequence[Completion],
+                completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[Verdict | None]:
+    """accuracy_reward as verdicts, with math-verify where exact rules cannot decide. That keeps no time
+    limit: for worker processes, which do."""
+    return _verdicts(completions, True, **columns)

@@ -6,7 +6,7 @@
 Reading an expression from left to right, without precedence, is a rule of these tasks (our
 choice: a partial result is then one number). Integers are exact and bounded in size, so a hostile
 answer costs nothing. Knows nothing about templates: it is handed the answer alone. Answers of
-published datasets, in free text, are found and compared by answers.py.
+published datasets, in free text, are found by extract.py and judged by mathematics.py.
 """
 
 from __future__ import annotations
@@ -14,23 +14,20 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from .answers import exact_number, final_answer, last_box, same_answer, spelling
+from .answers import exact_number, gold_problem, gold_problems, same_answer
+from .extract import final_answer, last_box
+from .latex import spelling
+from .mathematics import math_verify_slow, verify_answer, verify_math
 from .pool import VerifierPool
-from .verdict import Verdict
+from .verdict import CORRECT, MISSING, NUMBERS, UNPARSED, WRONG, Verdict
 
 __all__ = ["Verdict", "VerifierPool", "apply_operator", "chain_value", "exact_number",
-           "final_answer", "last_box", "parse_chain", "same_answer", "spelling", "verify",
-           "verify_answer", "verify_arithmetic", "verify_countdown"]
+           "final_answer", "gold_problem", "gold_problems", "last_box", "math_verify_slow", "parse_chain",
+           "same_answer", "spelling", "verify", "verify_answer", "verify_arithmetic",
+           "verify_countdown", "verify_math"]
 
 MAX_ANSWER_CHARACTERS = 200
 _TOKEN = re.compile(r"\s*(?:([0-9]{1,9})|([-+*]))\s*")
-
-
-CORRECT = Verdict(True, "correct")
-WRONG = Verdict(False, "wrong")
-UNPARSED = Verdict(False, "unparsed")
-NUMBERS = Verdict(False, "numbers")
-MISSING = Verdict(False, "missing")
 
 
 def parse_chain(text: str) -> tuple[list[int], list[str]] | None:
@@ -93,13 +90,6 @@ def verify_arithmetic(text: str | None, answer: str | int) -> Verdict:
     if not re.fullmatch(r"-?[0-9]{1,9}", text):
         return UNPARSED
     return CORRECT if int(text) == int(answer) else WRONG
-
-
-def verify_answer(answer: str | None, reference: str) -> Verdict:
-    """Right if the answer is the reference's number or spelling (`same_answer`)."""
-    if answer is None:
-        return MISSING
-    return CORRECT if same_answer(answer, reference) else WRONG
 
 
 def verify(answer: str | None, task: str, numbers: Sequence[int] | None = None,

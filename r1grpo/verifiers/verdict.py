@@ -34,3 +34,10 @@ class Verdict:
     def failed(self) -> bool:
         """No verdict on the answer: the verifier itself came to no end."""
         return self.reason in FAILURES
+
+
+CORRECT = Verdict(True, "correct")
+WRONG = Verdict(False, "wrong")
+UNPARSED = Verdict(False, "unparsed")
+NUMBERS = Verdict(False, "numbers")  # not each number once
+MISSING = Verdict(False, "missing")  # no answer at all
