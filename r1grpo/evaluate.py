@@ -157,13 +157,10 @@ def row_vote(answer: str | None) -> str | None:
     sorted, or the factors of the leading *; what is neither votes as it is spelled."""
     if answer is None or not answer.strip():
         return None
-    number = exact_number(answer)
-    if number is not None:
-        return str(number)
-    chain = parse_chain(answer)
-    if chain is None:
-        return spelling(answer)
-    numbers, operators = chain
+    numbers, operators = parse_chain(answer) or ([], [])
+    if not operators:
+        number = exact_number(answer)
+        return spelling(answer) if number is None else str(number)
     same = "*" if operators[:1] == ["*"] else "+-"
     head = next((i for i, op in enumerate(operators) if op not in same), len(operators))
     signs = ["*"] * (head + 1) if same == "*" else ["+", *operators[:head]]

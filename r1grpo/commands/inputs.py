@@ -29,7 +29,7 @@ from ..model import Model
 from ..model_config import ModelConfig
 from ..model_source import ModelSource, find_model
 from ..plan import MemoryPlan, plan_memory
-from ..rewards import Pooled, accuracy_reward, language_reward, think_format_reward
+from ..rewards import Pooled, accuracy_reward, language_reward, math_reward, think_format_reward
 from ..rollout import fit_vocabulary
 from ..rows import load_rows
 from ..scoring import RewardFunction
@@ -41,9 +41,10 @@ from .options import Inputs, TrainInputs
 Row = dict[str, Any]
 
 REWARDS: dict[str, RewardFunction] = {
-    "accuracy": accuracy_reward, "format": think_format_reward, "language": language_reward}
+    "accuracy": accuracy_reward, "math": Pooled(math_reward), "format": think_format_reward,
+    "language": language_reward}
 
-_COLUMNS = {"accuracy": ("answer", "solution"), "language": ("language",)}
+_COLUMNS = {"accuracy": ("answer", "solution"), "math": ("answer", "solution"), "language": ("language",)}
 
 # prompts of base models, which know no chat; {prompt} is the question. Our wording of what
 # DeepSeek-R1's table 1 asks for (arXiv 2501.12948v2)
@@ -195,7 +196,7 @@ def check_columns(inputs: Any, rows: Sequence[Row]) -> None:
             raise ValueError(f"{inputs.data}: reward {name!r} needs a column "
                              f"{' or '.join(map(repr, wanted))}; the rows have "
                              f"{', '.join(map(repr, rows[0]))}")
-    if "accuracy" in inputs.reward:
+    if {"accuracy", "math"} & set(inputs.reward):
         check_answers(rows, str(inputs.data))
 
 

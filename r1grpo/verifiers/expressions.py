@@ -170,9 +170,9 @@ class _Reader:
             return symbol(DEGREE)
         if whole and found == "-":  # x^-1, as it is written without braces
             return self.signed_power()
-        if found.isascii() and found.isdigit() and not whole:
+        if len(found) == 1 and found.isascii() and found.isalnum() and not whole:
             self.at += 1
-            return number(int(found))
+            return number(int(found)) if found.isdigit() else symbol(found)
         return self.primary()
 
     def primary(self) -> Value:
