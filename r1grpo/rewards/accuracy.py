@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..tokenizer import extract_answer
-from ..verifiers import Verdict, final_answer, verify, verify_answer
+from ..verifiers import (Verdict, final_answer, verify, verify_answer, verify_choice, verify_equation,
+                         verify_logic, verify_string)
 from .text import Completion, texts
+
+RULES = {"choice": verify_choice, "string": verify_string, "logic": verify_logic}
 
 
 def verdicts(completions: Sequence[Completion], **columns: Any) -> list[Verdict | None]:
@@ -35,10 +38,17 @@ def _verdicts(completions: Sequence[Completion], algebra: bool, /,
 
 def _verdict(algebra: bool, text: str, inside: bool, template: str | None, task: str | None,
              *reference: Any) -> Verdict | None:
-    """Rows of r1grpo.tasks name their template and task; others have an answer, or none."""
+    """Rows of r1grpo.tasks name their template and task; others have an answer, or none, and may say
+    by the column task which rule it takes: choice, string, logic, equation (else: mathematics)."""
     if template is not None:
         return verify(extract_answer(text, template), str(task), *reference)
-    answer = reference[-1]
+    numbers, target, answer = reference
+    if task == "equation":
+        if numbers is None or target is None:
+            raise ValueError("an equation row needs the columns numbers and target")
+        return verify_equation(text, numbers, target, inside)
+    if task in RULES:
+        return None if answer is None else RULES[task](text, str(answer), inside)
     return None if answer is None else verify_answer(final_answer(text, inside), str(answer), algebra)
 
 
