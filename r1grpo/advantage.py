@@ -10,6 +10,8 @@
     bnpo        1 / (N of its local batch), averaged over the local batches
     dr_grpo     1 / (B max_completion_length)         Dr. GRPO; the limit that the samples had
 
+    A_i = S_i / (std of S over the rollout + 1e-4)    several rewards, each compared on its own: GDPO
+    S_i = sum_k weight_k (r_ik - mean_k) / (std_k + 1e-4)   (arXiv 2601.05242); mean, std of its group
     A_it = A_i + R_it                                 R_it: what a dense reward pays from token t on
 
 A needs whole groups, so it is made once for a rollout; w needs a whole update and nothing smaller,
@@ -42,6 +44,18 @@ def group_advantages(rewards: Sequence[float] | NDArray[np.float64], group_size:
         raise ValueError(f"reward {int(np.flatnonzero(np.isinf(r))[0])} is infinite")
     return _op(r, np.ones(r.size, np.int32), np.ones(r.size, np.float32),
                (group_size, scale, ddof, "grpo", 1, 1))[0]
+
+
+def separate_advantages(parts: NDArray[np.float64], weights: NDArray[np.float64], group_size: int,
+                        ddof: int = 0) -> NDArray[np.float32]:
+    """Advantages (n) of rewards by part (n, parts) with weights (parts), by GDPO: a reward that hardly
+    varies in its group counts as much as one that varies a lot. NaN as in group_advantages. The mean
+    of S over the rollout, which GDPO subtracts, is that of its groups: 0."""
+    compared = [weight * group_advantages(part, group_size, "group", ddof).astype(np.float64)
+                for weight, part in zip(weights, parts.T, strict=True)]
+    nothing = np.isnan(parts).all(axis=1)
+    return group_advantages(np.where(nothing, np.nan, np.sum(compared, axis=0)), group_size, "batch",
+                            ddof)
 
 
 def token_advantages(advantages: NDArray[np.float32],

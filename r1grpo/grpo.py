@@ -38,7 +38,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .advantage import group_advantages, token_advantages, token_weights, zero_variance
+from .advantage import (group_advantages, separate_advantages, token_advantages, token_weights,
+                        zero_variance)
 from .config import ConfigError, GRPOConfig
 from .flops import sampling_flops
 from .folder import model_and_tokenizer
@@ -191,7 +192,7 @@ class GRPOTrainer(Trainer):
             indices += chosen
             sampled.append(completions)
             judged.append(scores)
-            dull = zero_variance(self.rewards.total(Scores.join(judged).parts), args.num_generations)
+            dull = self._dull(Scores.join(judged).parts)
             found = int((~dull).sum())
             if found == wanted:
                 break
@@ -204,14 +205,27 @@ class GRPOTrainer(Trainer):
         groups = sorted(np.argsort(dull, kind="stable")[:wanted].tolist())
         flat = [i for g in groups for i in everything.group(g)]
         parts = scores.parts[flat]
-        advantages = group_advantages(self.rewards.total(parts), args.num_generations,
-                                      args.scale_rewards, args.std_ddof)
         return Batch(self.step, [rows[indices[g]] for g in groups], [indices[g] for g in groups],
                      everything.select(groups), parts,
                      {name: [reasons[i] for i in flat] for name, reasons in scores.reasons.items()},
-                     advantages, metrics, cursor, failures,
+                     self._compare(parts), metrics, cursor, failures,
                      flops=sampling_flops(self.model.config, [*map(len, everything.prompt_ids)],
                                           [*map(len, everything.completion_ids)]))
+
+    def _compare(self, parts: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Advantages (n) of rewards by part (n, parts)."""
+        args = self.args
+        if args.multi_objective_aggregation == "normalize_then_sum":
+            return separate_advantages(*self.rewards.counted(parts), args.num_generations,
+                                       args.std_ddof)
+        return group_advantages(self.rewards.total(parts), args.num_generations, args.scale_rewards,
+                                args.std_ddof)
+
+    def _dull(self, parts: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """(groups) whether a group has nothing to compare, in the sum or in any reward."""
+        separate = self.args.multi_objective_aggregation == "normalize_then_sum"
+        compared = self.rewards.counted(parts)[0].T if separate else [self.rewards.total(parts)]
+        return np.all([zero_variance(one, self.args.num_generations) for one in compared], axis=0)
 
     def _rows(self, step: int) -> Sequence[Row]:
         rows = self.dataset(step) if callable(self.dataset) else self.dataset
@@ -309,14 +323,15 @@ class GRPOTrainer(Trainer):
     # ---- before, beside and after the loop ----
 
     def try_rewards(self) -> None:
-        """Ask the reward functions about two short samples of a row for each reward model that the
-        first and the last dataset name, so that a faulty one fails now."""
+        """Ask the reward functions about two short samples of a row for each reward model and each
+        route that the first and the last dataset name, so that a faulty one fails now."""
         sampling = self.args.sampling(self.step)
         rows: dict[Any, Row] = {}
         for step in (self.step, self.total_steps - 1):
             for row in self._rows(step):
                 name = row.get("reward_model")  # verl's column of this name holds no name
-                rows.setdefault(name if isinstance(name, str) else None, row)
+                route = frozenset(self.rewards.route(row))
+                rows.setdefault((name if isinstance(name, str) else None, route), row)
         short = dataclasses.replace(sampling, max_completion_length=min(
             _TRIAL_TOKENS, sampling.max_completion_length))
         tried = list(rows.values())

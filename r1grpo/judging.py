@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .scoring import Rewards
 
 RewardFunction = Callable[..., Sequence[float | None | Verdict]]
+ROUTE = "reward_funcs"  # column: names of the functions that judge a row
 TAKEN = {"prompts", "completions", "completion_ids", "finish_reasons", "prefilled", "num_generations"}
 
 
@@ -84,13 +85,14 @@ class Judging:
 
     def __init__(self, rewards: Rewards, rows: Sequence[dict[str, Any]],
                  prompt_ids: Sequence[Sequence[int]], group_size: int) -> None:
-        keys = {key for row in rows for key in row} - {"prompt", "prompt_ids"}
+        keys = {key for row in rows for key in row} - {"prompt", "prompt_ids", ROUTE}
         if taken := keys & TAKEN:
             raise RewardError(f"the dataset has a column {min(taken)!r}, which reward functions "
                               f"receive from the trainer; rename it")
         self.rewards, self.rows, self.group_size = rewards, rows, group_size
         self.prompts = [row.get("prompt", ids) for row, ids in zip(rows, prompt_ids, strict=True)]
         self.keys = sorted(keys)
+        self.routes = [rewards.route(row) for row in rows]
         self.pooled = {name: one for name, one in zip(rewards.names, rewards.functions)
                        if isinstance(one, Pooled)}
         self._tickets: dict[int, dict[str, int]] = {}  # completion -> reward function -> ticket
@@ -108,6 +110,8 @@ class Judging:
         self._since = self._since or time.perf_counter()
         tickets = self._tickets.setdefault(one.index, {})
         for name, function in self.pooled.items():
+            if not self._judges(name, one.index):
+                continue
             arguments = self._arguments([one], 1)
             try:
                 tickets[name] = self.rewards.pool.submit(function.import_name, **arguments,
@@ -122,13 +126,17 @@ class Judging:
         for one in everyone if self.pooled else ():
             if one.index not in self._tickets:
                 self.begin(one)
-        values = {name: self._ask(name, function, everyone)
-                  for name, function in zip(self.rewards.names, self.rewards.functions)
-                  if name not in self.pooled}
+        values: dict[str, list[Any]] = {}
+        for name, function in zip(self.rewards.names, self.rewards.functions):
+            mine = [one for one in everyone if self._judges(name, one.index)]
+            values[name] = [None] * len(everyone)
+            if mine and name not in self.pooled:
+                for one, value in zip(mine, self._ask(name, function, mine)):
+                    values[name][one.index] = value
         waiting = time.perf_counter()
-        for name in self.pooled:
-            values[name] = [_only(self.rewards.pool.result(self._tickets[one.index][name]))
-                            for one in everyone]
+        for index, tickets in self._tickets.items():
+            for name, ticket in tickets.items():
+                values[name][index] = _only(self.rewards.pool.result(ticket))
         now = time.perf_counter()
         parts = np.empty((len(everyone), len(self.rewards.names)))
         scores = Scores(parts)
@@ -145,6 +153,10 @@ class Judging:
             if isinstance(one, Verdict) and one.failed))[:3]
         parts[scores.failed] = math.nan
         return scores
+
+    def _judges(self, name: str, index: int) -> bool:
+        """Whether a function is asked about a completion."""
+        return name in self.routes[index // self.group_size]
 
     def _ask(self, name: str, function: RewardFunction, everyone: Sequence[Ended]) -> list[Any]:
         arguments = self._arguments(everyone, self.group_size)

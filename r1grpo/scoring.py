@@ -12,6 +12,9 @@ A dense reward says of each token what it is worth: it has `returns(ids)` -> (T)
 the ids alone. What it returns as a reward function is logged and stands in no total; its returns,
 times its weight, go into the advantages of the tokens.
 
+Which rewards apply is a function's own business (None), or the row's: a column reward_funcs with names,
+as metrics have them, with or without their ending _reward. The others are not asked about such a row.
+
 They are asked, and what they return is checked, in judging.py, where Verdicts and Pooled functions are
 explained. A verdict may come from outside (a sandbox, a deadline), so it need not be the same twice.
 VerdictLog writes it durably before the update that uses it; a resumed run samples the same completions
@@ -33,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .brief import brief
-from .judging import Judging, RewardError, RewardFunction, Scores
+from .judging import ROUTE, Judging, RewardError, RewardFunction, Scores
 from .rollout import Completions, completion_text, prefilled
 from .verifiers import VerifierPool
 
@@ -72,10 +75,27 @@ class Rewards:
         with self.judging(rows, completions.prompt_ids, completions.group_size) as judging:
             return judging.finish(completions)
 
+    def route(self, row: dict[str, Any]) -> set[str]:
+        """The names of the functions that judge a row; RewardError for a name that none has."""
+        wanted = row.get(ROUTE)
+        if wanted is None:
+            return set(self.names)
+        known = {spelled: name for name in self.names
+                 for spelled in (name.removesuffix("_reward"), name)}
+        wanted = [wanted] if isinstance(wanted, str) else list(wanted)
+        if strange := [name for name in wanted if name not in known]:
+            raise RewardError(f"a row's {ROUTE} names {brief(strange[0])}, which is none of "
+                              f"{', '.join(self.names)}")
+        return {known[name] for name in wanted}
+
+    def counted(self, parts: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Of rewards by part (n, parts): those (n, counted) that a total is made of, their weights."""
+        return parts[:, self.counts], self.weights[self.counts]
+
     def total(self, parts: NDArray[np.float64]) -> NDArray[np.float64]:
         """Weighted sum (n) of the parts (n, parts) that count and apply; NaN where none does."""
-        parts = parts[:, self.counts]
-        total = np.where(np.isnan(parts), 0.0, parts * self.weights[self.counts]).sum(axis=1)
+        parts, weights = self.counted(parts)
+        total = np.where(np.isnan(parts), 0.0, parts * weights).sum(axis=1)
         return np.where(np.isnan(parts).all(axis=1), np.nan, total)
 
     def returns(self, completion_ids: Sequence[NDArray[np.int32]]) -> list[NDArray[np.float64]] | None:

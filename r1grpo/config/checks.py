@@ -28,7 +28,6 @@ _UNSUPPORTED: dict[str, str] = {
     "gradient_accumulation_steps": _MICRO,
     "auto_find_batch_size": _MICRO,
     "generation_batch_size": "it is per_device_train_batch_size * steps_per_generation, set those",
-    "multi_objective_aggregation": "rewards are summed, then normalised; leave it out",
     "repetition_penalty": "not implemented; use a repetition reward",
     "generation_kwargs": "set temperature, top_k, top_p, min_p, stop_strings",
     "chat_template_kwargs": "render the prompt in the dataset",
@@ -92,7 +91,7 @@ _AS_IT_IS: dict[str, Any] = {
     "gradient_accumulation_steps": 1, "auto_find_batch_size": False, "logging_strategy": "steps",
     "remove_unused_columns": False, "log_completions": False, "repetition_penalty": 1.0,
     "top_entropy_quantile": 1.0, "use_adaptive_entropy": False, "optim": "adamw_torch",
-    "multi_objective_aggregation": "sum_then_normalize", "bf16": False, "fp16": False,
+    "bf16": False, "fp16": False,
     "push_to_hub": False, "trust_remote_code": False, "eval_strategy": "no",
 }
 

@@ -48,6 +48,9 @@ class GRPOConfig(TrainingConfig):
     scale_rewards: Literal["group", "batch", "none"] = "group"
     std_ddof: int = 0  # the papers do not say; ours 0, TRL 1
     reward_weights: tuple[float, ...] | None = None
+    # which comes first: the weighted sum of the rewards, or (GDPO) the comparison within the group
+    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = \
+        "sum_then_normalize"
     verifier_workers: int = 2  # processes for Pooled reward functions
     verifier_deadline: float = 5.0  # seconds for a completion
     verifier_memory: int = 2048  # MiB of address space of a process
@@ -106,6 +109,11 @@ class GRPOConfig(TrainingConfig):
                 self.bnpo_batch_size is None or self.bnpo_batch_size >= 1,
             "scale_rewards must be 'group', 'batch' or 'none'":
                 self.scale_rewards in ("group", "batch", "none"),
+            "multi_objective_aggregation must be 'sum_then_normalize' or 'normalize_then_sum'":
+                self.multi_objective_aggregation in ("sum_then_normalize", "normalize_then_sum"),
+            "scale_rewards must be 'group' for 'normalize_then_sum', which divides each reward by it":
+                self.multi_objective_aggregation == "sum_then_normalize"
+                or self.scale_rewards == "group",
             "std_ddof must be 0 or 1": self.std_ddof in (0, 1),
             "ref_model_mixup_alpha must be above 0 and at most 1 (a hard copy)":
                 0 < self.ref_model_mixup_alpha <= 1,
