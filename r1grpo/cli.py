@@ -143,7 +143,7 @@ def stage_options(parser: argparse.ArgumentParser, stage: Command) -> None:
     parser.add_argument("--layout", metavar="NAME", help="what the columns mean (found by itself)")
     if "reward" in keys:
         parser.add_argument("--reward", metavar="NAME",
-                            help="accuracy,format or FILE.py:function (accuracy)")
+                            help="accuracy,cosine,language,... or FILE.py:function (accuracy)")
     if stage.presets:
         parser.add_argument("--preset", metavar="NAME",
                             help=f"published options: {', '.join(stage.presets)}")

@@ -8,6 +8,7 @@ import pytest
 from r1grpo.rewards import (DenseRepetitionPenalty, get_cosine_scaled_reward,
                             get_group_length_reward, get_length_scaled_reward,
                             get_repetition_penalty_reward, get_soft_overlong_punishment)
+from r1grpo.verifiers import Verdict
 
 
 def told(prompts, completions, completion_ids, right, **columns):
@@ -73,6 +74,14 @@ def test_no_verdict_no_reward_and_partial_credit_is_not_right():
         assert ask(reward, [10] * 3, [None, 0.0, 1.0], **columns)[0] is None
         partial, wrong = ask(reward, [10, 10, 20], [0.9, 0.0, 1.0], **columns)[:2]
         assert partial == wrong
+
+
+def test_verdicts_are_read_and_a_failure_stays_one():
+    failure = Verdict(False, "timeout")
+    given = [Verdict(True, "correct"), Verdict(False, "wrong"), failure]
+    assert ask(get_cosine_scaled_reward(100, correct=told), [0, 0, 0], given) == [2.0, -10.0, failure]
+    grouped = ask(get_group_length_reward(correct=told), [10, 20, 900], given, num_generations=3)
+    assert grouped == [0.5, -0.5, failure]
 
 
 def test_rows_of_a_data_set_by_default():

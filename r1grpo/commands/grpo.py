@@ -22,7 +22,8 @@ def run(flags: argparse.Namespace) -> int:
     require(inputs, "model", "data", "reward")
     args = with_output_dir(options.args, flags.out or Path())
     config, lora = open_config(inputs), adapters_of(inputs)
-    rewards = open_rewards(inputs.reward)
+    limit = args.max_completion_length
+    rewards = open_rewards(inputs.reward, inputs.reward_options, limit if isinstance(limit, int) else None)
     tokenizer = open_tokenizer(inputs)
     rows = open_rows(inputs, tokenizer)
     check_columns(inputs, rows)

@@ -14,11 +14,12 @@ import hashlib
 import importlib.util
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from ..brief import brief
+from ..brief import brief, brief_text
 from ..config import EvalConfig
 from ..contamination import decontaminate
 from ..hf_tokenizer import Tokenizer
@@ -29,7 +30,8 @@ from ..model import Model
 from ..model_config import ModelConfig
 from ..model_source import ModelSource, find_model
 from ..plan import MemoryPlan, plan_memory
-from ..rewards import Pooled, accuracy_reward, language_reward, math_reward, think_format_reward
+from ..rewards import Pooled
+from ..rewards.named import COLUMNS, MAKERS, named_reward
 from ..rollout import fit_vocabulary
 from ..rows import load_rows
 from ..scoring import RewardFunction
@@ -39,12 +41,6 @@ from ..verifiers import gold_problems
 from .options import Inputs, TrainInputs
 
 Row = dict[str, Any]
-
-REWARDS: dict[str, RewardFunction] = {
-    "accuracy": accuracy_reward, "math": Pooled(math_reward), "format": think_format_reward,
-    "language": language_reward}
-
-_COLUMNS = {"accuracy": ("answer", "solution"), "math": ("answer", "solution"), "language": ("language",)}
 
 # prompts of base models, which know no chat; {prompt} is the question. Our wording of what
 # DeepSeek-R1's table 1 asks for (arXiv 2501.12948v2)
@@ -183,20 +179,29 @@ def with_prompt_ids(rows: Sequence[Row], inputs: Inputs, tokenizer: Tokenizer) -
 # ---- rewards ------------------------------------------------------------------------------------
 
 
-def open_rewards(names: Sequence[str]) -> list[RewardFunction]:
-    """Reward functions by name, or FILE.py:function; such a file is the user's code and is run."""
-    return [_reward(name) for name in names]
+def open_rewards(names: Sequence[str], options: Mapping[str, Mapping[str, Any]] | None = None,
+                 longest: int | None = None) -> list[RewardFunction]:
+    """Reward functions by name, with their options, or FILE.py:function; such a file is the user's code
+    and is run. longest: tokens of the longest completion (rewards/named.py)."""
+    for name in options or ():
+        if name not in names:
+            raise ConfigError(f"reward_options.{brief_text(name)}: the rewards are "
+                              f"{', '.join(names)}{suggest(name, names)}")
+    return [_reward(name, (options or {}).get(name, {}), longest) for name in names]
 
 
 def check_columns(inputs: Any, rows: Sequence[Row]) -> None:
-    """Refuse rows that a named reward could say nothing about, or whose answers cannot be right."""
-    for name in inputs.reward:
-        wanted = _COLUMNS.get(name, ())
+    """Refuse rows that a named reward could say nothing about, or whose answers cannot be right; what is
+    right may be another's word."""
+    options = getattr(inputs, "reward_options", {})
+    decides = {name: options.get(name, {}).get("correct", name) for name in inputs.reward}
+    for name, decider in decides.items():
+        wanted = COLUMNS.get(decider, ())
         if wanted and not any(row.get(one) is not None for row in rows for one in wanted):
             raise ValueError(f"{inputs.data}: reward {name!r} needs a column "
                              f"{' or '.join(map(repr, wanted))}; the rows have "
                              f"{', '.join(map(repr, rows[0]))}")
-    if {"accuracy", "math"} & set(inputs.reward):
+    if any("answer" in COLUMNS.get(one, ()) for one in decides.values()):
         check_answers(rows, str(inputs.data))
 
 
@@ -209,13 +214,16 @@ def check_answers(rows: Sequence[Row], name: str) -> None:
                          f"{'; ...' if len(found) > 5 else ''}")
 
 
-def _reward(name: str) -> RewardFunction:
-    if name in REWARDS:
-        return REWARDS[name]
+def _reward(name: str, options: Mapping[str, Any] = MappingProxyType({}), longest: int | None = None
+            ) -> RewardFunction:
+    if name in MAKERS:
+        return named_reward(name, options, longest, _reward)
+    if options:
+        raise ConfigError(f"reward_options.{name!r}: a function of a file takes none")
     file, colon, function = name.rpartition(":")
     if not colon or not file.endswith(".py"):
-        raise ConfigError(f"reward {brief(name)} is none of {', '.join(REWARDS)}, nor of the form "
-                          f"FILE.py:function{suggest(name, REWARDS)}")
+        raise ConfigError(f"reward {brief(name)} is none of {', '.join(MAKERS)}, nor of the form "
+                          f"FILE.py:function{suggest(name, MAKERS)}")
     path = Path(file)
     if not path.is_file():
         raise FileNotFoundError(f"reward {brief(name)}: there is no file {path}")

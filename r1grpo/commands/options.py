@@ -89,8 +89,10 @@ class SFTInputs(AdapterInputs, TrainInputs):
 
 @dataclass
 class GRPOInputs(AdapterInputs, RewardInputs):
-    """And what becomes of prompts longer than max_prompt_length."""
+    """And how its rewards are made (rewards/named.py), and what becomes of prompts longer than
+    max_prompt_length."""
 
+    reward_options: dict[str, dict[str, Any]] = field(default_factory=dict)
     long_prompts: Literal["refuse", "drop"] = "refuse"
 
 

@@ -11,11 +11,11 @@
                  group; 0 where all are equally long                     Kimi k1.5 (arXiv 2501.12599), 2.3.3
 
 Lengths are tokens, the end token included; what is longer than max_len counts as max_len, so that no
-curve turns back. Right is what `correct` gives 1 or more; None (not verifiable, or no verdict) stays
-None. The first two replace the reward for being right, the others are added to it. Defaults are the
-published values; max_len is meant to be the run's max_completion_length. The published code sees
-the end of the context in L + 16 >= max_len; TRL's port has no such value (exceed_value None) and
-smaller ones. Knows nothing about how an answer is checked.
+curve turns back. Right is what `correct` gives 1 or more, or a Verdict that says so; None stays None,
+and a failure of the verifier stays one. The first two replace the reward for being right, the others
+are added to it. Defaults are the published values; max_len is meant to be the run's
+max_completion_length. The published code sees the end of the context in L + 16 >= max_len; TRL's port
+has no such value (exceed_value None) and smaller ones. Knows nothing about how an answer is checked.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def get_cosine_scaled_reward(max_len: int = 14336, min_value_wrong: float = -10.
                 (max_value_wrong, min_value_wrong)
             cosine = math.cos(math.pi * min(length / max_len, 1.0))
             return at_end + 0.5 * (at_start - at_end) * (1.0 + cosine)
-        return _judged(value, correct(prompts, completions, completion_ids, **columns),
-                       completion_ids)
+        return _judged(value, correct(prompts=prompts, completions=completions,
+                                      completion_ids=completion_ids, **columns), completion_ids)
     return cosine_scaled_reward
 
 
@@ -76,8 +76,8 @@ def get_length_scaled_reward(max_len: int = 14336, risk_factor: float = 1.0,
                 return exceed_value
             c = min(length / max_len, 1.0)
             return (risk_factor + (1.0 - risk_factor) * c) * (1.0 - c) if right else c - 1.0
-        return _judged(value, correct(prompts, completions, completion_ids, **columns),
-                       completion_ids)
+        return _judged(value, correct(prompts=prompts, completions=completions,
+                                      completion_ids=completion_ids, **columns), completion_ids)
     return length_scaled_reward
 
 
@@ -104,13 +104,14 @@ def get_group_length_reward(correct: Reward = accuracy_reward) -> Reward:
     def group_length_reward(prompts: Sequence[Any], completions: Sequence[Any],
                             completion_ids: Sequence[Sequence[int]], *, num_generations: int,
                             **columns: Any) -> list[float | None]:
-        verdicts = correct(prompts, completions, completion_ids, num_generations=num_generations,
-                           **columns)
+        verdicts = correct(prompts=prompts, completions=completions, completion_ids=completion_ids,
+                           num_generations=num_generations, **columns)
         rewards: list[float | None] = []
         for first in range(0, len(verdicts), num_generations):
             group = verdicts[first:first + num_generations]
             ids = completion_ids[first:first + num_generations]
-            judged = [len(one) for one, verdict in zip(ids, group) if verdict is not None]
+            judged = [len(one) for one, verdict in zip(ids, group)
+                      if verdict is not None and not getattr(verdict, "failed", False)]
             rewards += _judged(_centred(judged), group, ids)
         return rewards
     return group_length_reward
@@ -128,10 +129,12 @@ def _centred(lengths: Sequence[int]) -> Callable[[int, bool], float]:
     return value
 
 
-def _judged(value: Callable[[int, bool], float], verdicts: Sequence[float | None],
-            completion_ids: Sequence[Sequence[int]]) -> list[float | None]:
-    """value(tokens, right) of each completion that has a verdict."""
-    return [None if verdict is None else value(len(ids), verdict >= 1.0)
+def _judged(value: Callable[[int, bool], float], verdicts: Sequence[Any],
+            completion_ids: Sequence[Sequence[int]]) -> list[Any]:
+    """value(tokens, right) of each completion that has a verdict; where a verifier failed its Verdict
+    stays, so that the completion is left out."""
+    return [verdict if verdict is None or getattr(verdict, "failed", False)
+            else value(len(ids), float(getattr(verdict, "correct", verdict)) >= 1.0)
             for verdict, ids in zip(verdicts, completion_ids, strict=True)]
 
 
