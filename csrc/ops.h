@@ -1,6 +1,6 @@
 /* ops.h - THE op table: every op of the network, its equation, its shapes, what forward saves.
  *
- * A backend fills one `r1_ops`; no entry is optional. The model calls nothing else.
+ * A backend fills one `r1_ops`; no entry is optional but those of graphs. The model calls nothing else.
  *
  * Rules of every op
  *   - Argument order: device, outputs, inputs, sizes and options, status. Inputs are const.
@@ -31,6 +31,7 @@ enum {
 
 typedef struct r1_dev r1_dev;       /* a backend's device: threads or streams, handles */
 typedef struct r1_weight r1_weight; /* E matrices (O, I): float32 master and packed copies */
+typedef struct r1_graph r1_graph;   /* ops that a backend has recorded */
 
 /* Sequences packed one after another: rows q_start[b] .. q_start[b + 1] of sequence b are its
  * positions pos0[b] .. . Decode: keys of positions 0 .. pos0[b] - 1 were written before.
@@ -412,9 +413,22 @@ typedef struct {
     r1_code (*weight_adamw)(r1_dev *dev, r1_weight *w, size_t row0, const r1_tensor *m,
                             const r1_tensor *v, const r1_tensor *g, const r1_adamw_spec *spec,
                             r1_status *st);
+
+    /* ---- graphs: ops recorded once and queued again with one call; all four NULL in a backend
+     * that gains nothing by them, the CPU's ----
+     * Between graph_begin and graph_end ops are noted down, with the pointers and sizes that they are
+     * given, and not done: what differs from run to run must lie in device memory. R1_EDEVICE for
+     * what cannot be noted: mem_ functions, and an op that needs more memory of the device than any
+     * before it, so that ops should have run once as they will be recorded. graph_end ends what
+     * graph_begin began even if an op has failed; *graph is NULL then. graph_run queues the ops; with
+     * *stale it has not, since the device's own memory has moved: close it, record it anew. */
+    r1_code (*graph_begin)(r1_dev *dev, r1_status *st);
+    r1_code (*graph_end)(r1_dev *dev, r1_graph **graph, r1_status *st);
+    r1_code (*graph_run)(r1_dev *dev, r1_graph *graph, int *stale, r1_status *st);
+    void (*graph_close)(r1_dev *dev, r1_graph *graph);
 } r1_ops;
 
-/* Every function of the table, in its order: what a backend declares and lists. */
+/* Every function of the table but a graph's, in its order: what a backend declares and lists. */
 #define R1_OPS(X)                                                                                \
     X(dev_open) X(dev_close) X(dev_threads) X(dev_spin) X(mem_alloc) X(mem_free) X(mem_upload)   \
     X(mem_download) X(mem_map) X(mem_unmap) X(mem_place) X(mem_share) X(fill_zero)         \
@@ -427,6 +441,7 @@ typedef struct {
     X(router_bias_update) X(dispatch_plan) X(combine_fwd) X(combine_bwd) X(dispatch_bwd)         \
     X(logp_scratch) X(logp_fwd) X(logp_bwd) X(sample) X(token_loss) X(score_loss) X(advantage)   \
     X(sum_squares) X(adamw) X(weight_adamw)
+#define R1_GRAPH_OPS(X) X(graph_begin) X(graph_end) X(graph_run) X(graph_close)
 
 /* The CPU's table for a tier ("auto", "amx", "avx512bf16", "avx512", "avx2", "baseline"); NULL when this processor or
  * this build lacks it. */

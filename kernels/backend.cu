@@ -23,6 +23,9 @@ dev_check(r1_dev *dev, cudaError_t error, const char *what, r1_status *st)
     if (error == cudaErrorMemoryAllocation) {
         return R1_FAIL(st, R1_ENOMEM, "%s: no GPU memory", what);
     }
+    if (dev->recording) { /* nothing runs that could have failed, and asking would spoil the graph */
+        return R1_FAIL(st, R1_EDEVICE, "%s: %s", what, cudaGetErrorString(error));
+    }
     cudaError_t now = dev->stream != NULL ? cudaStreamQuery(dev->stream) : error;
     dev->dead = now != cudaSuccess && now != cudaErrorNotReady;
     return R1_FAIL(st, R1_EDEVICE, "%s: %s%s", what, cudaGetErrorString(error),
@@ -41,9 +44,17 @@ dev_ready(r1_dev *dev, r1_status *st)
     return dev_check(dev, cudaSetDevice(dev->ordinal), "cudaSetDevice", st);
 }
 
+/* R1_EDEVICE while ops are recorded: `what` cannot be. */
+static r1_code
+dev_not_recording(const r1_dev *dev, const char *what, r1_status *st)
+{
+    return dev->recording ? R1_FAIL(st, R1_EDEVICE, "%s while ops are recorded", what) : R1_OK;
+}
+
 static r1_code
 dev_wait(r1_dev *dev, const char *what, r1_status *st)
 {
+    R1_TRY(dev_not_recording(dev, what, st));
     return dev_check(dev, cudaStreamSynchronize(dev->stream), what, st);
 }
 
@@ -148,6 +159,7 @@ r1_code
 CUDA(mem_upload)(r1_dev *dev, void *dst, const void *src, size_t bytes, r1_status *st)
 {
     R1_TRY(dev_ready(dev, st));
+    R1_TRY(dev_not_recording(dev, "mem_upload", st));
     return dev_check(dev, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, dev->stream),
                      "mem_upload", st);
 }
@@ -156,6 +168,7 @@ r1_code
 CUDA(mem_download)(r1_dev *dev, void *dst, const void *src, size_t bytes, r1_status *st)
 {
     R1_TRY(dev_ready(dev, st));
+    R1_TRY(dev_not_recording(dev, "mem_download", st));
     R1_TRY(dev_check(dev, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, dev->stream),
                      "mem_download", st));
     return dev_wait(dev, "mem_download", st);
@@ -167,6 +180,7 @@ dev_scratch(r1_dev *dev, void **p, size_t bytes, r1_status *st)
     *p = NULL;
     if (bytes > dev->scratch_bytes) {
         R1_TRY(dev_ready(dev, st));
+        R1_TRY(dev_not_recording(dev, "scratch memory grows", st));
         (void)cudaFree(dev->scratch); /* waits for kernels that use it */
         dev->scratch = NULL;
         dev->scratch_bytes = 0;
@@ -311,4 +325,5 @@ CUDA(dev_spin)(r1_dev *dev, r1_dtype dtype, size_t rounds)
 
 #define R1_ENTRY(op) .op = CUDA(op),
 extern "C" const r1_ops r1_cuda_ops;
-const r1_ops r1_cuda_ops = {.abi = R1_OPS_ABI, .name = R1_TABLE_NAME, R1_OPS(R1_ENTRY)};
+const r1_ops r1_cuda_ops = {.abi = R1_OPS_ABI, .name = R1_TABLE_NAME, R1_OPS(R1_ENTRY)
+                            R1_GRAPH_OPS(R1_ENTRY)};

@@ -23,7 +23,7 @@ extern "C" {
 
 /* Every op, declared from its entry in the table. */
 #define R1_DECLARE(op) extern "C" std::remove_pointer<decltype(r1_ops::op)>::type CUDA(op);
-R1_OPS(R1_DECLARE)
+R1_OPS(R1_DECLARE) R1_GRAPH_OPS(R1_DECLARE)
 
 /* ---- the device (backend.cu) --------------------------------------------------------------- */
 
@@ -34,6 +34,7 @@ struct r1_dev {
     int pid;     /* who opened it: a forked child may not use it */
     int dead;    /* an error that only a new process gets rid of */
     int processors;
+    int recording; /* between graph_begin and graph_end: nothing may wait, copy or allocate */
     cudaStream_t stream;
     cudaEvent_t reached; /* mem_share's: how far the stream has come */
     void *scratch; /* dev_scratch's */
@@ -89,7 +90,7 @@ launch(r1_dev *dev, r1_status *st, const char *name, void (*kernel)(Params...), 
     kernel<<<grid, block, shared, dev->stream>>>(args...);
     return dev_check(dev, cudaGetLastError(), name, st);
 #else
-    return dev_check(dev, emulate(dev->ordinal, name, kernel, grid, block, shared, args...), name, st);
+    return dev_check(dev, emulate(dev->stream, dev->ordinal, name, kernel, grid, block, shared, args...), name, st);
 #endif
 }
 

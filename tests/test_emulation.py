@@ -100,6 +100,18 @@ def test_fresh_memory_is_nan(probe: Probe) -> None:
     assert np.isnan(probe("fresh", np.zeros(8, np.float32))[:3]).all()
 
 
+def test_a_graph_reads_memory_when_it_runs(probe: Probe) -> None:
+    got = probe("graph", np.arange(8, dtype=np.float32))
+    assert_same_bits([got], [np.array([0, 32, 64, 96, 0, 0, 0, 0], np.float32)])
+
+
+@pytest.mark.parametrize("what, says", [
+    ("upload", "mem_upload while ops are recorded"), ("download", "mem_download while ops are recorded"),
+    ("scratch", "scratch memory grows while ops are recorded"), ("alloc", "nothing is allocated")])
+def test_what_a_graph_cannot_hold_is_refused(probe: Probe, what: str, says: str) -> None:
+    probe(f"graph_{what}", np.zeros(8, np.float32), says=says)
+
+
 @pytest.mark.parametrize("freed", [0, 1])
 def test_freed_memory_takes_no_neighbour_along(freed: int) -> None:
     """Some of these small matrices begin a page that others are in too."""

@@ -15,40 +15,7 @@
 
 #include "decode.h"
 
-/* ---- one batch of rows through the network --------------------------------------------------- */
-
-r1_code
-decode_upload(r1_decode *d, const batch_seq *seqs, size_t B, r1_seqs *out, const int32_t **ids,
-              const int32_t **last, r1_status *st)
-{
-    size_t N = 0, mb = d->max_blocks;
-    for (size_t b = 0; b < B; b++) {
-        N += seqs[b].n;
-    }
-    int32_t *q_start = d->host, *pos0 = q_start + B + 1, *end = pos0 + B, *blocks = end + B;
-    int32_t *tok = blocks + B * mb, *pos = tok + N, *seq = pos + N, row = 0;
-    q_start[0] = 0;
-    for (size_t b = 0; b < B; b++) {
-        for (size_t j = 0; j < seqs[b].n; j++, row++) {
-            tok[row] = seqs[b].tokens[j];
-            pos[row] = (int32_t)(seqs[b].pos0 + j);
-            seq[row] = (int32_t)b;
-        }
-        q_start[b + 1] = row;
-        pos0[b] = (int32_t)seqs[b].pos0;
-        end[b] = row - 1;
-        memcpy(blocks + b * mb, seqs[b].table, mb * sizeof *blocks);
-    }
-    size_t used = (size_t)(seq + N - d->host);
-    R1_TRY(d->m->ops->mem_upload(d->m->dev, d->ints, d->host, used * sizeof(int32_t), st));
-#define ON_DEVICE(array) (d->ints + ((array) - d->host))
-    *out = (r1_seqs){B, N, mb, ON_DEVICE(q_start), ON_DEVICE(pos0), ON_DEVICE(blocks),
-                     ON_DEVICE(pos), ON_DEVICE(seq), NULL, NULL};
-    *ids = ON_DEVICE(tok);
-    *last = ON_DEVICE(end);
-#undef ON_DEVICE
-    return R1_OK;
-}
+/* ---- prompts ---------------------------------------------------------------------------------- */
 
 /* Prompts [p0, p1) through the network; their last hidden states into d->hidden. */
 static r1_code
@@ -59,21 +26,22 @@ prefill(r1_decode *d, size_t p0, size_t p1, r1_status *st)
         return R1_OK;
     }
     batch_seq *seqs = r1_alloc(B, sizeof *seqs);
+    size_t N = 0;
     if (seqs == NULL) {
         return R1_FAIL(st, R1_ENOMEM, "out of memory for %zu prompts", B);
     }
     for (size_t b = 0; b < B; b++) {
         prompt_state *p = &d->prompts[p0 + b];
         seqs[b] = (batch_seq){d->spec.ids + d->spec.start[p0 + b], p->blocks, p->length, 0};
+        N += p->length;
     }
-    r1_seqs dev;
-    const int32_t *ids, *last;
-    r1_code code = decode_upload(d, seqs, B, &dev, &ids, &last, st);
+    decode_batch batch = decode_batch_at(d, B, N);
+    r1_code code = decode_upload(d, seqs, B, B, N, st);
     r1_free(seqs);
     R1_TRY(code);
-    R1_TRY(trunk_fwd(d->m, d->ws, ids, &dev, d->pool.layers, st));
-    r1_tensor y = r1_rows(&d->ws->y, 0, dev.N), h = r1_rows(&d->hidden, p0, B);
-    R1_TRY(d->m->ops->gather_rows(d->m->dev, &h, &y, last, st));
+    R1_TRY(trunk_fwd(d->m, d->ws, batch.ids, &batch.seqs, d->pool.layers, st));
+    r1_tensor y = r1_rows(&d->ws->y, 0, N), h = r1_rows(&d->hidden, p0, B);
+    R1_TRY(d->m->ops->gather_rows(d->m->dev, &h, &y, batch.last, st));
     if (d->spec.speculative) {
         R1_TRY(drafts_prefill(d, p0, p1, st));
     }
@@ -175,38 +143,12 @@ seq_finish(r1_decode *d, size_t i, int stopped)
 
 /* ---- one step -------------------------------------------------------------------------------- */
 
-r1_code
-decode_sample(r1_decode *d, const r1_tensor *h, const draw *which, size_t n, int32_t *ids,
-              float *logp, r1_status *st)
+/* The trunk on a step's batch. */
+static r1_code
+trunk_part(r1_decode *d, size_t rows, r1_status *st)
 {
-    r1_model *m = d->m;
-    const r1_ops *ops = m->ops;
-    size_t chunk = d->ws->logits.rows;
-    for (size_t n0 = 0; n0 < n; n0 += chunk) {
-        size_t k = n - n0 < chunk ? n - n0 : chunk;
-        int32_t *prompt = d->host, *generation = prompt + k, *position = generation + k;
-        for (size_t j = 0; j < k; j++) {
-            size_t i = which[n0 + j].seq;
-            prompt[j] = d->spec.sample_ids[i / d->spec.G];
-            generation[j] = (int32_t)(i % d->spec.G);
-            position[j] = (int32_t)which[n0 + j].position;
-        }
-        R1_TRY(ops->mem_upload(m->dev, d->ints, d->host, 3 * k * sizeof(int32_t), st));
-        r1_tensor rows = r1_rows(h, n0, k), logits = r1_rows(&d->ws->logits, 0, k);
-        r1_tensor live = model_live(m, &logits);
-        int32_t *drawn = d->ints + 3 * k;
-        R1_TRY(ops->matmul_nt(m->dev, &logits, &rows, m->head.weight->weight, NULL, NULL, 0, st));
-        R1_TRY(ops->sample(m->dev, drawn, &live, d->spec.key, d->ints, d->ints + k,
-                           d->ints + 2 * k, &d->spec.sampling, d->ws->logp_scratch, st));
-        R1_TRY(ops->mem_download(m->dev, ids + n0, drawn, k * sizeof(int32_t), st));
-        if (logp != NULL) {
-            r1_tensor lp = r1_rows(&d->ws->vec[0], 0, k), lse = r1_rows(&d->ws->vec[1], 0, k);
-            R1_TRY(ops->logp_fwd(m->dev, &lp, NULL, &lse, &live, drawn, &d->spec.sampling,
-                                 d->ws->logp_scratch, st));
-            R1_TRY(ops->mem_download(m->dev, logp + n0, lp.data, k * sizeof(float), st));
-        }
-    }
-    return R1_OK;
+    decode_batch batch = decode_batch_at(d, rows, rows);
+    return trunk_fwd(d->m, d->ws, batch.ids, &batch.seqs, d->pool.layers, st);
 }
 
 int
@@ -291,10 +233,9 @@ step(r1_decode *d, const step_lists *l, int with_guesses, size_t *gained, r1_sta
     size_t old = 0, n = d->n_slots, rows = list_rows(d, l, with_guesses, &old);
     size_t fed = old < n ? l->seqs[old].row : rows;
     if (old > 0) {
-        r1_seqs dev;
-        const int32_t *ids, *last;
-        R1_TRY(decode_upload(d, l->fed, old, &dev, &ids, &last, st));
-        R1_TRY(trunk_fwd(d->m, d->ws, ids, &dev, d->pool.layers, st));
+        size_t padded = padded_rows(d->m->ops, fed);
+        R1_TRY(decode_upload(d, l->fed, old, padded, padded, st));
+        R1_TRY(part_run(d, R1_PART_TRUNK, trunk_part, padded, st));
     }
     if (old < n) {
         for (size_t j = old; j < n; j++) {
@@ -304,8 +245,7 @@ step(r1_decode *d, const step_lists *l, int with_guesses, size_t *gained, r1_sta
         r1_tensor h = r1_rows(&d->ws->y, fed, n - old);
         R1_TRY(d->m->ops->gather_rows(d->m->dev, &h, &d->hidden, d->ints, st));
     }
-    r1_tensor y = r1_rows(&d->ws->y, 0, rows);
-    R1_TRY(decode_sample(d, &y, l->draws, rows, l->ids, l->logp, st));
+    R1_TRY(decode_sample(d, l->draws, rows, l->ids, l->logp, st));
     accept(d, l, n);
     if (d->spec.speculative) {
         R1_TRY(drafts_make(d, l->seqs, n, l->ids, st));
@@ -341,6 +281,9 @@ r1_decode_run(r1_decode *d, size_t tokens, size_t *live, r1_status *st)
     r1_code code = workspace_reserve(d->m, d->ws, d->rows, slots + 1, 0, 0, R1_KEEP_NONE, st);
     if (l.seqs == NULL || l.fed == NULL || l.draws == NULL || l.ids == NULL || l.logp == NULL) {
         code = R1_FAIL(st, R1_ENOMEM, "out of memory for a decode step of %zu slots", slots);
+    }
+    if (code == R1_OK) {
+        graphs_check(d);
     }
     for (size_t left = tokens, gained = 1; code == R1_OK && left > 0; left -= gained) {
         code = admit(d, st);

@@ -1,4 +1,5 @@
-/* decode.h - a decode session: what decode_open.c sizes, decode.c runs and speculate.c guesses for. */
+/* decode.h - a decode session: what decode_open.c sizes, decode.c runs, graphs.c records and speculate.c
+ * guesses for. */
 #ifndef R1_DECODE_H
 #define R1_DECODE_H
 
@@ -29,6 +30,20 @@ typedef struct {
     int32_t *host, *ints; /* (rows) rows of hidden states to go on from: host and device */
 } r1_drafts;
 
+/* The parts of a step that are recorded: see graphs.c. */
+typedef enum { R1_PART_TRUNK, R1_PART_DRAW, R1_PART_MODULE, R1_PART_GUESS, R1_PARTS } decode_part;
+
+typedef struct {
+    int ran;         /* its ops have run, one by one */
+    r1_graph *graph; /* NULL: not recorded */
+} r1_recorded;
+
+typedef struct {
+    size_t sizes;
+    r1_recorded *parts;  /* (R1_PARTS, sizes); NULL: the backend has no graphs */
+    const void *know[3]; /* what they were recorded with: device, workspace, rotary table */
+} r1_graphs;
+
 struct r1_decode {
     r1_model *m;
     r1_decode_spec spec;
@@ -45,7 +60,9 @@ struct r1_decode {
     size_t n_ints, rows;              /* rows: of the largest batch */
     void *hidden_memory;
     r1_tensor hidden;                 /* (P, C) last hidden state of each prompt */
+    int32_t spare;                    /* KV block of rows that pad a step */
     r1_drafts drafts;
+    r1_graphs graphs;
 };
 
 /* n tokens of one sequence, the first at position pos0, and its block table. */
@@ -66,12 +83,17 @@ typedef struct {
     const int32_t *table;
 } step_seq;
 
-/* The integers of B sequences, as one batch, go to the device. last: (B) last row of each. */
-r1_code decode_upload(r1_decode *d, const batch_seq *seqs, size_t B, r1_seqs *out,
-                      const int32_t **ids, const int32_t **last, r1_status *st);
-/* Draws a token for each of the n rows of h, into ids and logp; logp NULL: not wanted. */
-r1_code decode_sample(r1_decode *d, const r1_tensor *h, const draw *which, size_t n, int32_t *ids,
-                      float *logp, r1_status *st);
+/* Where the integers of a batch of B sequences and N rows lie on the device, always the same places. */
+typedef struct {
+    r1_seqs seqs;
+    const int32_t *ids, *last; /* (N) tokens; (B) last row of each sequence */
+} decode_batch;
+decode_batch decode_batch_at(const r1_decode *d, size_t B, size_t N);
+/* The n sequences go there; rows up to N are padding, sequences up to B have one of those or none. */
+r1_code decode_upload(r1_decode *d, const batch_seq *seqs, size_t n, size_t B, size_t N, r1_status *st);
+/* Draws a token for each of the first n rows of ws->y, into ids and logp; logp NULL: guesses, of ws->hm. */
+r1_code decode_sample(r1_decode *d, const draw *which, size_t n, int32_t *ids, float *logp,
+                      r1_status *st);
 int decode_is_stop(const r1_decode *d, int32_t id);
 
 /* speculate.c: the memory of d->drafts, what it takes, and the two places where decode.c calls it. */
@@ -83,6 +105,15 @@ r1_code drafts_prefill(r1_decode *d, size_t p0, size_t p1, r1_status *st);
 /* Guesses the token after those that the sequences of a step keep; ids: all draws of the step. */
 r1_code drafts_make(r1_decode *d, const step_seq *seqs, size_t n, const int32_t *ids,
                     r1_status *st);
+
+/* graphs.c: rows that a step computes where `rows` are wanted; a session of steps of so many; what a
+ * session's run begins with; a part, whose ops depend on rows alone. */
+typedef r1_code (*part_body)(r1_decode *d, size_t rows, r1_status *st);
+size_t padded_rows(const r1_ops *ops, size_t rows);
+r1_code graphs_open(r1_decode *d, size_t rows, r1_status *st);
+void graphs_close(r1_decode *d);
+void graphs_check(r1_decode *d);
+r1_code part_run(r1_decode *d, decode_part part, part_body body, size_t rows, r1_status *st);
 
 /* How a session is sized: the longest prompt, blocks of a sequence, slots wanted. */
 typedef struct {

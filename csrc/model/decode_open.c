@@ -68,12 +68,14 @@ decode_size(const r1_model *m, size_t sequences, size_t tokens, size_t longest, 
     slots = slots < sequences ? slots : sequences;
     slots = slots < fit ? slots : fit;
     slots = slots > 0 ? slots : 1;
+    size_t step = padded_rows(m->ops, rows_a_slot * slots), seqs = step > slots ? step : slots + 1;
     size_t rows = longest > PREFILL_ROWS ? longest : PREFILL_ROWS;
     rows = rows < tokens ? rows : tokens;
-    rows = rows > rows_a_slot * slots ? rows : rows_a_slot * slots;
-    /* Every slot holds a sequence, and a prompt of its own at worst; one more prompt may wait. */
-    return (r1_decode_size){slots, (slots + 1) * per_slot, rows,
-                            4 * rows + (3 + max_blocks) * (slots + 1) + 4 * slots + 1};
+    rows = rows > step ? rows : step;
+    /* Every slot holds a sequence, and a prompt of its own at worst; one more prompt may wait. And rows
+     * that pad a step have a block. */
+    return (r1_decode_size){slots, (slots + 1) * per_slot + (m->ops->graph_begin != NULL), rows,
+                            3 * rows + (3 + max_blocks) * seqs + 1};
 }
 
 static r1_code
@@ -110,7 +112,12 @@ device_open(r1_decode *d, r1_status *st)
     if (s->speculative) {
         R1_TRY(drafts_open(d, st));
     }
-    return kvpool_open(&d->pool, m, m->config.L + (size_t)s->speculative, size.blocks, st);
+    R1_TRY(graphs_open(d, s->slots * (s->speculative ? 2 : 1), st));
+    R1_TRY(kvpool_open(&d->pool, m, m->config.L + (size_t)s->speculative, size.blocks, st));
+    if (d->graphs.parts != NULL) {
+        kvpool_take(&d->pool, &d->spare, 1);
+    }
+    return R1_OK;
 }
 
 r1_code
@@ -154,6 +161,7 @@ r1_decode_close(r1_decode *d)
     for (size_t i = 0; d->slots != NULL && i < d->spec.slots; i++) {
         r1_free(d->slots[i].table);
     }
+    graphs_close(d);
     kvpool_close(&d->pool, d->m);
     drafts_close(d);
     if (d->ints != NULL) {

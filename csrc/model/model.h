@@ -7,6 +7,7 @@
  *   rope.c    cos and sin of positions
  *   micro.c   sequences -> one packed micro-batch   score.c  the scalar head of reward models
  *   update.c  norm, clip, AdamW, router bias        decode.c sampling (decode_open.c, kvpool.c)
+ *             (its batches: decode_batch.c)        graphs.c  steps recorded where a backend can
  *   plan.c    bytes of all this, nothing allocated  speculate.c drafts of the MTP module
  *
  * What these files share with each other alone is internal.h.

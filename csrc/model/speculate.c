@@ -14,6 +14,8 @@
  * The module's past is one more layer of the KV blocks: position i is written once token i + 1 is
  * known, a prompt's last one by each generation. A guess waits in d->ids behind the last token.
  */
+#include <string.h>
+
 #include "decode.h"
 
 size_t
@@ -50,26 +52,38 @@ drafts_close(r1_decode *d)
     r1_free(d->drafts.host);
 }
 
-/* The module on B sequences: tokens are those AFTER the rows, whose hidden states are the rows of
- * ws->y that drafts.host names. *z: its output; *last: device, last row of each sequence. */
+/* Which rows of ws->y the module goes on from, N with its padding. */
 static r1_code
-module_fwd(r1_decode *d, const batch_seq *seqs, size_t B, r1_tensor *z, const int32_t **last,
-           r1_status *st)
+upload_rows(r1_decode *d, size_t N, r1_status *st)
+{
+    return d->m->ops->mem_upload(d->m->dev, d->drafts.ints, d->drafts.host, N * sizeof(int32_t), st);
+}
+
+/* The module on the batch of B sequences, N rows, that was uploaded: tokens are those AFTER the rows, whose
+ * hidden states are the rows of ws->y that drafts.ints names. *z: its output. */
+static r1_code
+module_fwd(r1_decode *d, size_t B, size_t N, r1_tensor *z, r1_status *st)
 {
     r1_model *m = d->m;
     r1_drafts *s = &d->drafts;
-    r1_seqs dev;
-    const int32_t *next;
-    R1_TRY(decode_upload(d, seqs, B, &dev, &next, last, st));
-    r1_mtp io = mtp_view(&s->io, dev.N);
-    r1_acts a = acts_view(&d->ws->acts[0], dev.N, m->config.K);
-    r1_temps t = temps_view(&d->ws->t, dev.N, B, m->config.K);
+    decode_batch batch = decode_batch_at(d, B, N);
+    r1_mtp io = mtp_view(&s->io, N);
+    r1_acts a = acts_view(&d->ws->acts[0], N, m->config.K);
+    r1_temps t = temps_view(&d->ws->t, N, B, m->config.K);
     a.s0 = io.x;
     m->temps = &d->ws->t; /* no trunk ran before it where all sequences are fresh */
-    R1_TRY(m->ops->mem_upload(m->dev, s->ints, s->host, dev.N * sizeof *s->ints, st));
     R1_TRY(m->ops->gather_rows(m->dev, &io.y, &d->ws->y, s->ints, st)); /* read before z is there */
     *z = io.y;
-    return mtp_fwd(m, &io, &io.y, next, &a, &t, &d->pool.layers[m->config.L], &dev, st);
+    return mtp_fwd(m, &io, &io.y, batch.ids, &a, &t, &d->pool.layers[m->config.L], &batch.seqs, st);
+}
+
+/* The module on a step's batch, and the last row of each sequence to ws->hm. */
+static r1_code
+module_part(r1_decode *d, size_t rows, r1_status *st)
+{
+    r1_tensor z, h = r1_rows(&d->ws->hm, 0, rows);
+    R1_TRY(module_fwd(d, rows, rows, &z, st));
+    return d->m->ops->gather_rows(d->m->dev, &h, &z, decode_batch_at(d, rows, rows).last, st);
 }
 
 r1_code
@@ -91,10 +105,14 @@ drafts_prefill(r1_decode *d, size_t p0, size_t p1, r1_status *st)
         }
     }
     r1_tensor z;
-    const int32_t *last;
-    r1_code code = B > 0 ? module_fwd(d, seqs, B, &z, &last, st) : R1_OK;
+    r1_code code = B > 0 ? decode_upload(d, seqs, B, B, N, st) : R1_OK;
     r1_free(seqs);
-    return code;
+    R1_TRY(code);
+    if (B == 0) {
+        return R1_OK;
+    }
+    R1_TRY(upload_rows(d, N, st));
+    return module_fwd(d, B, N, &z, st);
 }
 
 r1_code
@@ -123,15 +141,12 @@ drafts_make(r1_decode *d, const step_seq *kept, size_t n, const int32_t *ids, r1
         }
     }
     if (B > 0) {
-        r1_tensor z, h = r1_rows(&d->ws->hm, 0, B);
-        const int32_t *last;
-        code = module_fwd(d, seqs, B, &z, &last, st);
-        if (code == R1_OK) {
-            code = d->m->ops->gather_rows(d->m->dev, &h, &z, last, st);
-        }
-        if (code == R1_OK) {
-            code = decode_sample(d, &h, draws, B, guess, NULL, st);
-        }
+        size_t rows = padded_rows(d->m->ops, N);
+        memset(d->drafts.host + N, 0, (rows - N) * sizeof *d->drafts.host);
+        code = decode_upload(d, seqs, B, rows, rows, st);
+        code = code == R1_OK ? upload_rows(d, rows, st) : code;
+        code = code == R1_OK ? part_run(d, R1_PART_MODULE, module_part, rows, st) : code;
+        code = code == R1_OK ? decode_sample(d, draws, B, guess, NULL, st) : code;
     }
     for (size_t j = 0; code == R1_OK && j < n; j++) {
         d->seqs[kept[j].seq].guessed = 0;

@@ -10,6 +10,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <functional>
 #include <tuple>
 #include <type_traits>
 
@@ -272,7 +273,7 @@ atomicCAS(T *p, T expected, T value)
     return old;
 }
 
-/* ---- the runtime (memory.cpp) ---- */
+/* ---- the runtime (memory.cpp; streams and graphs: graph.cpp) ---- */
 
 enum cudaError_t {
     cudaSuccess,
@@ -280,7 +281,9 @@ enum cudaError_t {
     cudaErrorMemoryAllocation,
     cudaErrorNotReady,
     cudaErrorInvalidDevice,
-    cudaErrorLaunchFailure
+    cudaErrorLaunchFailure,
+    cudaErrorStreamCaptureUnsupported,
+    cudaErrorStreamCaptureInvalidated
 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 enum cudaDeviceAttr {
@@ -291,8 +294,10 @@ enum cudaDeviceAttr {
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum { cudaStreamNonBlocking = 1, cudaHostRegisterDefault = 0 };
 enum { cudaEventDisableTiming = 2 };
+enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal = 1 };
 typedef struct emulated_stream *cudaStream_t;
 typedef struct emulated_event *cudaEvent_t;
+typedef struct emulated_graph *cudaGraph_t, *cudaGraphExec_t;
 
 struct cudaDeviceProp {
     char name[256];
@@ -315,6 +320,12 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags);
 cudaError_t cudaEventDestroy(cudaEvent_t event);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long flags);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
 cudaError_t cudaMemGetInfo(size_t *left, size_t *total);
 cudaError_t cudaMalloc(void **p, size_t bytes);
 cudaError_t cudaFree(void *p);
@@ -386,20 +397,26 @@ struct emulated_call {
     }
 };
 
+/* Does work, or notes it down if the stream records. */
+cudaError_t emulated_do(cudaStream_t stream, const std::function<cudaError_t()> &work);
+
 template <class... Params, class... Args>
 static cudaError_t
-emulate(int device, const char *name, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared,
-        Args... args)
+emulate(cudaStream_t stream, int device, const char *name, void (*kernel)(Params...), dim3 grid, dim3 block,
+        size_t shared, Args... args)
 {
-    emulated_call<Params...> call = {kernel, std::tuple<Params...>(args...)};
-    bool good = std::apply([](const auto &...each) { return (emulated_good(each) && ...); }, call.args);
-    if (!good) {
-        return emulated_failure("a pointer among its arguments is no memory of the device");
-    }
-    emulated_unlock();
-    const char *why = emulated_run(device, name, grid, block, shared, call.run, &call);
-    emulated_lock();
-    return why != NULL ? emulated_failure(why) : cudaSuccess;
+    emulated_call<Params...> given = {kernel, std::tuple<Params...>(args...)};
+    return emulated_do(stream, [=]() {
+        emulated_call<Params...> call = given;
+        bool good = std::apply([](const auto &...each) { return (emulated_good(each) && ...); }, call.args);
+        if (!good) {
+            return emulated_failure("a pointer among its arguments is no memory of the device");
+        }
+        emulated_unlock();
+        const char *why = emulated_run(device, name, grid, block, shared, call.run, &call);
+        emulated_lock();
+        return why != NULL ? emulated_failure(why) : cudaSuccess;
+    });
 }
 
 #endif

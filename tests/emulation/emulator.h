@@ -63,10 +63,16 @@ bool emulated_reachable(const void *p, size_t bytes);
 /* Between these two the host may touch device memory; they nest, and keep other threads out. */
 void emulated_unlock();
 void emulated_lock();
+bool emulated_broken();
 /* For tests, which call them through ctypes. From now on every call fails, as after a kernel that read a
  * wrong address; false: no longer. A GPU's memory is so many bytes, at most what it is by nature. */
 #define FOR_TESTS extern "C" __attribute__((visibility("default")))
 FOR_TESTS void emulated_break(bool broken);
 FOR_TESTS void emulated_limit(size_t bytes);
+
+/* ---- graph.cpp ---- */
+
+/* Does this thread record? What it has asked for then spoils its graph. */
+bool emulated_spoils();
 
 #endif

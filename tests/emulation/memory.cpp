@@ -114,11 +114,20 @@ emulated_limit(size_t bytes)
     capacity = bytes < CAPACITY ? bytes : CAPACITY;
 }
 
+bool
+emulated_broken()
+{
+    return broken;
+}
+
 cudaError_t
 cudaMalloc(void **p, size_t bytes)
 {
     std::lock_guard<std::recursive_mutex> hold(guard);
     *p = NULL;
+    if (emulated_spoils()) {
+        return cudaErrorStreamCaptureUnsupported;
+    }
     if (bytes > capacity || taken > capacity || rounded(bytes) > capacity - taken) {
         return cudaErrorMemoryAllocation;
     }
@@ -154,6 +163,9 @@ cudaFree(void *p)
     if (p == NULL) {
         return cudaSuccess;
     }
+    if (emulated_spoils()) {
+        return cudaErrorStreamCaptureUnsupported;
+    }
     auto one = given.find((char *)p);
     if (one == given.end()) {
         return cudaErrorInvalidValue;
@@ -174,6 +186,9 @@ cudaFree(void *p)
 cudaError_t
 cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t)
 {
+    if (emulated_spoils()) { /* a GPU would note the host's address, which means nothing later */
+        return cudaErrorStreamCaptureUnsupported;
+    }
     open_memory access;
     const char *device = (const char *)(kind == cudaMemcpyDeviceToHost ? from : to);
     bool other = kind != cudaMemcpyDeviceToDevice || find(given, (const char *)from, bytes) != NULL;
@@ -185,19 +200,21 @@ cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, c
 }
 
 cudaError_t
-cudaMemset2DAsync(void *p, size_t pitch, int value, size_t width, size_t height, cudaStream_t)
+cudaMemset2DAsync(void *p, size_t pitch, int value, size_t width, size_t height, cudaStream_t stream)
 {
-    open_memory access;
-    if (width == 0 || height == 0) {
+    return emulated_do(stream, [=]() {
+        open_memory access;
+        if (width == 0 || height == 0) {
+            return cudaSuccess;
+        }
+        if (!emulated_reachable(p, (height - 1) * pitch + width)) {
+            return cudaErrorInvalidValue;
+        }
+        for (size_t y = 0; y < height; y++) {
+            memset((char *)p + y * pitch, value, width);
+        }
         return cudaSuccess;
-    }
-    if (!emulated_reachable(p, (height - 1) * pitch + width)) {
-        return cudaErrorInvalidValue;
-    }
-    for (size_t y = 0; y < height; y++) {
-        memset((char *)p + y * pitch, value, width);
-    }
-    return cudaSuccess;
+    });
 }
 
 cudaError_t
@@ -287,30 +304,4 @@ const char *
 cudaGetErrorString(cudaError_t error)
 {
     return error == cudaErrorLaunchFailure && explained ? reason.c_str() : "an emulated error";
-}
-
-cudaError_t
-cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned)
-{
-    static char one;
-    *stream = (cudaStream_t)&one;
-    return cudaSuccess;
-}
-
-cudaError_t
-cudaStreamDestroy(cudaStream_t)
-{
-    return cudaSuccess;
-}
-
-cudaError_t
-cudaStreamSynchronize(cudaStream_t)
-{
-    return broken ? cudaErrorLaunchFailure : cudaSuccess;
-}
-
-cudaError_t
-cudaStreamQuery(cudaStream_t)
-{
-    return broken ? cudaErrorLaunchFailure : cudaSuccess;
 }

@@ -221,6 +221,95 @@ probe_fresh(int device, const float *in, float *out, size_t count)
     });
 }
 
+/* ---- graphs ---- */
+
+static __global__ void
+twice_kernel(float *out, const float *in)
+{
+    out[threadIdx.x] = 2.0f * in[threadIdx.x];
+}
+
+/* out: twice what `in` holds when the graph runs, four numbers; then what was there when it was recorded. */
+PROBE
+probe_graph(int device, const float *in, float *out, size_t count)
+{
+    return run_probe(device, in, out, count, [](r1_dev *dev, float *from, float *to, size_t, r1_status *st) {
+        r1_graph *graph = NULL;
+        void *scratch;
+        int stale = 0, later = 0;
+        R1_TRY(dev_scratch(dev, &scratch, 64, st));
+        R1_TRY(CUDA(graph_begin)(dev, st));
+        R1_TRY(dev_scratch(dev, &scratch, 64, st));
+        R1_TRY(LAUNCH(dev, st, twice_kernel, 1, 4, 0, to, (const float *)from));
+        R1_TRY(CUDA(graph_end)(dev, &graph, st));
+        R1_TRY(LAUNCH(dev, st, twice_kernel, 1, 4, 0, to + 4, (const float *)to));
+        for (int run = 0; run < 3; run++) { /* each finds what the one before has left */
+            R1_TRY(CUDA(graph_run)(dev, graph, &stale, st));
+            R1_TRY(LAUNCH(dev, st, twice_kernel, 1, 4, 0, from, (const float *)to));
+        }
+        R1_TRY(dev_scratch(dev, &scratch, 4096, st));
+        R1_TRY(CUDA(graph_run)(dev, graph, &later, st));
+        CUDA(graph_close)(dev, graph);
+        return stale == 0 && later == 1 ? R1_OK : R1_FAIL(st, R1_EINVAL, "stale is %d, then %d", stale, later);
+    });
+}
+
+/* What cannot be recorded says so; the device goes on as if nothing had happened. */
+static r1_code
+refused(r1_dev *dev, float *from, float *to, r1_status *st, r1_code (*what)(r1_dev *, float *, r1_status *))
+{
+    r1_graph *graph = NULL;
+    R1_TRY(CUDA(graph_begin)(dev, st));
+    r1_code code = what(dev, to, st);
+    (void)CUDA(graph_end)(dev, &graph, NULL);
+    CUDA(graph_close)(dev, graph);
+    r1_code after = LAUNCH(dev, NULL, twice_kernel, 1, 4, 0, to, (const float *)from);
+    return after == R1_OK ? code : R1_FAIL(st, R1_EINVAL, "nothing works after it");
+}
+
+PROBE
+probe_graph_upload(int device, const float *in, float *out, size_t count)
+{
+    return run_probe(device, in, out, count, [](r1_dev *dev, float *from, float *to, size_t, r1_status *st) {
+        return refused(dev, from, to, st, [](r1_dev *d, float *p, r1_status *s) {
+            return CUDA(mem_upload)(d, p, &d->ordinal, sizeof d->ordinal, s);
+        });
+    });
+}
+
+PROBE
+probe_graph_download(int device, const float *in, float *out, size_t count)
+{
+    return run_probe(device, in, out, count, [](r1_dev *dev, float *from, float *to, size_t, r1_status *st) {
+        return refused(dev, from, to, st, [](r1_dev *d, float *p, r1_status *s) {
+            float host;
+            return CUDA(mem_download)(d, &host, p, sizeof host, s);
+        });
+    });
+}
+
+PROBE
+probe_graph_scratch(int device, const float *in, float *out, size_t count)
+{
+    return run_probe(device, in, out, count, [](r1_dev *dev, float *from, float *to, size_t, r1_status *st) {
+        return refused(dev, from, to, st, [](r1_dev *d, float *, r1_status *s) {
+            void *p;
+            return dev_scratch(d, &p, 64, s);
+        });
+    });
+}
+
+PROBE
+probe_graph_alloc(int device, const float *in, float *out, size_t count)
+{
+    return run_probe(device, in, out, count, [](r1_dev *dev, float *from, float *to, size_t, r1_status *st) {
+        return refused(dev, from, to, st, [](r1_dev *d, float *, r1_status *s) {
+            void *p = CUDA(mem_alloc)(d, 64);
+            return p == NULL ? R1_FAIL(s, R1_ENOMEM, "nothing is allocated while ops are recorded") : R1_OK;
+        });
+    });
+}
+
 /* A kernel goes wrong while it runs: the next synchronisation says so, then every call. */
 PROBE
 probe_lost(int device, const float *in, float *out, size_t count)
