@@ -80,7 +80,10 @@ def test_nothing_imports_what_is_forbidden(name):
 
 
 def test_nothing_evaluates_text():
-    for file in FILES:
+    """But the process inside the sandbox, which is there to run programs."""
+    warden = PACKAGE / "verifiers" / "warden.py"
+    assert warden in FILES and not any("warden" in name for file in FILES for name in imports(file))
+    for file in set(FILES) - {warden}:
         calls = {node.func.id for node in ast.walk(ast.parse(file.read_text("utf-8")))
                  if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
         assert not calls & {"eval", "exec", "compile", "__import__"}, file

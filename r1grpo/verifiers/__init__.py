@@ -15,6 +15,7 @@ import re
 from collections.abc import Sequence
 
 from .answers import exact_number, gold_problem, gold_problems, same_answer
+from .code import verify_code
 from .extract import final_answer, last_box
 from .latex import spelling
 from .mathematics import math_verify_slow, verify_answer, verify_math
@@ -25,8 +26,8 @@ from .verdict import CORRECT, MISSING, NUMBERS, UNPARSED, WRONG, Verdict
 __all__ = ["Verdict", "VerifierPool", "apply_operator", "chain_value", "exact_number",
            "final_answer", "gold_problem", "gold_problems", "last_box", "math_verify_slow", "parse_chain",
            "same_answer", "spelling", "verify", "verify_answer", "verify_arithmetic",
-           "verify_choice", "verify_countdown", "verify_equation", "verify_logic", "verify_math",
-           "verify_string"]
+           "verify_choice", "verify_code", "verify_countdown", "verify_equation", "verify_logic",
+           "verify_math", "verify_string"]
 
 MAX_ANSWER_CHARACTERS = 200
 _TOKEN = re.compile(r"\s*(?:([0-9]{1,9})|([-+*]))\s*")

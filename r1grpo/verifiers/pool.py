@@ -389,10 +389,11 @@ def _verdict(found: dict[str, Any]) -> Any:
     """JSON's dict, or the Verdict that worker.py wrote as one."""
     if found.keys() != {"__verdict__"}:
         return found
-    correct, reason, detail = found["__verdict__"]
-    if not (isinstance(correct, bool) and isinstance(reason, str) and isinstance(detail, str)):
+    correct, reason, detail, share = found["__verdict__"]
+    if not (isinstance(correct, bool) and isinstance(reason, str) and isinstance(detail, str)
+            and (share is None or isinstance(share, float))):
         raise ValueError(f"a Verdict of {found['__verdict__']!r}"[:200])
-    return Verdict(correct, reason, detail)
+    return Verdict(correct, reason, detail, share)
 
 
 def _end_all(workers: list[_Worker], pid: int) -> None:

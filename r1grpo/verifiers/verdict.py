@@ -23,12 +23,13 @@ FAILURES = ("timeout", "crash", "error")
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an answer is right, and why. detail: more about it for people; two verdicts that differ
-    in it alone are equal."""
+    """Whether an answer is right, and why. detail: more about it for people; share: of a program's
+    tests that pass, where it was asked for. Two verdicts that differ in these alone are equal."""
 
     correct: bool
     reason: str
     detail: str = field(default="", compare=False)
+    share: float | None = field(default=None, compare=False)
 
     @property
     def failed(self) -> bool:

@@ -106,7 +106,7 @@ def plain(value: Any) -> Any:
     from r1grpo.verifiers.verdict import Verdict
 
     if isinstance(value, Verdict):
-        return {"__verdict__": [value.correct, value.reason, value.detail]}
+        return {"__verdict__": [value.correct, value.reason, value.detail, value.share]}
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"returned {type(value).__name__}; a result is a Verdict or plain data")

@@ -1,0 +1,167 @@
+"""code_tests.py - the tests of a program: read, taken apart, compared with what came out.
+
+    {"input": text, "output": text}                          standard input, expected standard output
+    {"function": name, "args": [...], "kwargs": {...}, "expected": value}       (kwargs may be left out)
+    "assert f(2) == 4"                                       Python text that raises where f is wrong
+
+Text that is nothing but `assert name(literals) == literal` is taken apart into calls and expected
+values. Other text becomes a Script: it runs in a sandbox of its own, in which the functions that it
+does not define itself are stand-ins that ask the program's. Either way an expected value is never where
+the program is, and what the program answers is plain data (plain_values.py).
+
+Output is compared line by line, white space at the ends of lines and empty lines at the end aside. In a
+line that differs, numbers that the test writes with a point or an exponent are compared as floats.
+Knows nothing about processes.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from .plain_values import close, render, same
+
+_FLOAT = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_FORMS = ('{"input", "output"}, {"function", "args", "expected"} or Python text; see '
+          "r1grpo/verifiers/code_tests.py")
+
+
+class InputOutput(NamedTuple):
+    """A run of the whole program."""
+
+    input: str
+    output: str
+
+    def passes(self, data: bytes) -> bool:
+        """Whether this is the output that was expected."""
+        try:
+            return same_output(data.decode("utf-8"), self.output)
+        except UnicodeDecodeError:
+            return False
+
+
+class FunctionCall(NamedTuple):
+    """A call. tuples_are_lists: the expected value comes from JSON, which has no tuples."""
+
+    function: str
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    expected: Any
+    tuples_are_lists: bool
+
+    def passes(self, value: Any) -> bool:
+        """Whether this is the value that was expected."""
+        return same(value, self.expected, self.tuples_are_lists)
+
+
+class Script(NamedTuple):
+    """Python text, and the names in it that the program is to define."""
+
+    text: str
+    names: tuple[str, ...]
+
+
+Test = InputOutput | FunctionCall | Script
+
+
+def read_tests(tests: Sequence[Any], language: str = "python") -> list[Test]:
+    """The tests of a row of data. ValueError with the number of the one that is none, so call it on
+    all data before a run."""
+    if isinstance(tests, (str, Mapping)) or not tests:
+        raise ValueError("tests: a list of at least one test")
+    found: list[Test] = []
+    for i, test in enumerate(tests):
+        try:
+            found += _read(test)
+        except (ValueError, TypeError, SyntaxError, RecursionError) as error:
+            raise ValueError(f"tests[{i}]: {error}") from None
+    if language != "python" and not all(isinstance(one, InputOutput) for one in found):
+        raise ValueError(f"tests: a {language} program is tested by input and output alone")
+    return found
+
+
+def _read(test: Any) -> list[Test]:
+    if isinstance(test, str):
+        return _split(test)
+    if isinstance(test, Mapping) and test.keys() == {"input", "output"}:
+        if isinstance(test["input"], str) and isinstance(test["output"], str):
+            return [InputOutput(test["input"], test["output"])]
+        raise ValueError("input and output are text")
+    if isinstance(test, Mapping) and {"function", "args", "expected"} <= test.keys() <= {
+            "function", "args", "kwargs", "expected"}:
+        call = FunctionCall(test["function"], test["args"], test.get("kwargs", {}), test["expected"], True)
+        if not isinstance(call.function, str) or not isinstance(call.args, (list, tuple)) or not isinstance(
+                call.kwargs, Mapping) or not all(isinstance(name, str) for name in call.kwargs):
+            raise ValueError("function is a name, args a list, kwargs a dict of names")
+        render([call.args, dict(call.kwargs), call.expected])  # plain values, or TypeError
+        return [call]
+    raise ValueError(f"expected {_FORMS}")
+
+
+def _split(text: str) -> list[Test]:
+    tree = ast.parse(text)
+    if not tree.body:
+        raise ValueError("no test in this text")
+    calls = [_assertion(statement) for statement in tree.body]
+    return calls if all(calls) else [Script(text, _missing_names(tree))]
+
+
+def _assertion(statement: ast.stmt) -> FunctionCall | None:
+    """assert f(literals) == literal, as a call; None for any other statement."""
+    match statement:
+        case ast.Assert(test=ast.Compare(left=ast.Call(func=ast.Name(id=name), args=args, keywords=keywords),
+                                         ops=[ast.Eq()], comparators=[expected])
+                        ) if all(one.arg for one in keywords):  # no **
+            try:
+                return FunctionCall(name, [ast.literal_eval(one) for one in args],
+                                    {str(one.arg): ast.literal_eval(one.value) for one in keywords},
+                                    ast.literal_eval(expected), False)
+            except (ValueError, TypeError):
+                return None
+    return None
+
+
+def _missing_names(tree: ast.Module) -> tuple[str, ...]:
+    """Names that a text reads and nobody in it makes."""
+    made, read = set(dir(builtins)), set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name, ctx=ast.Load()):
+                read.add(name)
+            case ast.Name(id=name) | ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.arg(arg=name):
+                made.add(name)
+            case ast.alias(name=name, asname=other):
+                made.add(other or name.partition(".")[0])
+            case ast.ExceptHandler(name=str(name)):
+                made.add(name)
+    return tuple(sorted(read - made))
+
+
+def same_output(got: str, want: str) -> bool:
+    """Whether a text is the expected output, see the head of the file."""
+    ours, theirs = _lines(got), _lines(want)
+    return len(ours) == len(theirs) and all(map(_same_line, ours, theirs))
+
+
+def _lines(text: str) -> list[str]:
+    return [line.rstrip() for line in text.rstrip().split("\n")]
+
+
+def _same_line(got: str, want: str) -> bool:
+    if got == want:
+        return True
+    ours, theirs = got.split(), want.split()
+    return len(ours) == len(theirs) and all(map(_same_word, ours, theirs))
+
+
+def _same_word(got: str, want: str) -> bool:
+    if got == want:
+        return True
+    if len(got) > 100 or not _FLOAT.fullmatch(want) or not _NUMBER.fullmatch(got):
+        return False
+    return math.isfinite(float(got)) and close(float(got), float(want))
