@@ -10,6 +10,7 @@ Ids are random but the same for all. Knows no library.
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -93,3 +94,10 @@ def works(quick: bool = False) -> list[Work]:
 def reward(completion_ids: Any) -> list[float]:
     """The share of even tokens: groups differ, and it costs nothing."""
     return [float(np.mean(np.asarray(ids) % 2 == 0)) for ids in completion_ids]
+
+
+def slow_reward(prompts: Any, completions: Any, completion_ids: Any, *, seconds: float = 0.0,
+                **columns: Any) -> list[float]:
+    """The same after a wait for each completion."""
+    time.sleep(seconds * len(completion_ids))
+    return reward(completion_ids)

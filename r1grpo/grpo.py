@@ -53,6 +53,7 @@ from .trainer import (Callback, Trainer, check_length, data_order, fingerprint, 
 from .verifiers import VerifierPool
 
 Row = dict[str, Any]
+Logprobs = list[NDArray[np.float32]]
 Dataset = Sequence[Row] | Callable[[int], Sequence[Row]]
 
 _THEIRS = {  # arguments of TRL's trainer that are not here, and what is
@@ -83,7 +84,7 @@ class Batch:
     failures: FailureWindow  # of verifiers, this rollout included
     position: int = 0  # mini-batches done
     flops: float = 0.0  # operations of sampling
-    reference: list[NDArray[np.float32]] | None = None  # (n) log-probs of the reference, once made
+    reference: Logprobs | None = None  # (n) of the reference, once made
 
     def mini_batches(self, seed: int, count: int) -> list[NDArray[np.int64]]:
         """The random split of the rollout: a function of (seed, step)."""
@@ -184,8 +185,8 @@ class GRPOTrainer(Trainer):
         indices, sampled, judged = [], [], []
         for attempt in range(args.max_num_gen_batches if args.filter_zero_std_samples else 1):
             chosen = data_order(len(rows), args.seed, cursor, wanted - found, args.shuffle_dataset)
-            completions, scores = self._sample_and_score(attempt, [rows[i] for i in chosen],
-                                                         range(drawn, drawn + len(chosen)))
+            completions, scores, reference = self._sample_and_score(
+                attempt, [rows[i] for i in chosen], range(drawn, drawn + len(chosen)))
             failures = failures.add(scores, args.num_generations)
             self.verdicts.write(self.step, attempt, completions, scores)
             cursor, drawn = cursor + len(chosen), drawn + len(chosen)
@@ -210,7 +211,8 @@ class GRPOTrainer(Trainer):
                      {name: [reasons[i] for i in flat] for name, reasons in scores.reasons.items()},
                      self._compare(parts), metrics, cursor, failures,
                      flops=sampling_flops(self.model.config, [*map(len, everything.prompt_ids)],
-                                          [*map(len, everything.completion_ids)]))
+                                          [*map(len, everything.completion_ids)]),
+                     reference=reference)
 
     def _compare(self, parts: NDArray[np.float64]) -> NDArray[np.float32]:
         """Advantages (n) of rewards by part (n, parts)."""
@@ -246,25 +248,24 @@ class GRPOTrainer(Trainer):
                        list(sample_ids), tell)
 
     def _sample_and_score(self, attempt: int, rows: Sequence[Row], sample_ids: range
-                          ) -> tuple[Completions, Scores]:
-        """A rollout and its verdicts; a resumed run replays those that are on disk."""
+                          ) -> tuple[Completions, Scores, Logprobs | None]:
+        """A rollout and its verdicts; a resumed run replays those that are on disk. While pooled
+        functions are waited for, the reference scores it, where all of it will be trained on."""
         prompts, size = [self._prompt(row, "a row") for row in rows], self.args.num_generations
         with self.rewards.judging(rows, prompts, size) as judging:
             early = judging.pooled and not self.verdicts.foresees(self.step, attempt)
-            completions = self._sample(prompts, size, self.step, sample_ids,
-                                       judging.begin if early else None)
-            known = self.verdicts.recall(self.step, attempt, completions)
-            return completions, known or judging.finish(completions)
+            done = self._sample(prompts, size, self.step, sample_ids, judging.begin if early else None)
+            known, reference = self.verdicts.recall(self.step, attempt, done), None
+            if early and not self.args.filter_zero_std_samples:
+                reference = self._reference_logprobs(done)
+            return done, known or judging.finish(done), reference
 
-    def _reference_logprobs(self, batch: Batch) -> list[NDArray[np.float32]] | None:
-        """Log-probs of the rollout's completions under the reference (n), made once and made again
-        after the reference has moved or a run was resumed; None without one."""
-        if self.args.beta > 0 and batch.reference is None:
-            done = batch.completions
-            logprobs = self.reference.logprobs if self.reference else self.model.base_logprobs
-            batch.reference = logprobs(done.prompt_ids, done.completion_ids,
-                                       **self.args.sampling().filters())
-        return batch.reference
+    def _reference_logprobs(self, done: Completions) -> Logprobs | None:
+        """Log-probs of completions under the reference (n); None without one."""
+        if self.args.beta == 0:
+            return None
+        logprobs = self.reference.logprobs if self.reference else self.model.base_logprobs
+        return logprobs(done.prompt_ids, done.completion_ids, **self.args.sampling().filters())
 
     # ---- mini-batch -> token weights -> gradient ----
 
@@ -286,7 +287,9 @@ class GRPOTrainer(Trainer):
         weights = token_weights([len(one) for one in ids], keep, args.loss_type,
                                 args.completion_length(batch.step), args.bnpo_batch_size)
         filters = args.sampling().filters()
-        reference = self._reference_logprobs(batch)
+        if batch.reference is None:  # it has moved, or the run was resumed
+            batch.reference = self._reference_logprobs(done)
+        reference = batch.reference
         advantages = token_advantages(batch.advantages[chosen], self.rewards.returns(ids))
         self.model.zero_grad()
         loss = self.model.policy_gradient(

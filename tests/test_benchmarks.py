@@ -97,3 +97,9 @@ def test_features(tmp_path: Path) -> None:
     found, _ = run("bench_features", tmp_path / "features.json")
     assert {row["part"] for row in found["rows"]} == {"prefix", "speculation"}
     assert all(row["gain"] > 0 for row in found["rows"])
+
+
+def test_pool(tmp_path: Path) -> None:
+    found, _ = run("bench_pool", tmp_path / "pool.json")
+    assert {row["part"] for row in found["rows"]} == {"item", "start", "deadline", "hidden"}
+    assert all(row["ratio"] > 0 for row in found["rows"] if row["part"] == "hidden")

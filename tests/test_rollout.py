@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from fakes import FakeModel
 
+from r1grpo import Model, ModelConfig
 from r1grpo.config import Sampling
 from r1grpo.rollout import Completions, completion_text, find_stop, rollout
 from r1grpo.tokenizer import WordTokenizer, extract_answer, is_wellformed
@@ -88,3 +89,20 @@ def test_sample_ids_name_the_draws():
 def test_stop_strings_need_a_tokenizer():
     with pytest.raises(ValueError, match="tokenizer"):
         rollout(MODEL, PROMPTS, 1, FREE, ("d",))
+
+
+@pytest.mark.parametrize("stops", [(), ("d",), ("d Q",)])
+@pytest.mark.parametrize("engine", [False, True])
+def test_each_completion_is_told_once_as_it_ends(engine, stops):
+    """Being told changes nothing, and what is told is what comes at the end."""
+    model = Model(ModelConfig(TOKENIZER.vocab_size, eos_token_id=2, hidden_size=16, num_hidden_layers=1,
+                              num_attention_heads=2, intermediate_size=16, max_position_embeddings=64,
+                              initializer_range=0.3), seed=0) if engine else MODEL
+    told, how = [], Sampling(max_completion_length=40)
+    want = rollout(model, PROMPTS, 80, how, stops, TOKENIZER, seed=5)
+    done = rollout(model, PROMPTS, 80, how, stops, TOKENIZER, seed=5, tell=told.append)
+    assert [a.tobytes() for a in done.completion_ids] == [a.tobytes() for a in want.completion_ids]
+    assert [a.tobytes() for a in done.logprobs] == [a.tobytes() for a in want.logprobs]
+    assert (done.texts, done.finish_reasons) == (want.texts, want.finish_reasons)
+    assert sorted(told) == [done.ended(i) for i in range(160)]
+    assert [one.index for one in told] != list(range(160)) and {"stop", "length"} >= set(done.finish_reasons)
