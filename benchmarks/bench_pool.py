@@ -72,7 +72,7 @@ def hidden(report: Report, quick: bool) -> None:
     config = ModelConfig.from_dict({**MODELS["tiny_moe" if quick else "small_dense"], **NONE_ENDS})
     rng = np.random.default_rng(0)
     rows = [{"prompt_ids": one} for one in rng.integers(64, config.vocab_size, (4, 8)).tolist()]
-    group, wait = (2, 0.01) if quick else (32, 1.0)
+    group, wait = (2, 0.01) if quick else (16, 1.0)
     ends = tuple(range(config.vocab_size // 200))  # one token in 200: 200 tokens a completion
 
     def trainer(reward: Any) -> GRPOTrainer:

@@ -120,8 +120,11 @@ def numbers():
 
 
 def fork_and_return():
-    """Both halves come back to the worker's loop."""
-    return os.fork() == 0
+    """Both halves come back to the worker's loop, the new one first."""
+    if os.fork() == 0:
+        return True
+    time.sleep(0.01)
+    return False
 
 
 def leave_child(where, seconds=60.0, own_session=False):

@@ -146,9 +146,17 @@ def test_what_a_function_leaves_behind_is_ended(how, nothing_left, tmp_path):
     assert gone(int(where.read_text()), 0.5)
 
 
+def test_only_the_worker_itself_answers(nothing_left):
+    """A fork that came back from the call is there, for a while; it says nothing."""
+    with VerifierPool(workers=1) as pool:
+        assert {pool.result(pool.submit("judges:fork_and_return")) for _ in range(20)} == {False}
+
+
 def test_a_worker_is_replaced_after_its_tasks(nothing_left):
     with VerifierPool(workers=1, tasks=3) as pool:
         assert [pool.result(pool.submit("judges:calls")) for _ in range(7)] == [1, 2, 3, 1, 2, 3, 1]
+        assert pool.result(pool.submit("judges:raise_exit")).reason == "error"  # who knows what it left
+        assert pool.result(pool.submit("judges:calls")) == 1
 
 
 def test_what_a_worker_sees(monkeypatch):

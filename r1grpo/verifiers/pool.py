@@ -147,8 +147,9 @@ class VerifierPool:
         look, self._wake = os.pipe()
         for fd in (look, self._wake):
             os.set_blocking(fd, False)
-        self._thread = threading.Thread(target=self._work, args=(look,), daemon=True, name="VerifierPool")
-        self._thread.start()
+        thread = threading.Thread(target=self._work, args=(look,), daemon=True, name="VerifierPool")
+        thread.start()
+        self._thread = thread
 
     def _nudge(self) -> None:
         with contextlib.suppress(BlockingIOError):  # full of nudges
@@ -172,11 +173,10 @@ class VerifierPool:
     def _hand_out(self) -> bool:
         """Give items to free workers; False, and the thread is over, where there is no work."""
         with self._changed:
-            free = [one for one in self._processes if one.item is None]
-            for one in free if self._queue else []:
+            for one in [one for one in self._processes if self._queue and not one.item]:
                 one.step()  # it may have died since
-            free = [one for one in free if not one.ended]
             self._processes[:] = [one for one in self._processes if not one.ended]
+            free = [one for one in self._processes if not one.item]
             while self._queue and not self._closing and (free or len(self._processes) < self.workers):
                 if not free:
                     free.append(_Worker(self.memory, self.tasks))
@@ -211,9 +211,11 @@ class VerifierPool:
                 raise RuntimeError(f"{START_ATTEMPTS} workers in a row did not begin, the last with "
                                    f"{worker.how_it_ended()}")
             with self._changed:
-                if worker.ended and not worker.ready and item:
+                if not item or item.ticket not in self._results:
+                    continue
+                if worker.ended and not worker.ready:
                     self._queue.appendleft(item)
-                elif result is not _WAITING and item.ticket in self._results:
+                elif result is not _WAITING:
                     self._results[item.ticket] = result
                     self._changed.notify_all()
 
