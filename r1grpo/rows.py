@@ -4,6 +4,7 @@
     *.jsonl[.gz]    one JSON object a line; empty lines, CRLF and a byte order mark are harmless
     *.json[.gz]     a list of objects, one object of columns (lists of one length), or lines
     *.parquet       through pyarrow, the extra `parquet`
+    gym:NAME        a task of reasoning-gym, the extra `gym` (tasks/gym.py)
     a folder        all such files in it, by name; with split, those whose name begins with it
     an iterable     of dicts: a list, a generator, a Hugging Face dataset; a mapping is columns, or
                     splits of which split takes one
@@ -27,6 +28,7 @@ from typing import Any
 from .brief import brief, brief_names
 from .json_rows import check_growth, open_text, read_document, read_lines
 from .layouts import Layout, choose_layout
+from .tasks.gym import gym_rows
 
 Row = dict[str, Any]
 Source = str | os.PathLike[str] | Iterable[Mapping[str, Any]] | Mapping[str, Any]
@@ -90,6 +92,10 @@ def _renamed(row: Row, columns: Mapping[str, str], where: str) -> Row:
 
 def _rows_of(source: Source, split: str | None) -> Iterator[tuple[str, Row]]:
     """(place, row) of every row; the place begins every error about the row."""
+    if isinstance(source, str) and source.startswith("gym:"):
+        for number, row in enumerate(gym_rows(source, split)):
+            yield f"{source} row {number}", row
+        return
     if isinstance(source, (str, os.PathLike)):
         for path in _files(Path(source), split):
             yield from _rows_of_file(path)

@@ -26,7 +26,8 @@ STORY = {"cli", "commands", "doctor", "measure", "pipeline", "recipe", "report",
 MAY_SEE = {"plain": PLAIN, "face": PLAIN - {"rewards", "tasks", "verifiers", "tokenizer"} | FACE,
            "trainers": PLAIN | FACE - {"_core"} | TRAINERS,
            "story": PLAIN | FACE - {"_core"} | TRAINERS | STORY}
-LIBRARIES = {"huggingface_hub", "jinja2", "lingua", "math_verify", "numpy", "pyarrow", "tokenizers", "tqdm", "IPython"}
+LIBRARIES = {"huggingface_hub", "jinja2", "lingua", "math_verify", "numpy", "pyarrow", "reasoning_gym",
+             "tokenizers", "tqdm", "IPython"}
 
 
 def layer_of(module: str) -> str:

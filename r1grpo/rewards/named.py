@@ -19,6 +19,7 @@ from ..brief import brief
 from ..toml import ConfigError, suggest
 from .accuracy import accuracy_reward, math_reward
 from .format import think_format_reward
+from .gym import gym_reward
 from .language import get_language_reward
 from .length import (get_cosine_scaled_reward, get_group_length_reward, get_length_scaled_reward,
                      get_soft_overlong_punishment)
@@ -28,7 +29,7 @@ from .repetition import DenseRepetitionPenalty, get_repetition_penalty_reward
 Reward = Callable[..., list[float | None]]
 
 MAKERS: dict[str, Callable[..., Any]] = {
-    "accuracy": lambda: accuracy_reward, "math": lambda: Pooled(math_reward),
+    "accuracy": lambda: accuracy_reward, "math": lambda: Pooled(math_reward), "gym": lambda: Pooled(gym_reward),
     "format": lambda: think_format_reward,
     "language": get_language_reward, "cosine": get_cosine_scaled_reward,
     "length_scaled": get_length_scaled_reward, "soft_overlong": get_soft_overlong_punishment,
@@ -37,7 +38,8 @@ MAKERS: dict[str, Callable[..., Any]] = {
 
 # columns of which a row needs one
 COLUMNS = {name: ("answer", "solution") for name in (
-    "accuracy", "math", "cosine", "length_scaled", "group_length")} | {"language": ("language",)}
+    "accuracy", "math", "cosine", "length_scaled", "group_length")} | {
+        "language": ("language",), "gym": ("gym",)}
 
 _LIMIT = {"cosine": "max_len", "length_scaled": "max_len", "soft_overlong": "max_completion_len"}
 
