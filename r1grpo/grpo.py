@@ -31,7 +31,7 @@ import dataclasses
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,8 @@ from .advantage import (group_advantages, separate_advantages, token_advantages,
 from .config import ConfigError, GRPOConfig
 from .flops import sampling_flops
 from .folder import model_and_tokenizer
-from .grpo_metrics import completion_metrics, update_metrics
+from .grpo_metrics import completion_metrics, rollout_guards, update_metrics, without_canaries
+from .guards import audited_samples
 from .judging import FailureWindow, RewardError, Scores
 from .reward_model import TextReward, reward_functions
 from .rollout import Completions, Ended, fit_vocabulary, rollout
@@ -84,6 +85,7 @@ class Batch:
     failures: FailureWindow  # of verifiers, this rollout included
     position: int = 0  # mini-batches done
     flops: float = 0.0  # operations of sampling
+    guards: dict[str, float] = field(default_factory=dict)  # of all that was sampled (guards.py)
     reference: Logprobs | None = None  # (n) of the reference, once made
 
     def mini_batches(self, seed: int, count: int) -> list[NDArray[np.int64]]:
@@ -101,7 +103,8 @@ class GRPOTrainer(Trainer):
     reward_funcs: functions (scoring.py), or folders of reward models (reward_model.py).
     callbacks: each is called as f(trainer, metrics) after a step. peft_config: a LoraConfig; then
     `model` of the trainer is a copy with adapters, which alone are trained. `batch` is the rollout in
-    work.
+    work. audit_funcs: verifiers that are asked about audit_share of the samples; what they say is logged
+    and nothing else. Rows with a true column `canary` cannot be solved and are not learned from (guards.py).
     """
 
     args: GRPOConfig
@@ -111,6 +114,7 @@ class GRPOTrainer(Trainer):
                  eval_dataset: Sequence[Row] | None = None, processing_class: Any = None,
                  callbacks: Sequence[Callback] | None = None, peft_config: Any = None,
                  reward_processing_classes: Any = None,
+                 audit_funcs: RewardFunction | Sequence[RewardFunction] = (),
                  **theirs: Any) -> None:
         for name in theirs:
             raise TypeError(f"GRPOTrainer: argument {name!r} " + _THEIRS.get(name, "is unknown"))
@@ -122,7 +126,8 @@ class GRPOTrainer(Trainer):
         super().__init__(model, args, callbacks)
         self.rewards = Rewards(
             reward_functions(reward_funcs, reward_processing_classes), args.reward_weights,
-            VerifierPool(args.verifier_workers, args.verifier_deadline, args.verifier_memory << 20))
+            VerifierPool(args.verifier_workers, args.verifier_deadline, args.verifier_memory << 20),
+            audit_funcs)
         self.dataset = train_dataset
         self.eval_dataset = eval_dataset
         self.processing_class = processing_class
@@ -193,12 +198,14 @@ class GRPOTrainer(Trainer):
             indices += chosen
             sampled.append(completions)
             judged.append(scores)
-            dull = self._dull(Scores.join(judged).parts)
+            problems = [rows[i] for i in indices]
+            learned = without_canaries(Scores.join(judged), problems)
+            dull = self._dull(learned.parts)
             found = int((~dull).sum())
             if found == wanted:
                 break
         everything, scores = Completions.join(sampled), Scores.join(judged)
-        metrics = completion_metrics(self.rewards, everything, scores)
+        metrics = completion_metrics(self.rewards, everything, learned)
         metrics["sampled_tokens"] = sum(map(len, everything.completion_ids))
         if everything.drafts[0]:
             metrics["speculative_acceptance"] = everything.drafts[1] / everything.drafts[0]
@@ -206,10 +213,11 @@ class GRPOTrainer(Trainer):
         groups = sorted(np.argsort(dull, kind="stable")[:wanted].tolist())
         flat = [i for g in groups for i in everything.group(g)]
         parts = scores.parts[flat]
-        return Batch(self.step, [rows[indices[g]] for g in groups], [indices[g] for g in groups],
+        return Batch(self.step, [problems[g] for g in groups], [indices[g] for g in groups],
                      everything.select(groups), parts,
                      {name: [reasons[i] for i in flat] for name, reasons in scores.reasons.items()},
-                     self._compare(parts), metrics, cursor, failures,
+                     self._compare(learned.parts[flat]), metrics, cursor, failures,
+                     guards=rollout_guards(self.rewards, problems, everything, scores),
                      flops=sampling_flops(self.model.config, [*map(len, everything.prompt_ids)],
                                           [*map(len, everything.completion_ids)]),
                      reference=reference)
@@ -252,7 +260,9 @@ class GRPOTrainer(Trainer):
         """A rollout and its verdicts; a resumed run replays those that are on disk. While pooled
         functions are waited for, the reference scores it, where all of it will be trained on."""
         prompts, size = [self._prompt(row, "a row") for row in rows], self.args.num_generations
-        with self.rewards.judging(rows, prompts, size) as judging:
+        audited = audited_samples(len(rows) * size, self.args.audit_share, self.args.seed, self.step,
+                                  attempt) if self.rewards.audits else ()
+        with self.rewards.judging(rows, prompts, size, audited) as judging:
             early = judging.pooled and not self.verdicts.foresees(self.step, attempt)
             done = self._sample(prompts, size, self.step, sample_ids, judging.begin if early else None)
             known, reference = self.verdicts.recall(self.step, attempt, done), None
@@ -282,8 +292,9 @@ class GRPOTrainer(Trainer):
         prompts = [done.prompt_ids[p] for p in groups]
         ids = [done.completion_ids[i] for i in chosen]
         old = [done.logprobs[i] for i in chosen]
-        keep = np.array([not (args.mask_truncated_completions
-                              and done.finish_reasons[i] == "length") for i in chosen], np.float32)
+        keep = np.array([not (args.mask_truncated_completions and done.finish_reasons[i] == "length"
+                              or batch.rows[i // done.group_size].get("canary"))
+                         for i in chosen], np.float32)
         weights = token_weights([len(one) for one in ids], keep, args.loss_type,
                                 args.completion_length(batch.step), args.bnpo_batch_size)
         filters = args.sampling().filters()
@@ -340,7 +351,8 @@ class GRPOTrainer(Trainer):
         tried = list(rows.values())
         prompts = [self._prompt(row, "a row") for row in tried]
         scores = self.rewards.score(tried, rollout(self.model, prompts, 2, short, (),
-                                                   self.processing_class, self.args.seed))
+                                                   self.processing_class, self.args.seed),
+                                    range(2 * len(tried)))
         if scores.details:
             raise RewardError(f"a verifier failed at its trial: {'; '.join(scores.details)}")
         self._tried = True
@@ -394,6 +406,7 @@ class GRPOTrainer(Trainer):
             meta["rollout"] = {"step": batch.step, "indices": batch.indices,
                                "metrics": batch.metrics, "cursor": batch.cursor,
                                "position": batch.position, "flops": batch.flops,
+                               "guards": batch.guards,
                                "reasons": batch.reasons, "failures": batch.failures.counts,
                                "finish_reasons": batch.completions.finish_reasons}
         return arrays, meta
@@ -409,7 +422,7 @@ class GRPOTrainer(Trainer):
                           completions, arrays["rollout/parts"], saved.get("reasons", {}),
                           arrays["rollout/advantages"], saved["metrics"], saved["cursor"],
                           FailureWindow(self.args.verifier_failures, saved.get("failures", ())),
-                          saved["position"], saved.get("flops", 0.0))
+                          saved["position"], saved.get("flops", 0.0), saved.get("guards", {}))
         if self.reference:  # checks before it writes
             self.reference.load_state_dict({k.removeprefix("reference/"): v
                                             for k, v in arrays.items()

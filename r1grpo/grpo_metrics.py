@@ -6,6 +6,7 @@ options and the numbers, changes nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -17,11 +18,13 @@ from numpy.typing import NDArray
 from .advantage import sequence_old_logprobs
 from .config import GRPOConfig
 from .flops import Spans, forward_flops, gradient_flops, whole_sequences
+from .guards import guard_metrics
 from .losses import Loss
 from .monitor import rollout_metrics, token_metrics
 from .rollout import Completions
 from .judging import Scores
 from .scoring import Rewards
+from .verifiers.signs import code_blocks, hack_signs
 
 if TYPE_CHECKING:
     from .grpo import Batch
@@ -49,6 +52,26 @@ def completion_metrics(rewards: Rewards, completions: Completions, scores: Score
     return found
 
 
+def canaries(rows: Sequence[dict[str, Any]], group_size: int) -> NDArray[np.bool_]:
+    """(n) whether a completion is of a row that cannot be solved."""
+    return np.repeat([bool(row.get("canary")) for row in rows], group_size)
+
+
+def without_canaries(scores: Scores, rows: Sequence[dict[str, Any]]) -> Scores:
+    """The scores (n) that are learned from; rows (P)."""
+    group_size = len(scores.parts) // len(rows)
+    return dataclasses.replace(scores, parts=np.where(
+        canaries(rows, group_size)[:, None], np.nan, scores.parts))
+
+
+def rollout_guards(rewards: Rewards, rows: Sequence[dict[str, Any]], completions: Completions,
+                   scores: Scores) -> dict[str, float]:
+    """Figures of guards.py for a whole rollout; rows (P)."""
+    audits = scores.parts[:, [rewards.names.index(name) for name in rewards.audits]]
+    signs = [bool(hack_signs(text)) if code_blocks(text) else None for text in completions.texts]
+    return guard_metrics(scores.parts[:, 0], audits, canaries(rows, completions.group_size), signs)
+
+
 def update_metrics(args: GRPOConfig, model: Any, batch: Batch, prompts: Sequence[Any],
                    ids: Sequence[Any], groups: Sequence[int], old: Sequence[Floats],
                    advantages: Floats | Sequence[Floats], keep: Floats, loss: Loss) -> dict[str, Any]:
@@ -66,7 +89,8 @@ def update_metrics(args: GRPOConfig, model: Any, batch: Batch, prompts: Sequence
                **{name: stats[name] for name in ("entropy", "mtp_accept") if name in stats}}
     if args.beta > 0 and "kl" in stats:
         metrics["kl"] = stats["kl"]
-    if batch.position == 0:  # 0 tokens where every completion of the update is masked
+    if batch.position == 0:
+        metrics |= batch.guards  # below: 0 tokens where every completion of the update is masked
         metrics["max_logprob_gap"] = stats.get("logp_gap_max", 0.0)
         metrics["gap_tokens"] = stats.get("logp_gap_tokens", 0)
     for name in ("mean", "max"):

@@ -6,7 +6,8 @@ workers, and what they return is checked.
 
 Pooled functions (rewards/pooled.py) are asked in worker processes, about each completion as it ends,
 while others are still being sampled; only what is missing at the end is waited for. What they return
-depends on the completion alone, so neither time nor order can change a score.
+depends on the completion alone, so neither time nor order can change a score. Audits (guards.py) are
+asked about the completions that were chosen for it, one by one, and nobody else.
 
 In place of a number there may be a Verdict: 1 or 0, and its reason is kept. Where a verifier failed
 (timeout, crash, error) nothing is known about the completion, so that no part of it counts: its row is
@@ -20,7 +21,7 @@ import math
 import numbers
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +85,8 @@ class Judging:
     block is left by an exception: nothing of an interrupted rollout goes on."""
 
     def __init__(self, rewards: Rewards, rows: Sequence[dict[str, Any]],
-                 prompt_ids: Sequence[Sequence[int]], group_size: int) -> None:
+                 prompt_ids: Sequence[Sequence[int]], group_size: int,
+                 audited: Iterable[int] = ()) -> None:
         keys = {key for row in rows for key in row} - {"prompt", "prompt_ids", ROUTE}
         if taken := keys & TAKEN:
             raise RewardError(f"the dataset has a column {min(taken)!r}, which reward functions "
@@ -93,6 +95,7 @@ class Judging:
         self.prompts = [row.get("prompt", ids) for row, ids in zip(rows, prompt_ids, strict=True)]
         self.keys = sorted(keys)
         self.routes = [rewards.route(row) for row in rows]
+        self.audited = set(audited)
         self.pooled = {name: one for name, one in zip(rewards.names, rewards.functions)
                        if isinstance(one, Pooled)}
         self._tickets: dict[int, dict[str, int]] = {}  # completion -> reward function -> ticket
@@ -137,6 +140,8 @@ class Judging:
         for index, tickets in self._tickets.items():
             for name, ticket in tickets.items():
                 values[name][index] = _only(self.rewards.pool.result(ticket))
+        for name in self.rewards.audits:  # that an audit failed is no reason to leave a sample out
+            values[name] = [None if getattr(one, "failed", False) else one for one in values[name]]
         now = time.perf_counter()
         parts = np.empty((len(everyone), len(self.rewards.names)))
         scores = Scores(parts)
@@ -156,10 +161,12 @@ class Judging:
 
     def _judges(self, name: str, index: int) -> bool:
         """Whether a function is asked about a completion."""
+        if name in self.rewards.audits:
+            return index in self.audited
         return name in self.routes[index // self.group_size]
 
     def _ask(self, name: str, function: RewardFunction, everyone: Sequence[Ended]) -> list[Any]:
-        arguments = self._arguments(everyone, self.group_size)
+        arguments = self._arguments(everyone, 1 if name in self.rewards.audits else self.group_size)
         try:
             values = function(**arguments)
         except Exception as error:

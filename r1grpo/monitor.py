@@ -32,6 +32,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .charts import Series, line_chart
+from .guards import WATCHED, guard_symptoms
 
 Values = Sequence[float | None]
 Tokens = Sequence[np.ndarray]  # one float array (T_i) a completion
@@ -164,6 +165,9 @@ class AlarmLimits:
     reward_floor: float = 0.02     # ... whose deviation counts as at least this
     length_factor: float = 2.0     # mean length against the mean of the last `window` steps
     window: int = 10
+    audit_gap: float = 0.05        # audit/gap over the last audit_window rollouts
+    audit_window: int = 20
+    hack_signs: float = 0.02       # hack_signs
     worse: float = 0.2             # what a share has risen by since its alarm, to give another
 
 
@@ -178,12 +182,13 @@ class Monitor:
 
     _WATCHED = ("reward", "entropy", "completions/mean_length")
     _SHARES = {"truncation": "completions/clipped_ratio", "zero_variance": "frac_reward_zero_std",
-               "duplicates": "completions/duplicate_ratio"}
+               "duplicates": "completions/duplicate_ratio", "canary": "canary/rewarded",
+               "hacking": "hack_signs"}
 
     def __init__(self, stage: str, write: Callable[[dict[str, Any]], None],
                  limits: AlarmLimits = AlarmLimits()) -> None:
         self.stage, self.limits, self._write = stage, limits, write
-        self._recent: dict[str, list[float]] = {key: [] for key in self._WATCHED}
+        self._recent: dict[str, list[float]] = {key: [] for key in (*self._WATCHED, *WATCHED)}
         self._first_entropies: list[float] = []
         self._active: set[str] = set()
         self._given: dict[str, float] = {}  # share at its last alarm
@@ -258,14 +263,18 @@ class Monitor:
             usual = mean(past)
             if not usual / limits.length_factor <= length <= usual * limits.length_factor:
                 found["length_drift"] = f"mean length {length:.1f} after a mean of {usual:.1f}"
-        return found
+        sound = {key: finite(key) for key in figures}
+        return found | guard_symptoms(self._recent, sound, limits.audit_gap, limits.hack_signs,
+                                      limits.audit_window)
 
     def _remember(self, figures: Mapping[str, float | None]) -> None:
+        if figures.get("audit/passed") is not None:  # at the first update of a rollout
+            figures = {**figures, "audit/reward": figures.get("reward")}
         for key, past in self._recent.items():
             value = figures.get(key)
             if value is not None and math.isfinite(value):
                 past.append(value)
-                del past[:-self.limits.window]
+                del past[:-(self.limits.audit_window if key in WATCHED else self.limits.window)]
                 if key == "entropy" and len(self._first_entropies) < self.limits.window:
                     self._first_entropies.append(value)
 
@@ -277,7 +286,7 @@ class Monitor:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from state_dict()."""
-        self._recent = {key: list(state["recent"][key]) for key in self._WATCHED}
+        self._recent = {key: list(state["recent"].get(key, ())) for key in self._recent}
         self._first_entropies = list(state["first_entropies"])
         self._active, self._tokens = set(state["active"]), int(state["tokens"])
         self._given = dict(state.get("given", {}))  # older states have none

@@ -28,7 +28,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +42,17 @@ from .verifiers import VerifierPool
 
 
 class Rewards:
-    """The reward functions of a run, in order. pool: where Pooled ones are called."""
+    """The reward functions of a run, in order, and behind them its audits, which are in no total.
+    pool: where Pooled ones are called."""
 
     def __init__(self, functions: RewardFunction | Sequence[RewardFunction],
-                 weights: Sequence[float] | None = None, pool: VerifierPool | None = None) -> None:
+                 weights: Sequence[float] | None = None, pool: VerifierPool | None = None,
+                 audits: RewardFunction | Sequence[RewardFunction] = ()) -> None:
         self.functions = [functions] if callable(functions) else list(functions)
+        audits = [audits] if callable(audits) else list(audits)
         if not self.functions:
             raise RewardError("reward_funcs is empty")
-        for one in self.functions:
+        for one in (*self.functions, *audits):
             if not callable(one):
                 raise RewardError(f"reward_funcs holds {brief(one)}, which cannot be called")
         self.names = [getattr(one, "__name__", type(one).__name__) for one in self.functions]
@@ -63,29 +66,38 @@ class Rewards:
         if not self.counts.any():
             raise RewardError(f"reward_funcs holds dense rewards alone ({', '.join(self.names)}); a "
                               f"group is compared by the others")
+        self.audits = [f"audit_{getattr(one, '__name__', type(one).__name__)}" for one in audits]
+        if len({*self.names, *self.audits}) < len(self.names) + len(audits):
+            raise RewardError(f"two audits have one name: {', '.join(self.audits)}")
+        self.functions += audits
+        self.names += self.audits
+        self.weights = np.append(self.weights, np.zeros(len(audits)))
+        self.counts = np.append(self.counts, np.zeros(len(audits), bool))
         self.pool = pool or VerifierPool()
 
     def judging(self, rows: Sequence[dict[str, Any]], prompt_ids: Sequence[Sequence[int]],
-                group_size: int) -> Judging:
-        """Judge a rollout while it is sampled; rows (P) are the dataset rows of the prompts."""
-        return Judging(self, rows, prompt_ids, group_size)
+                group_size: int, audited: Iterable[int] = ()) -> Judging:
+        """Judge a rollout while it is sampled; rows (P) are the dataset rows of the prompts, audited
+        the numbers of the completions that the audits are asked about."""
+        return Judging(self, rows, prompt_ids, group_size, audited)
 
-    def score(self, rows: Sequence[dict[str, Any]], completions: Completions) -> Scores:
+    def score(self, rows: Sequence[dict[str, Any]], completions: Completions,
+              audited: Iterable[int] = ()) -> Scores:
         """Judge a rollout that has been sampled."""
-        with self.judging(rows, completions.prompt_ids, completions.group_size) as judging:
+        with self.judging(rows, completions.prompt_ids, completions.group_size, audited) as judging:
             return judging.finish(completions)
 
     def route(self, row: dict[str, Any]) -> set[str]:
         """The names of the functions that judge a row; RewardError for a name that none has."""
-        wanted = row.get(ROUTE)
+        wanted, names = row.get(ROUTE), self.names[:len(self.names) - len(self.audits)]
         if wanted is None:
-            return set(self.names)
-        known = {spelled: name for name in self.names
+            return set(names)
+        known = {spelled: name for name in names
                  for spelled in (name.removesuffix("_reward"), name)}
         wanted = [wanted] if isinstance(wanted, str) else list(wanted)
         if strange := [name for name in wanted if name not in known]:
             raise RewardError(f"a row's {ROUTE} names {brief(strange[0])}, which is none of "
-                              f"{', '.join(self.names)}")
+                              f"{', '.join(names)}")
         return {known[name] for name in wanted}
 
     def counted(self, parts: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -100,8 +112,8 @@ class Rewards:
 
     def returns(self, completion_ids: Sequence[NDArray[np.int32]]) -> list[NDArray[np.float64]] | None:
         """Weighted sum (T) over the dense rewards for each completion; None where there is none."""
-        dense = [(weight, one) for weight, one, counts
-                 in zip(self.weights, self.functions, self.counts) if not counts]
+        dense = [(weight, one) for weight, one in zip(self.weights, self.functions)
+                 if hasattr(one, "returns")]
         if not dense:
             return None
         return [sum(weight * one.returns(ids.tolist()) for weight, one in dense)

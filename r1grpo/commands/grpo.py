@@ -24,6 +24,7 @@ def run(flags: argparse.Namespace) -> int:
     config, lora = open_config(inputs), adapters_of(inputs)
     limit = args.max_completion_length
     rewards = open_rewards(inputs.reward, inputs.reward_options, limit if isinstance(limit, int) else None)
+    audits = open_rewards(inputs.audit)
     tokenizer = open_tokenizer(inputs)
     rows = open_rows(inputs, tokenizer)
     check_columns(inputs, rows)
@@ -34,7 +35,7 @@ def run(flags: argparse.Namespace) -> int:
                                      device=inputs.device)):
         return 0
     model = open_model(inputs, tokenizer, args.seed)
-    trainer = GRPOTrainer(model, rewards, args, rows, processing_class=tokenizer)
+    trainer = GRPOTrainer(model, rewards, args, rows, processing_class=tokenizer, audit_funcs=audits)
     trainer.try_rewards()
     print(show(grpo_algebra(args, len(rows), trainer.total_steps, longest,
                             args.micro_batch_tokens or MICRO_TOKENS)))

@@ -93,6 +93,7 @@ class GRPOInputs(AdapterInputs, RewardInputs):
     max_prompt_length."""
 
     reward_options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    audit: tuple[str, ...] = ()  # rewards by name that are asked about audit_share of the samples
     long_prompts: Literal["refuse", "drop"] = "refuse"
 
 
@@ -260,7 +261,7 @@ def _placed(key: str, value: Any) -> Any:
     """Where a run finds things, whole: it may be resumed from another directory."""
     if key in _PLACES and value and isinstance(value, str) and Path(value).exists():
         return str(Path(value).absolute())
-    if key == "reward" and isinstance(value, list):  # "accuracy,format" is two
+    if key in ("reward", "audit") and isinstance(value, list):  # "accuracy,format" is two
         names = [name for one in value for name in (one.split(",") if isinstance(one, str) else [one])]
         return [f"{Path(file).absolute()}:{name}" if colon and file.endswith(".py") else one
                 for one in names for file, colon, name in [str(one).rpartition(":")]]

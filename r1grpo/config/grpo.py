@@ -51,6 +51,7 @@ class GRPOConfig(TrainingConfig):
     # which comes first: the weighted sum of the rewards, or (GDPO) the comparison within the group
     multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = \
         "sum_then_normalize"
+    audit_share: float = 0.05  # of the samples that audit_funcs are asked about (guards.py)
     verifier_workers: int = 2  # processes for Pooled reward functions
     verifier_deadline: float = 5.0  # seconds for a completion
     verifier_memory: int = 2048  # MiB of address space of a process
@@ -114,6 +115,7 @@ class GRPOConfig(TrainingConfig):
             "scale_rewards must be 'group' for 'normalize_then_sum', which divides each reward by it":
                 self.multi_objective_aggregation == "sum_then_normalize"
                 or self.scale_rewards == "group",
+            "audit_share must be within 0 and 1": 0 <= self.audit_share <= 1,
             "std_ddof must be 0 or 1": self.std_ddof in (0, 1),
             "ref_model_mixup_alpha must be above 0 and at most 1 (a hard copy)":
                 0 < self.ref_model_mixup_alpha <= 1,
