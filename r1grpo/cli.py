@@ -5,6 +5,7 @@
     r1grpo eval DIR/STAGE [--check] | --model FOLDER --data FILE [...]
     r1grpo generate DIR/STAGE "problem" | --model FOLDER "prompt" | --model FOLDER --chat
     r1grpo report DIR
+    r1grpo audit DIR
     r1grpo doctor
 
 Exit codes: 0 done, 1 a check found a difference, 2 a request that cannot be met (one line on
@@ -118,8 +119,28 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
     report = command("report", _report, "write report.html of a run again")
     report.add_argument("folder", type=Path, metavar="DIR")
+    audit = command("audit", _stage("audit"), "the judged samples of a run, the most suspicious first")
+    audit_options(audit)
     command("doctor", _doctor, "what is installed and what the engine will use")
     return parser
+
+
+def audit_options(audit: argparse.ArgumentParser) -> None:
+    """Which samples, and how they are shown."""
+    audit.add_argument("folder", type=Path, metavar="DIR")
+    audit.add_argument("--suspicious", action="store_true", help="only those that something speaks against")
+    audit.add_argument("--canary", action="store_true", help="only those of prompts that cannot be solved")
+    audit.add_argument("--signs", action="store_true", help="only code with signs of cheating its grader")
+    audit.add_argument("--step", type=int, metavar="N", help="of the rollout that update N was the first of")
+    audit.add_argument("--key", metavar="KEY", help="of the problem with this problem_key")
+    audit.add_argument("--reward", metavar="NAME", help="that this reward applies to")
+    audit.add_argument("--above", type=float, metavar="X", help="whose reward (the first, or NAME) is above X")
+    audit.add_argument("--below", type=float, metavar="X", help="whose reward (the first, or NAME) is below X")
+    audit.add_argument("--reason", metavar="WORD", help="with this reason of a verdict: wrong, timeout, ...")
+    audit.add_argument("--contains", metavar="TEXT", help="with this text in prompt or completion")
+    audit.add_argument("--limit", type=int, default=20, metavar="N", help="(20)")
+    audit.add_argument("--full", action="store_true", help="whole prompts and completions")
+    audit.add_argument("--json", action="store_true", help="whole rows, as JSON lines")
 
 
 def _rank(text: str) -> dict[str, int]:

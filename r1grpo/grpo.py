@@ -48,6 +48,7 @@ from .guards import audited_samples
 from .judging import FailureWindow, RewardError, Scores
 from .reward_model import TextReward, reward_functions
 from .rollout import Completions, Ended, fit_vocabulary, rollout
+from .samples import sample_rows
 from .scoring import RewardFunction, Rewards, VerdictLog, pack_rollout, unpack_rollout
 from .trainer import (Callback, Trainer, check_length, data_order, fingerprint, prompt_ids_of,
                       require_options, require_policy)
@@ -193,7 +194,8 @@ class GRPOTrainer(Trainer):
             completions, scores, reference = self._sample_and_score(
                 attempt, [rows[i] for i in chosen], range(drawn, drawn + len(chosen)))
             failures = failures.add(scores, args.num_generations)
-            self.verdicts.write(self.step, attempt, completions, scores)
+            self.verdicts.write(self.step, attempt, completions, scores, sample_rows(
+                self.step, attempt, self.rewards.names, [rows[i] for i in chosen], completions, scores))
             cursor, drawn = cursor + len(chosen), drawn + len(chosen)
             indices += chosen
             sampled.append(completions)

@@ -121,9 +121,10 @@ class Rewards:
 
 
 class VerdictLog:
-    """Append-only JSONL of the verdicts of each rollout. Without a path it does nothing. A new run
-    begins a new log at its first verdict, so another reward function in the same folder never meets
-    old verdicts; load() takes the file up, which is what a resume does."""
+    """Append-only JSONL of the verdicts of each rollout, and beside it samples.jsonl with what they are
+    of (samples.py), which a line of verdicts says the length of: every sample stands there once. Without
+    a path it does nothing. A new run begins new logs at its first verdict, so another reward function in
+    the same folder never meets old verdicts; load() takes the files up, which is what a resume does."""
 
     def __init__(self, path: str | Path | None) -> None:
         self.path = Path(path) if path else None
@@ -147,6 +148,9 @@ class VerdictLog:
                         break
                     whole += len(line)
             os.truncate(self.path, whole)  # a kill may have torn the last line
+            if self.samples.exists():
+                os.truncate(self.samples, max((one.get("samples", 0) for one in self._known.values()),
+                                              default=0))
 
     def foresees(self, step: int, attempt: int) -> bool:
         """Whether there are verdicts of this rollout, if it is what it was."""
@@ -159,8 +163,15 @@ class VerdictLog:
             np.array([[math.nan if v is None else v for v in row] for row in found["rewards"]], np.float64),
             found.get("reasons", {}))
 
-    def write(self, step: int, attempt: int, completions: Completions, scores: Scores) -> None:
-        """On disk when this returns."""
+    @property
+    def samples(self) -> Path:
+        """The other file."""
+        assert self.path is not None
+        return self.path.with_name("samples.jsonl")
+
+    def write(self, step: int, attempt: int, completions: Completions, scores: Scores,
+              samples: Iterable[dict[str, Any]] = ()) -> None:
+        """On disk when this returns; samples: their rows."""
         key = (step, attempt, digest(completions))
         if self.path is None or key in self._known:
             return
@@ -168,11 +179,19 @@ class VerdictLog:
         entry = {"step": step, "attempt": attempt, "completions": key[2],
                  "rewards": rows, **({"reasons": scores.reasons} if scores.reasons else {})}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open(self._mode) as file:
-            self._mode = "ab"
-            file.write(json.dumps(entry).encode() + b"\n")
+        entry["samples"] = self._append(self.samples, samples)
+        self._append(self.path, [entry])
+        self._mode = "ab"
+
+    def _append(self, path: Path, rows: Iterable[dict[str, Any]]) -> int:
+        """Rows at the end of a file, durable; its length then."""
+        with path.open(self._mode) as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False, default=str).encode(
+                    errors="backslashreplace") + b"\n")
             file.flush()
             os.fsync(file.fileno())
+            return file.tell()
 
 
 def digest(completions: Completions) -> str:

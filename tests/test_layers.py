@@ -20,7 +20,7 @@ FACE = {"_core", "advantage", "batch", "cuda", "device", "foreign", "load_folder
         "model_files", "model_source", "model_state", "offload", "parameters", "plan", "rollout", "sampling",
         "save_folder", "weights"}
 TRAINERS = {"console", "distill", "evaluate", "folder", "grpo", "grpo_metrics", "judging", "rejection",
-            "reward_model", "scoring", "sft", "trainer"}
+            "reward_model", "samples", "scoring", "sft", "trainer"}
 STORY = {"cli", "commands", "doctor", "measure", "pipeline", "recipe", "report", "run", "sources",
          "stages", "work"}
 MAY_SEE = {"plain": PLAIN, "face": PLAIN - {"rewards", "tasks", "verifiers", "tokenizer"} | FACE,

@@ -69,7 +69,7 @@ def test_off_loaded_and_back_in_a_resume(dtype: str, tmp_path: Path) -> None:
                            ref_model_offload=later, **sync)
         again.train(resume_from_checkpoint=True)
         assert bits(again) == bits(whole)
-        assert sorted(os.listdir(out)) == ["step-00000004", "verdicts.jsonl"]
+        assert sorted(os.listdir(out)) == ["samples.jsonl", "step-00000004", "verdicts.jsonl"]
 
 
 def test_what_cannot_be_is_refused_by_name(tmp_path: Path) -> None:

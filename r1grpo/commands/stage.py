@@ -5,6 +5,7 @@
     DIR/metrics.jsonl       one line an update
     DIR/completions.jsonl   completions of each rollout, with rewards
     DIR/verdicts.jsonl      every verdict, durable before the update that uses it
+    DIR/samples.jsonl       what they are of (r1grpo audit)
     DIR/work/               states to go on from; may be removed when the run is done
     DIR/final/              the model and its tokenizer, as transformers and vLLM load them; of a
                             training with adapters those alone, as PEFT does, unless they are merged
