@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from real_data import data_file
+
 ROOT = Path(__file__).parents[1]
 MACHINE = {"processor", "cores", "tier", "threads", "compiler", "numpy", "date"}
 
@@ -103,3 +105,43 @@ def test_pool(tmp_path: Path) -> None:
     found, _ = run("bench_pool", tmp_path / "pool.json")
     assert {row["part"] for row in found["rows"]} == {"item", "start", "deadline", "hidden"}
     assert all(row["ratio"] > 0 for row in found["rows"] if row["part"] == "hidden")
+
+
+ANSWERS = ["17", "-3.5", "1024", r"\frac{3}{8}", r"\frac{3\sqrt{2}}{4}", r"5\sqrt{3}", "(1, 2)", "[0, 3)", "1, -4",
+           r"40\%", r"30^\circ", r"\$12", "x^2 + 3", r"\text{(B)}", r"(-1, 0) \cup (2, 3)"]
+
+
+def test_verdicts(tmp_path: Path) -> None:
+    data, file = tmp_path / "problems.jsonl", tmp_path / "verdicts.json"
+    data.write_text("".join(json.dumps({"problem": "p", "answer": one}) + "\n" for one in ANSWERS))
+    done = subprocess.run([sys.executable, "-W", "error", "-m", "benchmarks.bench_verdicts", str(data),
+                           "--pairs", "400", "--json", str(file)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    assert found["exact"]["pairs"] == 400 and found["exact"]["of_spellings"] == 200
+    assert found["exact"]["false_positives"] == found["exact"]["false_negatives"] == 0
+
+
+def test_verdicts_on_real_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No false positive, under 1 % false negatives, on pairs made from MATH's train answers."""
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks.bench_verdicts import figures, pairs_of
+    from r1grpo.rows import load_rows
+
+    golds = [row["answer"] for row in load_rows(data_file("deepscaler_math_train.json")) if row["answer"]]
+    rows, _ = figures(pairs_of(golds, 5000), peer=False)
+    assert rows["exact"]["false_positives"] == 0
+    assert rows["exact"]["false_negatives"] < 0.01 * rows["exact"]["of_spellings"] == 25
+
+
+def test_the_verdicts_of_a_credulous_judge_are_false_positives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks import bench_verdicts
+    from r1grpo.verifiers import Verdict
+
+    pairs = bench_verdicts.pairs_of(ANSWERS, 100)
+    for correct in (True, False):
+        monkeypatch.setattr(bench_verdicts, "verify_answer", lambda a, g, c=correct: Verdict(c, "said so"))
+        rows, of = bench_verdicts.figures(pairs, peer=False)
+        assert (rows["exact"]["false_positives"] > 40) is correct
+        assert (rows["exact"]["false_negatives"] == 50) is not correct

@@ -37,7 +37,7 @@ _NAMES = {
     "lbrace": "\\{", "rbrace": "\\}", "varnothing": "\\emptyset", "colon": ":",
     "lbrack": "[", "rbrack": "]", "infin": "\\infty", "dbinom": "\\binom", "tbinom": "\\binom"}
 _COMMAND = re.compile(r"\\([A-Za-z]+|.)", re.S)
-_THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:(?:,\\!|\{,\}|\\,|,)\d{3})+(?!,?\d)", re.ASCII)
+_THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:(?:,\\! ?|\{,\}|\\,|,)\d{3})+(?!,?\d)", re.ASCII)
 _TEXT = re.compile(r"\\text *\{([^{}]{0,200})\}")
 _WORD = re.compile(r"[A-Za-z]{2}|[A-Za-z]\.[A-Za-z]")
 _SPACE = re.compile(r"[\s~]+")

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-from .exact import ONE, Undecided, Value, add, divide, equal, letters, multiply, number, rational
+from .exact import ONE, Undecided, Value, add, divide, equal, letters, multiply, number, rational, symbol
 from .expressions import PLAIN, evaluate
 from .latex import spelling
 from .units import same_unit, split_unit
@@ -75,7 +75,7 @@ Answer = Scalar | Group | Named | Relation | Text
 
 _RELATION = re.compile(r"\\(?:leq|geq|neq|in|approx)(?![A-Za-z])|[=<>]")
 _FLIP = {">": "<", "\\geq": "\\leq"}
-_NAME = re.compile(r"(?:\\(?:angle|overline|overrightarrow|triangle|text|mathcal)\b\{?)?"
+_NAME = re.compile(r"\|[A-Z]{2}\||(?:\\(?:angle|overline|overrightarrow|triangle|text|mathcal)\b\{?)?"
                    r"\\?[A-Za-z][A-Za-z ]*\}?(?:_\{?\w{1,9}\}?)?'{0,2}(?:\([A-Za-z0-9,]{1,9}\))?")
 _TUPLE_OF_NAMES = re.compile(r"\((?:[A-Za-z](?:_\{?\w{1,3}\}?)?,?){2,9}\)")
 _NUMERAL = re.compile(r"(-?)([0-9][0-9A-Z]*|[A-Z]+[0-9][0-9A-Z]*)_(?:\{(\d{1,2})\}|(\d{1,2}))", re.ASCII)
@@ -232,9 +232,23 @@ def _inequality(sides: list[str], signs: list[str]) -> Answer:
             return Named(sides[at], Group(left + right, (low, high)), None)
     if len(sides) == 2:
         difference = add(evaluate(sides[0]), evaluate(sides[1]), -1)
-        return Relation(signs[0], difference)
+        return _solved(difference, signs[0]) or Relation(signs[0], difference)
     items = tuple(Scalar(evaluate(side), frozenset()) for side in sides)
     return Group(" ".join(("chain", *signs)), items)
+
+
+def _solved(difference: Value, sign: str) -> Answer | None:
+    """The interval of the one letter of a linear inequality; None where it is none."""
+    places = {m: c for m, c in difference.num.items() if letters(Value({m: c}, ONE))}
+    [name, *more] = letters(difference) or [""]
+    if difference.den != ONE or more or sign == "\\neq" or list(places) != [(((name, ()), 1),)]:
+        return None
+    [c] = places.values()
+    x = symbol(name)
+    bound = Scalar(divide(add(multiply(number(c), x), difference, -1), number(c)), frozenset())
+    left, right = ("(", ")") if sign == "<" else ("[", "]")
+    ends = (Scalar(_infinity(-1), frozenset()), bound, Scalar(_infinity(1), frozenset()))
+    return Named(name, Group("(" + right, ends[:2]) if c > 0 else Group(left + ")", ends[1:]), None)
 
 
 def _infinity(sign: int) -> Value:
@@ -376,6 +390,8 @@ def _inside(text: str) -> tuple[str, str, str] | None:
     """(left bracket, what it holds, right bracket) where one pair encloses the whole text."""
     left = "\\{" if text.startswith("\\{") else text[:1]
     right = "\\}" if text.endswith("\\}") else text[-1:]
+    if left == "{" and right == "}" and "," in text:  # a set without its backslashes
+        return ("\\{", text[1:-1], "\\}") if min(_depths(text)[1:-1]) >= 1 else None
     if left not in ("(", "[", "\\{") or right not in (")", "]", "\\}") or len(text) <= len(left + right):
         return ("\\{", "", "\\}") if text in ("\\{\\}", "\\emptyset") else None
     if (left == "\\{") != (right == "\\}"):
