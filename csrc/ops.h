@@ -22,7 +22,7 @@
 #include "r1.h"
 
 enum {
-    R1_OPS_ABI = 2,
+    R1_OPS_ABI = 3,
     R1_KV_BLOCK = 64,
     R1_MAX_HEAD_DIM = 256,
     R1_MAX_TOPK = 64,
@@ -150,7 +150,9 @@ typedef struct {
     /* Multiply-adds on registers alone, by every thread at once; returns how many floating-point
      * operations they were. The caller's clock makes it the limit that products are measured by. */
     double (*dev_spin)(r1_dev *dev, r1_dtype dtype, size_t rounds);
-    void *(*mem_alloc)(r1_dev *dev, size_t bytes); /* zeroed, 64-byte aligned; NULL when out */
+    /* Zeroed, 64-byte aligned. NULL when out, which the caller puts into words; of a fault of another
+     * kind, a lost GPU, st then tells already. */
+    void *(*mem_alloc)(r1_dev *dev, size_t bytes, r1_status *st);
     void (*mem_free)(r1_dev *dev, void *p);
     r1_code (*mem_upload)(r1_dev *dev, void *dst, const void *src, size_t bytes, r1_status *st);
     r1_code (*mem_download)(r1_dev *dev, void *dst, const void *src, size_t bytes, r1_status *st);
@@ -159,6 +161,15 @@ typedef struct {
      * written after it. On the CPU neither has anything to do. */
     r1_code (*mem_map)(r1_dev *dev, const r1_span *spans, size_t count, r1_status *st);
     r1_code (*mem_unmap)(r1_dev *dev, r1_status *st);
+    /* Copies beside the ops: mem_fetch to the device, mem_store from it; the other side is host memory that
+     * mem_alloc_host gave. They are done in the order of the calls, each once the ops queued before it are
+     * done, while later ops go on. After mem_join, ops that are queued from then on come after all copies
+     * so far; host: so does the caller, who waits. On the CPU a copy is done at once. */
+    void *(*mem_alloc_host)(r1_dev *dev, size_t bytes, r1_status *st);
+    void (*mem_free_host)(r1_dev *dev, void *p);
+    r1_code (*mem_fetch)(r1_dev *dev, void *dst, const void *src, size_t bytes, r1_status *st);
+    r1_code (*mem_store)(r1_dev *dev, void *dst, const void *src, size_t bytes, r1_status *st);
+    r1_code (*mem_join)(r1_dev *dev, int host, r1_status *st);
     /* For who looks at device memory from outside: where it is; and what was queued so far comes before
      * what they queue on `stream`, a stream of theirs. On the CPU nothing is ever queued. */
     r1_place (*mem_place)(const r1_dev *dev);
@@ -408,8 +419,8 @@ typedef struct {
     r1_code (*adamw)(r1_dev *dev, const r1_tensor *p, const r1_tensor *m, const r1_tensor *v,
                      const r1_tensor *g, const r1_adamw_spec *spec, r1_status *st);
     /* The same on rows row0, row0 + 1, .. of a weight's master, as many as m, v and g have, and their
-     * packed copy with them: all rows, or of a single matrix a part between multiples of 32 (the
-     * last part ends where the matrix does). */
+     * packed copy with them: all rows, or of one of its matrices a part between multiples of 32 rows
+     * (the last part ends where the matrix does). */
     r1_code (*weight_adamw)(r1_dev *dev, r1_weight *w, size_t row0, const r1_tensor *m,
                             const r1_tensor *v, const r1_tensor *g, const r1_adamw_spec *spec,
                             r1_status *st);
@@ -431,7 +442,8 @@ typedef struct {
 /* Every function of the table but a graph's, in its order: what a backend declares and lists. */
 #define R1_OPS(X)                                                                                \
     X(dev_open) X(dev_close) X(dev_threads) X(dev_spin) X(mem_alloc) X(mem_free) X(mem_upload)   \
-    X(mem_download) X(mem_map) X(mem_unmap) X(mem_place) X(mem_share) X(fill_zero)         \
+    X(mem_download) X(mem_map) X(mem_unmap) X(mem_alloc_host) X(mem_free_host) X(mem_fetch)      \
+    X(mem_store) X(mem_join) X(mem_place) X(mem_share) X(fill_zero)                              \
     X(weight_bytes) X(weight_open) X(weight_close) X(weight_view) X(weight_write)               \
     X(weight_read) X(matmul_nt) X(matmul_nn)                                                     \
     X(matmul_tn) X(bias_bwd) X(add) X(scale) X(gather_rows) X(scatter_rows) X(round_bf16)        \

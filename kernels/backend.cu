@@ -115,6 +115,9 @@ CUDA(dev_close)(r1_dev *dev)
         if (dev->stream != NULL) {
             (void)cudaStreamDestroy(dev->stream);
         }
+        if (dev->copies != NULL) {
+            (void)cudaStreamDestroy(dev->copies);
+        }
         if (dev->reached != NULL) {
             (void)cudaEventDestroy(dev->reached);
         }
@@ -131,15 +134,17 @@ CUDA(dev_threads)(const r1_dev *dev)
 /* ---- memory --------------------------------------------------------------------------------- */
 
 void *
-CUDA(mem_alloc)(r1_dev *dev, size_t bytes)
+CUDA(mem_alloc)(r1_dev *dev, size_t bytes, r1_status *st)
 {
     void *p = NULL;
-    r1_status st = {};
-    if (dev_ready(dev, &st) != R1_OK ||
-        dev_check(dev, cudaMalloc(&p, bytes > 0 ? bytes : 1), "cudaMalloc", &st) != R1_OK) {
+    if (dev_ready(dev, st) != R1_OK || dev_not_recording(dev, "mem_alloc", st) != R1_OK) {
         return NULL;
     }
-    if (dev_check(dev, cudaMemsetAsync(p, 0, bytes, dev->stream), "cudaMemset", &st) != R1_OK) {
+    cudaError_t error = cudaMalloc(&p, bytes > 0 ? bytes : 1);
+    if (dev_check(dev, error, "cudaMalloc", error == cudaErrorMemoryAllocation ? NULL : st) != R1_OK) {
+        return NULL;
+    }
+    if (dev_check(dev, cudaMemsetAsync(p, 0, bytes, dev->stream), "cudaMemset", st) != R1_OK) {
         (void)cudaFree(p);
         return NULL;
     }

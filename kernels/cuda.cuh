@@ -36,7 +36,8 @@ struct r1_dev {
     int processors;
     int recording; /* between graph_begin and graph_end: nothing may wait, copy or allocate */
     cudaStream_t stream;
-    cudaEvent_t reached; /* mem_share's: how far the stream has come */
+    cudaStream_t copies; /* beside the ops': copies.cu; NULL before the first copy */
+    cudaEvent_t reached; /* how far a stream has come: for another one that waits for it */
     void *scratch; /* dev_scratch's */
     size_t scratch_bytes;
     size_t mapped; /* host memory that kernels may see for the length of a call: mem_map */

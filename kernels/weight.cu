@@ -45,8 +45,8 @@ CUDA(weight_open)(r1_dev *dev, r1_weight **out, size_t E, size_t O, size_t I, r1
     }
     *w = {E, O, I, dtype, NULL, packed};
     if (packed == NULL) {
-        w->master = static_cast<float *>(CUDA(mem_alloc)(dev, master_bytes));
-        w->seen = dtype == R1_F32 || w->master == NULL ? w->master : CUDA(mem_alloc)(dev, seen_bytes);
+        w->master = static_cast<float *>(CUDA(mem_alloc)(dev, master_bytes, st));
+        w->seen = dtype == R1_F32 || w->master == NULL ? w->master : CUDA(mem_alloc)(dev, seen_bytes, st);
     }
     if (w->seen == NULL) {
         CUDA(weight_close)(dev, w);

@@ -43,12 +43,13 @@ class Model(ModelFiles):
 
     frozen: only what sampling and scoring need, to the same bits: no gradients, no moments, and of
     every matrix the one copy that products read, 2 bytes a parameter in bfloat16 instead of 6. To ask
-    for more is a ValueError. offload: a folder for that copy's file: see `freeze`."""
+    for more is a ValueError. offload: a folder for that copy's file, and on a GPU the host's memory: see
+    `freeze`."""
 
     def plan(self, **options: Any) -> MemoryPlan:
         """The memory that this model and calls on it take: see `r1grpo.plan.plan_memory`."""
         return plan_memory(self.config, dtype=self.dtype, device=self.device_name, lora=self.lora,
-                           frozen=self.frozen, **options)
+                           frozen=self.frozen, offload=self._core.offload, **options)
 
     def _explained(self, batch: PackedBatch, **options: Any) -> AbstractContextManager[None]:
         """A MemoryError of a pass over this batch carries its plan."""

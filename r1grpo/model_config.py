@@ -329,7 +329,7 @@ class ModelConfig:
             "qkv_bias": self.attention_bias, "o_bias": self.attention_bias and family.o_bias,
             "mlp_bias": self.mlp_bias, "qk_norm": family.qk_norm,
             "tied": self.tie_word_embeddings, "interleaved": self.rope_interleave,
-            "score": self.score_head, "lora": 0, "lora_targets": 0, "frozen": False,
+            "score": self.score_head, "lora": 0, "lora_targets": 0, "frozen": False, "offload": False,
             "routed_scale": self.routed_scaling_factor, "eps": self.rms_norm_eps, "attn_scale": attn_scale,
             "moe": bytes(self.mixture(i) for i in layers), "window": self.sliding_window or 0,
             "windowed": bytes(self.window(i) > 0 for i in layers),

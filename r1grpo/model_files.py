@@ -92,7 +92,8 @@ class ModelFiles(ModelState):
     def freeze(self, offload: str | os.PathLike[str] | None = None) -> Self:
         """A frozen copy (see `Model`): the same log-probs and samples bit for bit. offload: a folder;
         its matrices then lie in a file there without a name, which goes with the model, and memory
-        holds of them what it has room for."""
+        holds of them what it has room for. Of a model on a GPU the layers' matrices then lie in the
+        host's memory, and each layer comes to the GPU ahead of its turn: no folder is touched."""
         other = self._empty(self.lora, True, offload)
         other.copy_weights_from(self)
         return other

@@ -45,9 +45,6 @@ class ModelState:
                              f"{suggest(str(dtype), DTYPES)}")
         if offload is not None and not frozen:
             raise ValueError("offload is for frozen models: weights that are trained stay in memory")
-        if offload is not None and device != "cpu":
-            raise ValueError(f"offload keeps weights in a file for the CPU: a GPU, device {brief(device)},"
-                             " needs them in its own memory")
         self.config = config
         self.device_name = device
         self.dtype = dtype
@@ -56,9 +53,10 @@ class ModelState:
         self.lora = lora
         self.frozen = bool(frozen)
         sizes, *rope = config.core()
-        fields = {**sizes, **(lora.sizes() if lora else {}), "frozen": self.frozen}
+        fields = {**sizes, **(lora.sizes() if lora else {}), "frozen": self.frozen,
+                  "offload": offload is not None and device != "cpu"}
         self._file: MappedArray | None = None
-        if offload is not None:
+        if offload is not None and device == "cpu":
             self._file = MappedArray(offload, _core.plan_model(get_device(device), fields,
                                                                dtype)["packed"])
         self._core = _core.Model(get_device(device), fields, *rope, dtype,
@@ -242,6 +240,13 @@ class ModelState:
             self._write(i, "m", state[f"m.{name}"])
             self._write(i, "v", state[f"v.{name}"])
         self._core.step = int(state["step"][0])
+
+    def offload_optimizer(self) -> None:
+        """A GPU's: Adam's moments will lie in the host's memory, and come to the GPU part by part while an
+        update runs; its bits stay. To be called before the first update; on the CPU they are there anyway."""
+        if self.device_name == "cpu":
+            raise ValueError("offload_optimizer keeps a GPU's moments in the host's memory: on the CPU they are")
+        self._core.offload = True
 
     def reset_optimizer(self) -> None:
         """Moments to zero, step to 0."""

@@ -56,6 +56,7 @@ class MemoryPlan:
 
     items: tuple[Item, ...]
     device: str = "cpu"
+    host: int = 0  # bytes of the host's memory, where that is another
 
     @property
     def total(self) -> int:
@@ -70,10 +71,11 @@ class MemoryPlan:
     def __str__(self) -> str:
         rows = [(item.name + " *" * item.one_at_a_time, item.bytes) for item in self.items
                 if item.bytes]
-        rows.append(("total (* one at a time)", self.total))
-        width = max(len(name) for name, _ in rows)
-        lines = [f"{name:<{width}}  {size / GIB:9.3f} GiB" for name, size in rows]
-        return "\n".join([*lines[:-1], "-" * len(lines[0]), lines[-1]])
+        sums = [("total (* one at a time)", self.total),
+                *([("beside it, in the host's memory", self.host)] if self.host else [])]
+        width = max(len(name) for name, _ in [*rows, *sums])
+        lines = [f"{name:<{width}}  {size / GIB:9.3f} GiB" for name, size in [*rows, *sums]]
+        return "\n".join([*lines[:len(rows)], "-" * len(lines[0]), *lines[len(rows):]])
 
     __repr__ = __str__
 
@@ -86,9 +88,11 @@ class _Engine:
     sizes: dict[str, Any]  # the fields of r1_config
     dtype: Any
     frozen: bool = False
+    offload: bool = False  # on a GPU
 
     def model(self) -> dict[str, int]:
-        return _core.plan_model(self.device, {**self.sizes, "frozen": self.frozen}, self.dtype)
+        fields = {**self.sizes, "frozen": self.frozen, "offload": self.offload}
+        return _core.plan_model(self.device, fields, self.dtype)
 
     def weights(self, name: str) -> list[Item]:
         found = self.model()
@@ -126,7 +130,8 @@ def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
                 num_generations: int = 1, prompt_length: int = 1,
                 max_new_tokens: int | None = None, slots: int = SLOTS, speculative: bool = False,
                 checkpoint: bool = False, lora: LoraConfig | None = None, frozen: bool = False,
-                pairs: bool = False, device: str = "cpu", shuffled: bool = False) -> MemoryPlan:
+                pairs: bool = False, device: str = "cpu", shuffled: bool = False,
+                offload: bool = False) -> MemoryPlan:
     """The plan of one model and all calls on it.
 
     length: tokens of the longest sequence in training and scoring (None: the context); sequences: of
@@ -137,15 +142,17 @@ def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
     sequences share a prompt. speculative: with guesses of the MTP module. In training and scoring,
     too, num_generations neighbours share a prompt of prompt_length; shuffled: or perhaps not, where a
     call has some of them at random. reference: a second model that scores, "frozen", "offloaded" (its
-    file counts nothing) or with a float32 "master". checkpoint: the trainer saves its state. lora:
-    adapters are trained and nothing else. frozen: the model is (see `Model`), so that training means
+    file counts nothing; on a GPU two of its layers count, and the host's memory) or with a float32
+    "master". offload: the moments, or a frozen model's layers, are off a GPU, in the host's memory.
+    checkpoint: the trainer saves its state. lora: adapters are trained and nothing else. frozen: the model is (see `Model`), so that training means
     nothing. pairs: sequences are pairs, which a micro-batch does not part.
     """
     config = config if isinstance(config, ModelConfig) else ModelConfig.from_dict(config)
     context = config.max_position_embeddings
     check_speculative(config, speculative)
     fields = {**config.core()[0], **(lora.sizes() if lora else {})}
-    core, training = _Engine(get_device(device), fields, dtype, frozen), training and not frozen
+    core = _Engine(get_device(device), fields, dtype, frozen, offload and device != "cpu")
+    training = training and not frozen
     length = min(context, as_count(context if length is None else length, "length", 1))
     sequences = as_count(sequences, "sequences", 1 + pairs)
     rows = MICRO_TOKENS if micro_batch_tokens is None else \
@@ -153,8 +160,9 @@ def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
     shared = {"prompt": min(as_count(prompt_length, "prompt_length", 1), length),
               "groups": [as_count(num_generations, "num_generations", 1)] + [1] * shuffled}
     items, sizes = core.weights("parameters"), core.model()
-    weights = sizes["moments"] // 2 if lora else sizes["master"] + sizes["vectors"]
-    state = weights + sizes["moments"] if checkpoint else 0  # of adapters alone, where there are any
+    host, moments = sizes["host"], sizes["moments"] or sizes["host"]
+    weights = moments // 2 if lora else sizes["master"] + sizes["vectors"]
+    state = weights + moments if checkpoint else 0  # of adapters alone, where there are any
     if training:
         found = core.one_pass(length, sequences, rows, "stream" if recompute else "all", pairs=pairs,
                               **shared)
@@ -162,7 +170,8 @@ def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
         items += [Item("gradients", sizes["grads"]), Item("Adam's moments", sizes["moments"]),
                   Item(f"training: activations{how}", found["acts"]),
                   Item("training: head", found["head"]), Item("training: KV", found["cache"]),
-                  Item("update: shared gradients added", sizes["update"], True)]
+                  Item("update: shared gradients added" + ", moments on their way" * core.offload,
+                       sizes["update"], True)]
     forward = []
     if scoring:
         scored = max(sequences, prompts * num_generations)
@@ -183,13 +192,18 @@ def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
                           max(0, core.largest() - later), True))
     if reference:
         found = core.one_pass(length, 1 << 20, MICRO_TOKENS, "none", **shared)  # a whole rollout
-        held = dataclasses.replace(core, frozen=reference != "master").weights("reference")
-        items += [*held[:1 if reference == "offloaded" else 2],
+        in_file = reference == "offloaded" and device == "cpu"
+        second = dataclasses.replace(core, frozen=reference != "master",
+                                     offload=reference == "offloaded" and not in_file)
+        items += [*second.weights("reference")[:1 if in_file else 2],
                   Item("reference: activations, head, KV", sum(found.values()))]
+        host += second.model()["host"]
         state += state and sizes["master"] + sizes["vectors"]
-    if state:  # the arrays; the file is streamed
+    if state and device == "cpu":  # the arrays; the file is streamed
         items.append(Item("checkpoint, while it is written", state, True))
-    return MemoryPlan(tuple(items), device)
+    elif state:
+        host += state
+    return MemoryPlan(tuple(items), device, host)
 
 
 def plan_training(config: ModelConfig | dict[str, Any], args: TrainingConfig,
@@ -207,7 +221,8 @@ def plan_training(config: ModelConfig | dict[str, Any], args: TrainingConfig,
     common: dict[str, Any] = {
         "dtype": dtype, "sequences": sequences or args.per_device_train_batch_size,
         "micro_batch_tokens": args.micro_batch_tokens, "recompute": args.gradient_checkpointing,
-        "checkpoint": args.output_dir is not None, "lora": lora, "device": device}
+        "checkpoint": args.output_dir is not None, "lora": lora, "device": device,
+        "offload": args.offload_optimizer}
     if isinstance(args, GRPOConfig):
         limit = args.max_completion_length  # of every rollout, or a schedule
         completion = limit if isinstance(limit, int) else max(length for _, length in limit)
@@ -300,8 +315,12 @@ def check_fits(plan: MemoryPlan, available: int | None = None, allocated: int = 
     available: bytes (None: available_memory of its device); allocated: bytes of the plan that this
     process has taken already, a loaded model's say: resident_memory() is a bound."""
     have = available_memory(plan.device) if available is None else available
+    if plan.host > available_memory():
+        raise MemoryError(f"this run needs {plan.host / GIB:.2f} GiB of the host's memory and "
+                          f"{available_memory() / GIB:.2f} GiB can be had:\n{plan}")
     if plan.total - allocated > have:
         raise MemoryError(
             f"this run needs {plan.total / GIB:.2f} GiB and {(have + allocated) / GIB:.2f} GiB can be "
             f"had:\n{plan}\nmicro_batch_tokens and gradient_checkpointing lower the activations, "
-            f"fewer or shorter completions the KV, ref_model_offload or beta 0 the reference")
+            f"fewer or shorter completions the KV, ref_model_offload or beta 0 the reference, on a GPU "
+            f"offload_optimizer the moments")

@@ -168,6 +168,8 @@ class Trainer:
         if args.router_bias_rate and getattr(model, "lora", None) is not None:
             raise ConfigError(f"{type(args).__name__}: router_bias_rate: the routing bias is part of "
                               "the weights that adapters leave as they are")
+        if args.offload_optimizer:
+            model.offload_optimizer()
         self.model = model
         self.args = args
         self.callbacks = list(callbacks or [])  # each is called as f(trainer, metrics)

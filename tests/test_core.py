@@ -196,7 +196,8 @@ def test_nothing_leaks():
 
 
 MEMORY = {"dev_open", "dev_close", "dev_threads", "dev_spin", "mem_alloc", "mem_free", "mem_upload",
-          "mem_download", "mem_map", "mem_unmap", "mem_place", "mem_share",
+          "mem_download", "mem_map", "mem_unmap", "mem_place", "mem_share", "mem_alloc_host", "mem_free_host",
+          "mem_fetch", "mem_store", "mem_join",
           "weight_bytes", "weight_open", "weight_close", "weight_view",
           "weight_write", "weight_read", "logp_scratch",  # behind Device, Weight, Kv and the calls that need scratch
           "graph_begin", "graph_end", "graph_run", "graph_close"}  # behind Decode, on a GPU

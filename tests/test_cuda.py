@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import os
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -156,9 +157,52 @@ def test_a_full_gpu_is_a_memory_error_with_the_plan(emulated: None) -> None:
     model.update(1e-3)
 
 
-def test_a_gpu_takes_no_weights_from_a_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="offload keeps weights in a file for the CPU"):
-        Model(SMALL, device="cuda", frozen=True, offload=tmp_path)
+LOST = """
+import ctypes, os, sys
+import cuda_emulation
+from test_cuda import SMALL
+from r1grpo import Model
+sys.modules["r1grpo._cuda"] = module = cuda_emulation.load()
+model = Model(SMALL, device="cuda")
+session = model.session([[1, 2]], max_new_tokens=9)
+session.run(1)
+array = model.parameters()["model.norm.weight"].__dlpack__(max_version=(1, 0))
+calls = (lambda: model.logprobs([[1]], [[2]]), lambda: model.update(1e-3), lambda: session.run(1),
+         lambda: model.sft_gradient([[1]], [[2]]), lambda: Model(SMALL, device="cuda"), lambda: model.state_dict())
+child = 0
+if sys.argv[1] == "fork":
+    child = os.fork()
+    if child:
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        print(model.logprobs([[1]], [[2]])[0].shape)
+else:
+    ctypes.CDLL(module.__file__).emulated_break(True)
+for call in () if child else calls:
+    try:
+        call()
+        print("went well")
+    except Exception as error:
+        print(type(error).__name__, error, flush=True)
+"""
+
+
+@pytest.mark.parametrize("what", ["lost", pytest.param("fork", marks=pytest.mark.skipif(
+    not hasattr(os, "fork"), reason="needs fork"))])
+def test_a_lost_gpu_is_told_once_and_ends_quietly(emulated: None, what: str) -> None:
+    """A kernel has failed: the first call says what, later ones that the GPU is lost since then. In a forked process
+    every call is refused. The interpreter ends, with all of its objects alive, without a word."""
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1]), *sys.path])
+    done = subprocess.run([sys.executable, "-W", "ignore::DeprecationWarning", "-c", LOST, what],
+                          capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
+    *refused, last = done.stdout.splitlines()
+    if what == "fork":
+        assert len(refused) == 6 and last == "(1,)"
+        assert all(line.startswith("RuntimeError") and "start it with 'spawn'" in line for line in refused)
+        return
+    assert refused[0].endswith("; this GPU is lost to this process, start a new one")
+    for line in [*refused[1:], last]:
+        assert line == "RuntimeError this GPU is lost to this process since an earlier error"
 
 
 @pytest.mark.parametrize("dtype, frozen", [("float32", False), ("bfloat16", False), ("float32", True)])

@@ -115,7 +115,7 @@ place_values(r1_model *m, const r1_param *p, size_t e, int how, exported *x, voi
         return code;
     }
     void *host = x->memory;
-    *data = x->memory = m->ops->mem_alloc(m->dev, bytes);
+    *data = x->memory = m->ops->mem_alloc(m->dev, bytes, st);
     x->dev = m->dev;
     code = x->memory == NULL ? R1_FAIL(st, R1_ENOMEM, "out of GPU memory for a copy of %s", p->name)
                              : m->ops->mem_upload(m->dev, x->memory, host, bytes, st);

@@ -24,7 +24,7 @@ static const field fields[] = {
     FIELD(softmax_gate, FLAG), FIELD(normalize, FLAG), FIELD(router_bias, FLAG),
     FIELD(qkv_bias, FLAG), FIELD(o_bias, FLAG), FIELD(mlp_bias, FLAG), FIELD(qk_norm, FLAG),
     FIELD(tied, FLAG), FIELD(interleaved, FLAG), FIELD(score, FLAG), FIELD(lora, SIZE),
-    FIELD(lora_targets, SIZE), FIELD(frozen, FLAG), FIELD(routed_scale, REAL),
+    FIELD(lora_targets, SIZE), FIELD(frozen, FLAG), FIELD(offload, FLAG), FIELD(routed_scale, REAL),
     FIELD(eps, REAL), FIELD(attn_scale, REAL),
 };
 

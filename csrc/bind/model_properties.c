@@ -114,11 +114,32 @@ set_scale(PyObject *object, PyObject *value, void *Py_UNUSED(closure))
     return set_end(self, &st);
 }
 
+static PyObject *
+get_offload(PyObject *object, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(((ModelObject *)object)->model->config.offload);
+}
+
+static int
+set_offload(PyObject *object, PyObject *value, void *Py_UNUSED(closure))
+{
+    ModelObject *self = (ModelObject *)object;
+    int offload = value != NULL ? PyObject_IsTrue(value) : 0;
+    r1_status st = {0};
+    if (!set_begin(self, value, "offload")) {
+        return -1;
+    }
+    r1_model_set_offload(self->model, offload, &st);
+    return set_end(self, &st);
+}
+
 PyGetSetDef model_properties[] = {
     {"step", get_step, set_step, "Optimiser updates so far.", NULL},
     {"live_vocab", get_live, set_live,
      "Ids below it have a probability; the others are never drawn.", NULL},
     {"adapter_scale", get_scale, set_scale, "Factor of all low-rank adapters; 0 leaves them out.",
      NULL},
+    {"offload", get_offload, set_offload,
+     "A frozen model's layers, else Adam's moments, are in host memory; set before the first update.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

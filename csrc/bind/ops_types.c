@@ -174,8 +174,8 @@ kv_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     size_t k_bytes = kv.blocks * kv.Hkv * r1_kv_k_bytes(&kv);
     size_t v_bytes = kv.blocks * kv.Hkv * r1_kv_v_bytes(&kv);
     if (call_begin(&c)) {
-        self->kv.k = c.ops->mem_alloc(c.dev, k_bytes);
-        self->kv.v = c.ops->mem_alloc(c.dev, v_bytes);
+        self->kv.k = c.ops->mem_alloc(c.dev, k_bytes, &c.st);
+        self->kv.v = c.ops->mem_alloc(c.dev, v_bytes, &c.st);
         if (self->kv.k == NULL || self->kv.v == NULL) {
             R1_FAIL(&c.st, R1_ENOMEM, "Kv: no memory for %zu blocks", kv.blocks);
         } else if (poison(&c, self->kv.k, k_bytes) == R1_OK) {

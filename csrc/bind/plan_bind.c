@@ -30,10 +30,10 @@ static PyObject *
 model_dict(const void *from)
 {
     const r1_model_bytes *b = from;
-    return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K}", "master", (unsigned long long)b->master, "packed",
+    return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K}", "master", (unsigned long long)b->master, "packed",
                          (unsigned long long)b->packed, "vectors", (unsigned long long)b->vectors, "grads",
                          (unsigned long long)b->grads, "moments", (unsigned long long)b->moments, "update",
-                         (unsigned long long)b->update);
+                         (unsigned long long)b->update, "host", (unsigned long long)b->host);
 }
 
 static PyObject *

@@ -155,11 +155,12 @@ TIER(weight_adamw)(r1_dev *dev, r1_weight *w, size_t row0, const r1_tensor *m, c
 {
     (void)st;
     assert(w->master != NULL && g->cols == w->I && row0 + g->rows <= w->E * w->O);
-    assert(g->rows == w->E * w->O || (w->E == 1 && row0 % R1_PANEL == 0));
+    size_t o = row0 % w->O; /* where in its matrix the part begins */
+    assert(g->rows == w->E * w->O || (o % R1_PANEL == 0 && o + g->rows <= w->O));
     adamw_job job = adamw_open(w->master + row0 * w->I, m, v, g, spec);
     job.w = w;
-    job.panel = row0 / R1_PANEL;
-    size_t panels = w->E > 1 ? w->E * count_panels(w->O) : count_panels(g->rows);
+    job.panel = row0 / w->O * count_panels(w->O) + o / R1_PANEL;
+    size_t panels = g->rows > w->O ? w->E * count_panels(w->O) : count_panels(g->rows);
     r1_pool_run(dev->pool, panels, adamw_panel, &job);
     return R1_OK;
 }

@@ -45,9 +45,10 @@ TIER(dev_threads)(const r1_dev *dev)
 }
 
 void *
-TIER(mem_alloc)(r1_dev *dev, size_t bytes)
+TIER(mem_alloc)(r1_dev *dev, size_t bytes, r1_status *st)
 {
     (void)dev;
+    (void)st;
     return r1_alloc(bytes, 1);
 }
 
@@ -90,6 +91,39 @@ r1_code
 TIER(mem_unmap)(r1_dev *dev, r1_status *st)
 {
     (void)dev;
+    (void)st;
+    return R1_OK;
+}
+
+void *
+TIER(mem_alloc_host)(r1_dev *dev, size_t bytes, r1_status *st)
+{
+    return TIER(mem_alloc)(dev, bytes, st);
+}
+
+void
+TIER(mem_free_host)(r1_dev *dev, void *p)
+{
+    TIER(mem_free)(dev, p);
+}
+
+r1_code
+TIER(mem_fetch)(r1_dev *dev, void *dst, const void *src, size_t bytes, r1_status *st)
+{
+    return TIER(mem_upload)(dev, dst, src, bytes, st);
+}
+
+r1_code
+TIER(mem_store)(r1_dev *dev, void *dst, const void *src, size_t bytes, r1_status *st)
+{
+    return TIER(mem_download)(dev, dst, src, bytes, st);
+}
+
+r1_code
+TIER(mem_join)(r1_dev *dev, int host, r1_status *st)
+{
+    (void)dev;
+    (void)host;
     (void)st;
     return R1_OK;
 }

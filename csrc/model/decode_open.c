@@ -96,8 +96,8 @@ device_open(r1_decode *d, r1_status *st)
     d->n_ints = size.ints;
     d->slots = r1_alloc(s->slots, sizeof *d->slots);
     d->host = r1_alloc(d->n_ints, sizeof(int32_t));
-    d->ints = m->ops->mem_alloc(m->dev, d->n_ints * sizeof(int32_t));
-    d->hidden_memory = m->ops->mem_alloc(m->dev, s->P * m->config.C * sizeof(float));
+    d->ints = m->ops->mem_alloc(m->dev, d->n_ints * sizeof(int32_t), st);
+    d->hidden_memory = m->ops->mem_alloc(m->dev, s->P * m->config.C * sizeof(float), st);
     if (d->slots == NULL || d->host == NULL || d->ints == NULL || d->hidden_memory == NULL) {
         return R1_FAIL(st, R1_ENOMEM, "out of memory for %zu slots", s->slots);
     }

@@ -45,7 +45,7 @@ r1_code
 graphs_open(r1_decode *d, size_t rows, r1_status *st)
 {
     r1_graphs *g = &d->graphs;
-    if (d->m->ops->graph_begin == NULL) {
+    if (d->m->ops->graph_begin == NULL || d->m->offload.host != NULL) { /* copies are not recorded */
         return R1_OK;
     }
     g->sizes = size_index(padded_rows(d->m->ops, rows)) + 1;

@@ -16,6 +16,12 @@ typedef struct {
 r1_code linear_bwd(r1_model *m, const r1_tensor *dx, const r1_tensor *dy, const r1_tensor *x,
                    const r1_linear *l, const r1_sum_rows *rows, int accumulate, r1_status *st);
 
+static inline size_t /* of its value, a vector's being one row */
+param_rows(const r1_param *p)
+{
+    return p->O == 0 ? 1 : p->E * p->O;
+}
+
 /* dW of one use of a trained matrix, which is added to what there is. */
 r1_code weight_grad(r1_model *m, r1_param *w, size_t use, const r1_tensor *dy, const r1_tensor *x,
                     const int32_t *offsets, const r1_units *units, r1_status *st);
@@ -34,7 +40,7 @@ r1_code layout_params(r1_model *m, r1_status *st);
 r1_code layout_memory(r1_model *m, r1_arena *packed, r1_status *st);
 /* R1_EINVAL: it is frozen and has no `what`. */
 r1_code model_trainable(const r1_model *m, const char *what, r1_status *st);
-/* Adds the bytes of all matrices: masters, packed copies. */
+/* Adds the bytes of all matrices but those of off-loaded layers: masters, packed copies. */
 void matrices_measure(const r1_model *m, r1_arena *master, r1_arena *packed);
 /* Checks and copies; the rotary table of at least so many positions; the bytes it then takes. */
 r1_code rope_open(r1_model *m, const r1_rope *rope, r1_status *st);
@@ -45,6 +51,15 @@ size_t rope_bytes(const r1_config *c, size_t positions);
 void vectors_place(r1_model *m, r1_arena *a);
 void grads_place(r1_model *m, r1_arena *a);
 void moments_place(r1_model *m, r1_arena *a);
+/* offload.c: bytes of the layers in host memory (0: none is), and of the largest; is a parameter one of
+ * theirs, and whose; their memory, and where each weight is opened; layer i is on the device for ops that
+ * are queued from now on; what was written to a parameter of layer i there goes to host memory too. */
+size_t offload_measure(const r1_model *m, size_t *largest);
+int offload_layer(const r1_model *m, size_t param, size_t *layer);
+r1_code offload_open(r1_model *m, r1_status *st);
+void offload_close(r1_model *m);
+r1_code offload_enter(r1_model *m, size_t i, r1_status *st);
+r1_code offload_keep(r1_model *m, size_t i, const r1_param *p, r1_status *st);
 /* Bytes that an update takes while it runs. */
 size_t update_bytes(const r1_model *m);
 /* Makes ws hold at least these and keep just this; contents are lost when it changes. */

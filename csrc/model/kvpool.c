@@ -24,7 +24,7 @@ kvpool_open(r1_kvpool *pool, r1_model *m, size_t layers, size_t blocks, r1_statu
     *pool = (r1_kvpool){.n_layers = layers, .n_free = blocks};
     pool->layers = r1_alloc(layers, sizeof *pool->layers);
     pool->free = r1_alloc(blocks, sizeof *pool->free);
-    pool->memory = m->ops->mem_alloc(m->dev, blocks * kvpool_block_bytes(m, layers));
+    pool->memory = m->ops->mem_alloc(m->dev, blocks * kvpool_block_bytes(m, layers), st);
     if (pool->layers == NULL || pool->free == NULL || pool->memory == NULL) {
         kvpool_close(pool, m);
         return R1_FAIL(st, R1_ENOMEM, "out of memory: %zu bytes of KV blocks",

@@ -5,7 +5,8 @@
  * One device allocation each for vectors, gradients and Adam's moments; gradients come with the first
  * gradient call, moments with the first update, so that a model that only samples has neither. Each is
  * placed by one function, which run without memory measures (plan.c). The matrices of a frozen model
- * lie packed in one piece of memory, which may be the caller's; it has nothing else of them.
+ * lie packed in one piece of memory, which may be the caller's; it has nothing else of them. Its layers
+ * may lie in host memory (offload.c), and so may moments (update.c).
  */
 #include <stdarg.h>
 #include <stdio.h>
@@ -174,6 +175,7 @@ params_add(r1_model *m)
             m->hnorm = norm_add(m, i, c->C, "hnorm");
             m->eh = linear_add(m, i, 1, c->C, 2 * c->C, "eh_proj");
         }
+        l->first = m->n_params;
         l->window = i < c->L && c->windowed[i] ? c->window : 0; /* the MTP module has none: ours */
         l->attn_norm = norm_add(m, i, c->C, "input_layernorm");
         attention_add(m, l, i);
@@ -182,6 +184,7 @@ params_add(r1_model *m)
         if (i == c->L) {
             m->mtp_norm = norm_add(m, i, c->C, "shared_head.norm");
         }
+        l->end = m->n_params;
     }
     m->norm = param_add(m, 1, 0, c->C, 1, "model.norm.weight");
     if (c->tied) { /* uses: embedding, head, MTP's embedding, MTP's head */
@@ -203,12 +206,6 @@ params_add(r1_model *m)
     for (size_t i = 0; c->frozen && i < m->n_params; i++) {
         m->params[i].trained = 0;
     }
-}
-
-static size_t
-param_rows(const r1_param *p)
-{
-    return p->O == 0 ? 1 : p->E * p->O;
 }
 
 void
@@ -235,16 +232,16 @@ grads_place(r1_model *m, r1_arena *grads)
     }
 }
 
-/* Runs a placing function to measure, allocates, runs it again to place. */
+/* Runs a placing function to measure, allocates, here or in host memory, runs it again to place. */
 static r1_code
-place(r1_model *m, void (*fn)(r1_model *, r1_arena *), void **memory, const char *what,
+place(r1_model *m, void (*fn)(r1_model *, r1_arena *), int host, void **memory, const char *what,
       r1_status *st)
 {
     r1_arena a = {0};
     fn(m, &a);
     a.size = a.used;
     a.used = 0;
-    *memory = a.base = m->ops->mem_alloc(m->dev, a.size);
+    *memory = a.base = host ? m->ops->mem_alloc_host(m->dev, a.size, st) : m->ops->mem_alloc(m->dev, a.size, st);
     if (a.base == NULL) {
         return R1_FAIL(st, R1_ENOMEM, "out of memory for %zu bytes of %s", a.size, what);
     }
@@ -270,8 +267,8 @@ matrices_measure(const r1_model *m, r1_arena *master, r1_arena *packed)
 {
     for (size_t i = 0; i < m->n_params; i++) {
         const r1_param *p = &m->params[i];
-        if (p->O > 0) {
-            size_t one, copy;
+        size_t one, copy, layer;
+        if (p->O > 0 && !offload_layer(m, i, &layer)) {
             m->ops->weight_bytes(&one, &copy, p->E, p->O, p->I, p->dtype, m->config.frozen);
             r1_arena_push(master, one, 1);
             r1_arena_push(packed, copy, 1);
@@ -286,7 +283,7 @@ frozen_memory(r1_model *m, r1_arena **packed, r1_arena *own, r1_status *st)
     r1_arena none = {0}, need = {0};
     matrices_measure(m, &none, &need);
     if (*packed == NULL) {
-        *own = (r1_arena){m->ops->mem_alloc(m->dev, need.used), need.used, 0};
+        *own = (r1_arena){m->ops->mem_alloc(m->dev, need.used, st), need.used, 0};
         m->packed = own->base;
         *packed = own;
     }
@@ -304,9 +301,10 @@ r1_code
 layout_memory(r1_model *m, r1_arena *packed, r1_status *st)
 {
     r1_arena own;
-    R1_TRY(place(m, vectors_place, &m->vectors, "norms and biases", st));
+    R1_TRY(place(m, vectors_place, 0, &m->vectors, "norms and biases", st));
     if (m->config.frozen) {
         R1_TRY(frozen_memory(m, &packed, &own, st));
+        R1_TRY(m->config.offload ? offload_open(m, st) : R1_OK);
     }
     for (size_t i = 0; i < m->config.L + m->config.mtp; i++) {
         m->layers[i].load = m->loads + i * m->config.E;
@@ -316,7 +314,8 @@ layout_memory(r1_model *m, r1_arena *packed, r1_status *st)
         if (p->O > 0) {
             size_t none, copy;
             m->ops->weight_bytes(&none, &copy, p->E, p->O, p->I, p->dtype, m->config.frozen);
-            void *at = m->config.frozen ? r1_arena_push(packed, copy, 1) : NULL;
+            void *at = p->packed != NULL ? p->packed
+                       : m->config.frozen ? r1_arena_push(packed, copy, 1) : NULL;
             R1_TRY(m->ops->weight_open(m->dev, &p->weight, p->E, p->O, p->I, p->dtype, at, st));
             p->value = m->ops->weight_view(p->weight);
         }
@@ -348,7 +347,7 @@ r1_code
 r1_model_grads(r1_model *m, r1_status *st)
 {
     R1_TRY(model_trainable(m, "gradients", st));
-    return m->grads != NULL ? R1_OK : place(m, grads_place, &m->grads, "gradients", st);
+    return m->grads != NULL ? R1_OK : place(m, grads_place, 0, &m->grads, "gradients", st);
 }
 
 r1_code
@@ -356,5 +355,6 @@ r1_model_moments(r1_model *m, r1_status *st)
 {
     R1_TRY(model_trainable(m, "optimiser moments", st));
     return m->moments != NULL ? R1_OK
-                              : place(m, moments_place, &m->moments, "optimiser moments", st);
+                              : place(m, moments_place, m->config.offload, &m->moments,
+                                      "optimiser moments", st);
 }

@@ -68,12 +68,16 @@ r1_model_close(r1_model *m)
             m->ops->weight_close(m->dev, m->params[i].weight);
         }
     }
-    void *memory[] = {m->vectors, m->packed, m->grads, m->moments};
+    void *memory[] = {m->vectors, m->packed, m->grads, m->config.offload ? NULL : m->moments};
     for (size_t i = 0; i < sizeof memory / sizeof memory[0]; i++) {
         if (memory[i] != NULL) {
             m->ops->mem_free(m->dev, memory[i]);
         }
     }
+    if (m->config.offload && m->moments != NULL) {
+        m->ops->mem_free_host(m->dev, m->moments);
+    }
+    offload_close(m);
     workspace_release(m, &m->train);
     workspace_release(m, &m->infer);
     rope_close(m);
@@ -91,6 +95,17 @@ r1_model_set_live(r1_model *m, size_t live, r1_status *st)
     }
     m->version += live != m->live;
     m->live = live;
+    return R1_OK;
+}
+
+r1_code
+r1_model_set_offload(r1_model *m, int offload, r1_status *st)
+{
+    if ((offload != 0) != (m->config.offload != 0) && (m->config.frozen || m->moments != NULL)) {
+        return R1_FAIL(st, R1_EINVAL, m->config.frozen ? "a frozen model's layers lie where they were made"
+                                                       : "the moments are there already");
+    }
+    m->config.offload = offload != 0;
     return R1_OK;
 }
 
@@ -127,16 +142,29 @@ param_tensor(r1_model *m, size_t i, int what, r1_tensor *x, r1_status *st)
     return R1_OK;
 }
 
+/* Are these in host memory, where nothing is under way between two updates? */
+static int
+on_host(const r1_model *m, int what)
+{
+    return m->config.offload && (what == R1_MOMENT1 || what == R1_MOMENT2);
+}
+
 /* The gradient is the sum of the accumulators, in order of use. */
 r1_code
 r1_param_read(r1_model *m, size_t i, int what, float *out, r1_status *st)
 {
     r1_tensor x;
+    size_t layer;
     if (what == R1_VALUE && m->params[i].weight != NULL) {
+        R1_TRY(offload_layer(m, i, &layer) ? offload_enter(m, layer, st) : R1_OK);
         return m->ops->weight_read(m->dev, out, m->params[i].weight, st);
     }
     R1_TRY(param_tensor(m, i, what, &x, st));
     size_t n = x.rows * x.cols;
+    if (on_host(m, what)) {
+        memcpy(out, x.data, n * sizeof(float));
+        return R1_OK;
+    }
     R1_TRY(m->ops->mem_download(m->dev, out, x.data, n * sizeof(float), st));
     for (size_t u = 1; what == R1_GRAD && u < m->params[i].uses; u++) {
         float *more = r1_alloc(n, sizeof(float));
@@ -164,9 +192,17 @@ r1_param_write(r1_model *m, size_t i, int what, const float *in, r1_status *st)
     }
     m->version += what == R1_VALUE;
     if (what == R1_VALUE && m->params[i].weight != NULL) {
-        return m->ops->weight_write(m->dev, m->params[i].weight, in, st);
+        size_t layer;
+        int away = offload_layer(m, i, &layer);
+        R1_TRY(away ? offload_enter(m, layer, st) : R1_OK);
+        R1_TRY(m->ops->weight_write(m->dev, m->params[i].weight, in, st));
+        return away ? offload_keep(m, layer, &m->params[i], st) : R1_OK;
     }
     R1_TRY(param_tensor(m, i, what, &x, st));
+    if (on_host(m, what)) {
+        memcpy(x.data, in, x.rows * x.cols * sizeof(float));
+        return R1_OK;
+    }
     return m->ops->mem_upload(m->dev, x.data, in, x.rows * x.cols * sizeof(float), st);
 }
 
@@ -233,6 +269,7 @@ trunk_fwd(r1_model *m, r1_workspace *ws, const int32_t *ids, const r1_seqs *seqs
     R1_TRY(m->ops->embed_fwd(m->dev, &x, m->embed->weight, ids, st));
     for (size_t i = 0; i < c->L; i++) {
         r1_acts a = layer_acts(m, ws, i, N);
+        R1_TRY(offload_enter(m, i, st));
         R1_TRY(block_fwd(m, &m->layers[i], &a, &t, &x, i > 0 ? &f : NULL,
                          kvs != NULL ? &kvs[i] : &ws->kv, seqs, st));
         x = a.s1;

@@ -4,7 +4,7 @@
  *   layout.c  every parameter                       mtp.c    the multi-token-prediction module
  *   workspace.c  every buffer of a batch            head.c   hidden -> log-prob, loss, d hidden
  *   linear.c  weight + bias + adapter               model.c  open, close, log-probs and gradients
- *   rope.c    cos and sin of positions
+ *   rope.c    cos and sin of positions              offload.c  layers in host memory
  *   micro.c   sequences -> one packed micro-batch   score.c  the scalar head of reward models
  *   update.c  norm, clip, AdamW, router bias        decode.c sampling (decode_open.c, kvpool.c)
  *             (its batches: decode_batch.c)        graphs.c  steps recorded where a backend can
@@ -40,6 +40,7 @@ typedef struct {
     int qk_norm;                  /* GQA: every head of q and of k is normed before RoPE */
     int tied, interleaved, score;
     int frozen;                   /* no masters, gradients, moments: what forward needs */
+    int offload;                  /* in host memory: a frozen model's layers, else Adam's moments */
     size_t lora;                  /* rank of the low-rank adapters; 0: none */
     size_t lora_targets;          /* bit i: the i-th matrix of layout.c's list has one */
     float routed_scale, eps;
@@ -116,6 +117,7 @@ typedef struct {
     r1_dtype dtype;    /* of what products see; values, gradients and moments are float32 */
     r1_weight *weight; /* NULL: a vector */
     r1_tensor value;   /* (E O, I): the weight's master (data NULL: frozen), or the vector */
+    void *packed;      /* of an off-loaded layer: where on the device its packed copy comes to lie */
     int trained;       /* 0: the router's selection bias; all but the adapters where there are any;
                         * all of a frozen model */
     size_t uses;
@@ -148,7 +150,16 @@ typedef struct {
     r1_linear router, egate, eup, edown;     /* MoE */
     r1_param *router_bias;                   /* NULL without */
     int64_t *load;                           /* (E) device: rows per expert since the last update */
+    size_t first, end;                       /* its parameters, adapters left out */
 } r1_layer;
+
+/* The layers of a frozen model that lie in host memory: offload.c. */
+typedef struct {
+    unsigned char *host;                     /* NULL: they do not */
+    unsigned char *buffer[2];                /* device memory: layer i computes in buffer i % 2 */
+    size_t start[R1_MAX_LAYERS + 1];         /* byte of `host` where a layer begins */
+    size_t held[2];                          /* 1 + the layer in each buffer; 0: none */
+} r1_offload;
 
 /* Activations of one layer for N rows; what backward needs of it. See block.c for the equations.
  * The stream s0 is the caller's: it outlives the rest where that is recomputed. Backward leaves the
@@ -232,6 +243,7 @@ typedef struct {
     r1_tensor rope;                       /* (positions so far, Dr): cos, sin; see rope_reserve */
     void *vectors, *grads, *moments;      /* device memory of all vectors, gradients, moments */
     void *packed;                         /* of a frozen model's matrices, unless it is given */
+    r1_offload offload;
     int64_t *loads;                       /* (L + mtp, E) */
     uint64_t step;                        /* optimiser updates so far */
     uint64_t version;                     /* counts every change of a weight */
@@ -275,6 +287,8 @@ model_live(const r1_model *m, const r1_tensor *logits)
 }
 /* 1 <= live <= V. Sessions that are open end, as after a change of a weight. */
 r1_code r1_model_set_live(r1_model *m, size_t live, r1_status *st);
+/* Adam's moments are to lie in host memory: before there are any. */
+r1_code r1_model_set_offload(r1_model *m, int offload, r1_status *st);
 /* s of linear.c for all adapters; 0 leaves them out. Sessions that are open end. */
 r1_code r1_model_set_adapter_scale(r1_model *m, float scale, r1_status *st);
 
@@ -339,6 +353,7 @@ r1_code r1_model_router_update(r1_model *m, float rate, r1_status *st);
 typedef struct {
     size_t master, packed, vectors; /* parameters: matrices, their packed copies, all the rest */
     size_t grads, moments, update;  /* update: what an optimiser step takes while it runs */
+    size_t host;                    /* in host memory: matrices, moments */
 } r1_model_bytes;
 typedef struct {
     size_t acts, head, cache;       /* activations and rotary table; hidden states to losses; one

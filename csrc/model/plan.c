@@ -42,8 +42,10 @@ r1_plan_model(const r1_config *c, r1_dtype dtype, const r1_ops *ops, r1_dev *dev
     grads_place(m, &grads);
     moments_place(m, &moments);
     matrices_measure(m, &master, &packed);
-    *out = (r1_model_bytes){master.used, packed.used, vectors.used, grads.used, moments.used,
-                            update_bytes(m)};
+    size_t largest, layers = offload_measure(m, &largest);
+    *out = (r1_model_bytes){master.used, packed.used + 2 * largest, vectors.used, grads.used,
+                            c->offload ? 0 : moments.used, update_bytes(m),
+                            layers + (c->offload ? moments.used : 0)};
     r1_model_close(m);
     return R1_OK;
 }

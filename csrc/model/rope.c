@@ -89,7 +89,7 @@ rope_reserve(r1_model *m, size_t positions, r1_status *st)
     const r1_config *c = &m->config;
     size_t T = reach(c, positions), Dr = config_rotary(c);
     float *rows = r1_alloc(ROWS * Dr, sizeof(float));
-    float *table = m->ops->mem_alloc(m->dev, T * Dr * sizeof(float));
+    float *table = m->ops->mem_alloc(m->dev, T * Dr * sizeof(float), st);
     r1_code code = R1_OK;
     if (rows == NULL || table == NULL) {
         code = R1_FAIL(st, R1_ENOMEM, "out of memory for %zu rotary positions", T);

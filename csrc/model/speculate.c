@@ -34,7 +34,7 @@ drafts_open(r1_decode *d, r1_status *st)
     r1_drafts *s = &d->drafts;
     r1_arena a = {.size = drafts_bytes(&d->m->config, d->rows)};
     s->host = r1_alloc(d->rows, sizeof *s->host);
-    s->memory = a.base = d->m->ops->mem_alloc(d->m->dev, a.size);
+    s->memory = a.base = d->m->ops->mem_alloc(d->m->dev, a.size, st);
     if (s->host == NULL || s->memory == NULL) {
         return R1_FAIL(st, R1_ENOMEM, "out of memory for the guesses of %zu rows", d->rows);
     }

@@ -252,7 +252,7 @@ workspace_reserve(r1_model *m, r1_workspace *ws, size_t rows, size_t seqs, size_
     r1_arena a = {0};
     workspace_place(ws, &a, m);
     a.size = a.used;
-    ws->memory = a.base = m->ops->mem_alloc(m->dev, a.size);
+    ws->memory = a.base = m->ops->mem_alloc(m->dev, a.size, st);
     if (a.base == NULL) {
         size_t bytes = a.size;
         workspace_release(m, ws);

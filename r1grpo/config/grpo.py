@@ -62,7 +62,7 @@ class GRPOConfig(TrainingConfig):
     sync_ref_model: bool = False
     ref_model_mixup_alpha: float = 1.0  # reference = alpha policy + (1 - alpha) reference
     ref_model_sync_steps: int = 400
-    ref_model_offload: bool = False  # its matrices in a file instead of memory; changes no bit
+    ref_model_offload: bool = False  # its matrices in a file, or a GPU's host; changes no bit
     filter_zero_std_samples: bool = False  # DAPO's dynamic sampling, eq. 11
     max_num_gen_batches: int = 4  # rollouts it may take to fill a batch; ours
     num_generations_eval: int | None = None

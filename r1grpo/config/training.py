@@ -12,7 +12,7 @@ from .checks import require, run_config
 FREE_OPTIONS = {"output_dir", "save_steps", "save_total_limit", "logging_steps",
                 "logging_first_step", "log_completions", "num_completions_to_print", "disable_tqdm",
                 "report_to", "run_name", "micro_batch_tokens", "gradient_checkpointing",
-                "speculative", "ref_model_offload", "verifier_workers", "verifier_deadline",
+                "speculative", "ref_model_offload", "offload_optimizer", "verifier_workers", "verifier_deadline",
                 "verifier_memory", "verifier_failures"}
 LENGTH_OPTIONS = {"max_steps", "num_train_epochs"}
 
@@ -31,6 +31,7 @@ class TrainingConfig:
     per_device_train_batch_size: int = 8
     micro_batch_tokens: int | None = None
     gradient_checkpointing: bool = False  # layers computed again in backward: memory, not bits
+    offload_optimizer: bool = False  # a GPU's moments in the host's memory; changes no bit
     adam_beta1: float = 0.9
     adam_beta2: float = 0.95  # DeepSeek-V3's pre-training value (TRL: 0.999)
     adam_epsilon: float = 1e-8

@@ -6,6 +6,7 @@
 #include "cuda_runtime.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 
 #include <map>
@@ -236,6 +237,23 @@ cudaHostUnregister(void *p)
 {
     std::lock_guard<std::recursive_mutex> hold(guard);
     return mapped.erase((char *)p) == 1 ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+/* Registered, as what cudaHostRegister is given: page-locked either way. */
+cudaError_t
+cudaHostAlloc(void **p, size_t bytes, unsigned)
+{
+    *p = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
+    memset(*p, 0xff, bytes);
+    return cudaHostRegister(*p, bytes, 0);
+}
+
+cudaError_t
+cudaFreeHost(void *p)
+{
+    cudaError_t error = cudaHostUnregister(p);
+    free(p);
+    return error;
 }
 
 cudaError_t

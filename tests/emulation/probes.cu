@@ -21,8 +21,8 @@ run_probe(int device, const float *in, float *out, size_t count, probe_body body
     size_t bytes = count * sizeof(float);
     r1_code code = CUDA(dev_open)(&dev, (size_t)device, &st);
     if (code == R1_OK) {
-        float *from = static_cast<float *>(CUDA(mem_alloc)(dev, bytes));
-        float *to = static_cast<float *>(CUDA(mem_alloc)(dev, bytes));
+        float *from = static_cast<float *>(CUDA(mem_alloc)(dev, bytes, &st));
+        float *to = static_cast<float *>(CUDA(mem_alloc)(dev, bytes, &st));
         code = CUDA(mem_upload)(dev, from, in, bytes, &st);
         code = code == R1_OK ? body(dev, from, to, count, &st) : code;
         code = code == R1_OK ? CUDA(mem_download)(dev, out, to, bytes, &st) : code;
@@ -304,8 +304,8 @@ probe_graph_alloc(int device, const float *in, float *out, size_t count)
 {
     return run_probe(device, in, out, count, [](r1_dev *dev, float *from, float *to, size_t, r1_status *st) {
         return refused(dev, from, to, st, [](r1_dev *d, float *, r1_status *s) {
-            void *p = CUDA(mem_alloc)(d, 64);
-            return p == NULL ? R1_FAIL(s, R1_ENOMEM, "nothing is allocated while ops are recorded") : R1_OK;
+            void *p = CUDA(mem_alloc)(d, 64, s);
+            return p == NULL ? R1_FAIL(s, R1_ENOMEM, "and s has the reason already") : R1_OK;
         });
     });
 }
@@ -321,7 +321,7 @@ probe_lost(int device, const float *in, float *out, size_t count)
     if (CUDA(dev_open)(&dev, (size_t)device, &st) != R1_OK) {
         return (int)st.code;
     }
-    void *p = CUDA(mem_alloc)(dev, 64);
+    void *p = CUDA(mem_alloc)(dev, 64, &st);
     emulated_break(true);
     (void)CUDA(mem_download)(dev, out, p, 16, &st);
     (void)CUDA(mem_upload)(dev, p, out, 16, &later);
