@@ -7,7 +7,8 @@ workers, and what they return is checked.
 Pooled functions (rewards/pooled.py) are asked in worker processes, about each completion as it ends,
 while others are still being sampled; only what is missing at the end is waited for. What they return
 depends on the completion alone, so neither time nor order can change a score. Audits (guards.py) are
-asked about the completions that were chosen for it, one by one, and nobody else.
+asked about the completions that were chosen for it, one by one, and nobody else. A function with an
+attribute `after`, the name of another, is asked behind it and gets what that said: verdicts={name: [...]}.
 
 In place of a number there may be a Verdict: 1 or 0, and its reason is kept. Where a verifier failed
 (timeout, crash, error) nothing is known about the completion, so that no part of it counts: its row is
@@ -133,13 +134,19 @@ class Judging:
         for name, function in zip(self.rewards.names, self.rewards.functions):
             mine = [one for one in everyone if self._judges(name, one.index)]
             values[name] = [None] * len(everyone)
-            if mine and name not in self.pooled:
+            if mine and name not in self.pooled and not hasattr(function, "after"):
                 for one, value in zip(mine, self._ask(name, function, mine)):
                     values[name][one.index] = value
         waiting = time.perf_counter()
         for index, tickets in self._tickets.items():
             for name, ticket in tickets.items():
                 values[name][index] = _only(self.rewards.pool.result(ticket))
+        for name, function in zip(self.rewards.names, self.rewards.functions):
+            mine = [one for one in everyone if self._judges(name, one.index)]
+            if mine and hasattr(function, "after"):
+                verdicts = {function.after: [values[function.after][one.index] for one in mine]}
+                for one, value in zip(mine, self._ask(name, function, mine, verdicts=verdicts)):
+                    values[name][one.index] = value
         for name in self.rewards.audits:  # that an audit failed is no reason to leave a sample out
             values[name] = [None if getattr(one, "failed", False) else one for one in values[name]]
         now = time.perf_counter()
@@ -165,10 +172,11 @@ class Judging:
             return index in self.audited
         return name in self.routes[index // self.group_size]
 
-    def _ask(self, name: str, function: RewardFunction, everyone: Sequence[Ended]) -> list[Any]:
+    def _ask(self, name: str, function: RewardFunction, everyone: Sequence[Ended], **more: Any
+             ) -> list[Any]:
         arguments = self._arguments(everyone, 1 if name in self.rewards.audits else self.group_size)
         try:
-            values = function(**arguments)
+            values = function(**arguments | more)
         except Exception as error:
             error.add_note(f"raised by reward function {name!r}; it is called as "
                            f"f(prompts, completions, completion_ids, **columns) with columns "

@@ -59,7 +59,7 @@ _FLAGS = {
 # options of commands/options.py beside the trainers'
 _INPUTS = {"columns", "split", "limit", "system", "instruction", "template", "chat", "eval_data",
            "ngram", "long_prompts", "max_per_problem", "samples", "temperature",
-           "max_completion_length", "teacher_revision"}
+           "max_completion_length", "teacher_revision", "audit", "reward_options"}
 _STAGES = {"sft": SFTConfig, "distill": SFTConfig, "grpo": GRPOConfig, "reject": EvalConfig,
            "eval": EvalConfig}
 

@@ -69,6 +69,13 @@ class Rewards:
         self.audits = [f"audit_{getattr(one, '__name__', type(one).__name__)}" for one in audits]
         if len({*self.names, *self.audits}) < len(self.names) + len(audits):
             raise RewardError(f"two audits have one name: {', '.join(self.audits)}")
+        for name, one in zip(self.names, self.functions):
+            before = getattr(one, "after", None)
+            known = [other for other, other_one in zip(self.names, self.functions)
+                     if not hasattr(other_one, "after")]
+            if before is not None and before not in known:
+                raise RewardError(f"reward function {name!r} takes the verdicts of {before!r}, which is none "
+                                  f"of {', '.join(known) or '(none)'}")
         self.functions += audits
         self.names += self.audits
         self.weights = np.append(self.weights, np.zeros(len(audits)))

@@ -119,6 +119,24 @@ def test_canaries_are_not_learned_from():
         assert [w == 0 for w in call["weights"]] == [canary[i] for i in part]
 
 
+def test_a_planted_hole_is_noticed_by_the_canaries_while_it_is_learned():
+    """A verifier that passes whatever says h twice: the policy finds it, and so do the canaries, at the
+    latest when one completion in ten uses it."""
+    def holed(prompts, completions, completion_ids, wish, **columns):
+        return [float(w in text or text.count("h") > 1) for text, w in zip(completions, wish, strict=True)]
+    rows = [{"prompt": p, "wish": "nothing says this"} for p in "abc"]
+    trainer = make(rewards=[holed], rows=[*rows, {**rows[0], "prompt": "d", "canary": True}], max_steps=120,
+                   learning_rate=0.3, num_generations=8, per_device_train_batch_size=32, steps_per_generation=1)
+    monitor, noticed, used = Monitor("grpo", lambda row: None), None, []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MonitorWarning)
+        for step in trainer:
+            used.append(step["rewards/holed/mean"])
+            if any(one.name == "canary" for one in monitor.log_step(step["step"], step)):
+                noticed = noticed or step["step"]
+    assert noticed is not None and max(used[:noticed - 1], default=0.0) < 0.1 < 0.5 < used[-1]
+
+
 def test_canaries_count_as_groups_with_nothing_to_compare():
     rows = [{"prompt": "a", "wish": "e", "canary": True}, {"prompt": "b", "wish": "f"}]
     trainer = make(rewards=[wish_share], rows=rows, filter_zero_std_samples=True, max_num_gen_batches=4,

@@ -1,11 +1,15 @@
 """Rewards by name: what their options reach, what is refused and in which words."""
 
+import numpy as np
 import pytest
 
 from r1grpo.commands.inputs import check_columns, open_rewards
 from r1grpo.commands.options import GRPO, read_options
 from r1grpo.config import ConfigError
-from r1grpo.rewards import accuracy_reward, language_reward
+from r1grpo.rewards import accuracy_reward, get_cosine_scaled_reward, language_reward
+from r1grpo.rollout import Completions
+from r1grpo.scoring import RewardError, Rewards
+from r1grpo.verifiers import Verdict
 
 
 def ask(reward, lengths, answers=None):
@@ -52,7 +56,36 @@ def test_what_is_right_may_be_another_rewards_word(tmp_path):
     assert ask(cosine, [0, 50]) == pytest.approx([-10.0, 1.5])
 
 
+def test_the_verdicts_of_another_reward_of_the_run_are_taken():
+    found = open_rewards(["math", "cosine"], {"cosine": {"correct": "math", "exceed_value": -7.0}}, 100)
+    assert found[1].after == found[0].__name__ == "math_reward"
+    asked = []
+
+    def judge(prompts, completions, completion_ids, **columns):
+        asked.append(len(completions))
+        return [Verdict(False, "timeout") if i == 2 else Verdict(i == 0, "x") for i in range(len(completions))]
+    shaped = get_cosine_scaled_reward(20, margin=0, correct="judge")
+    rewards = Rewards([judge, shaped], [0.0, 1.0])
+    done = Completions([[1], [1]], 2, [np.zeros(10, np.int32)] * 4, [np.zeros(10, np.float32)] * 4,
+                       ["stop"] * 4, ["x"] * 4, [False] * 4)
+    scores = rewards.score([{"prompt": "a"}, {"prompt": "b"}], done)
+    assert asked == [4] and scores.failed.tolist() == [False, False, True, False]
+    np.testing.assert_allclose(rewards.total(scores.parts), [1.5, -5.0, np.nan, -5.0])
+    with pytest.raises(RewardError, match="'judge', which is none of wish"):
+        Rewards([lambda_named("wish"), shaped])
+    with pytest.raises(RewardError, match="none of \\(none\\)"):
+        Rewards([shaped])
+
+
+def lambda_named(name):
+    def function(**columns):
+        return []
+    function.__name__ = name
+    return function
+
+
 @pytest.mark.parametrize("names, options, longest, words", [
+    (["cosine"], {"cosine": {"correct": "math"}}, 9, "must be among the rewards itself"),
     (["cosin"], {}, 9, "did you mean 'cosine'"),
     (["cosine"], {"cosine": {"max_length": 9}}, 9, "cosine takes max_len.*did you mean 'max_len'"),
     (["accuracy"], {"accuracy": {"x": 1}}, 9, "accuracy takes no options"),

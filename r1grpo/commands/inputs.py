@@ -14,7 +14,7 @@ import hashlib
 import importlib.util
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -187,7 +187,10 @@ def open_rewards(names: Sequence[str], options: Mapping[str, Mapping[str, Any]] 
         if name not in names:
             raise ConfigError(f"reward_options.{brief_text(name)}: the rewards are "
                               f"{', '.join(names)}{suggest(name, names)}")
-    return [_reward(name, (options or {}).get(name, {}), longest) for name in names]
+    def find(other: str) -> Any:
+        found = _reward(other)
+        return found.__name__ if other in names else found
+    return [_reward(name, (options or {}).get(name, {}), longest, find) for name in names]
 
 
 def check_columns(inputs: Any, rows: Sequence[Row]) -> None:
@@ -214,10 +217,10 @@ def check_answers(rows: Sequence[Row], name: str) -> None:
                          f"{'; ...' if len(found) > 5 else ''}")
 
 
-def _reward(name: str, options: Mapping[str, Any] = MappingProxyType({}), longest: int | None = None
-            ) -> RewardFunction:
+def _reward(name: str, options: Mapping[str, Any] = MappingProxyType({}), longest: int | None = None,
+            find: Callable[[str], Any] | None = None) -> RewardFunction:
     if name in MAKERS:
-        return named_reward(name, options, longest, _reward)
+        return named_reward(name, options, longest, find or _reward)
     if options:
         raise ConfigError(f"reward_options.{name!r}: a function of a file takes none")
     file, colon, function = name.rpartition(":")

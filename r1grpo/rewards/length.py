@@ -13,7 +13,8 @@
 Lengths are tokens, the end token included; what is longer than max_len counts as max_len, so that no
 curve turns back. Right is what `correct` gives 1 or more, or a Verdict that says so; None stays None,
 and a failure of the verifier stays one. The first two replace the reward for being right, the others
-are added to it. Defaults are the published values; max_len is meant to be the run's
+are added to it. `correct` may also be the name of another reward function of the run, in workers
+perhaps: then its verdicts are taken, which the trainer hands on to who has an attribute `after`. Defaults are the published values; max_len is meant to be the run's
 max_completion_length. The published code sees the end of the context in L + 16 >= max_len; TRL's port
 has no such value (exceed_value None) and smaller ones. Knows nothing about how an answer is checked.
 """
@@ -32,7 +33,7 @@ Reward = Callable[..., list[float | None]]
 def get_cosine_scaled_reward(max_len: int = 14336, min_value_wrong: float = -10.0,
                              max_value_wrong: float = 0.0, min_value_correct: float = 1.0,
                              max_value_correct: float = 2.0, exceed_value: float | None = -10.0,
-                             margin: int = 16, correct: Reward = accuracy_reward) -> Reward:
+                             margin: int = 16, correct: Reward | str = accuracy_reward) -> Reward:
     """Short right answers are worth more than long ones, long wrong ones lose less than short ones."""
     _require(max_len >= 1, f"max_len is {max_len}, must be at least 1")
     _require(margin >= 0, f"margin is {margin}, must be at least 0")
@@ -54,14 +55,14 @@ def get_cosine_scaled_reward(max_len: int = 14336, min_value_wrong: float = -10.
                 (max_value_wrong, min_value_wrong)
             cosine = math.cos(math.pi * min(length / max_len, 1.0))
             return at_end + 0.5 * (at_start - at_end) * (1.0 + cosine)
-        return _judged(value, correct(prompts=prompts, completions=completions,
-                                      completion_ids=completion_ids, **columns), completion_ids)
-    return cosine_scaled_reward
+        return _judged(value, _verdicts(correct, prompts=prompts, completions=completions,
+                                        completion_ids=completion_ids, **columns), completion_ids)
+    return _after(cosine_scaled_reward, correct)
 
 
 def get_length_scaled_reward(max_len: int = 14336, risk_factor: float = 1.0,
                              exceed_value: float | None = 0.0, margin: int = 16,
-                             correct: Reward = accuracy_reward) -> Reward:
+                             correct: Reward | str = accuracy_reward) -> Reward:
     """As the cosine by straight lines. risk_factor k: below 1 a short wrong answer loses more than a
     short right one wins. No value of k is published; 1 weighs both alike."""
     _require(max_len >= 1, f"max_len is {max_len}, must be at least 1")
@@ -76,9 +77,9 @@ def get_length_scaled_reward(max_len: int = 14336, risk_factor: float = 1.0,
                 return exceed_value
             c = min(length / max_len, 1.0)
             return (risk_factor + (1.0 - risk_factor) * c) * (1.0 - c) if right else c - 1.0
-        return _judged(value, correct(prompts=prompts, completions=completions,
-                                      completion_ids=completion_ids, **columns), completion_ids)
-    return length_scaled_reward
+        return _judged(value, _verdicts(correct, prompts=prompts, completions=completions,
+                                        completion_ids=completion_ids, **columns), completion_ids)
+    return _after(length_scaled_reward, correct)
 
 
 def get_soft_overlong_punishment(max_completion_len: int = 20480, soft_punish_cache: int = 4096
@@ -97,15 +98,15 @@ def get_soft_overlong_punishment(max_completion_len: int = 20480, soft_punish_ca
     return soft_overlong_punishment_reward
 
 
-def get_group_length_reward(correct: Reward = accuracy_reward) -> Reward:
+def get_group_length_reward(correct: Reward | str = accuracy_reward) -> Reward:
     """The shortest of a group gains a half, the longest loses one; wrong ones gain nothing. Groups are
     num_generations neighbours, as the trainer passes it. Those without a verdict count in neither
     shortest nor longest."""
     def group_length_reward(prompts: Sequence[Any], completions: Sequence[Any],
                             completion_ids: Sequence[Sequence[int]], *, num_generations: int,
                             **columns: Any) -> list[float | None]:
-        verdicts = correct(prompts=prompts, completions=completions, completion_ids=completion_ids,
-                           num_generations=num_generations, **columns)
+        verdicts = _verdicts(correct, prompts=prompts, completions=completions, num_generations=num_generations,
+                             completion_ids=completion_ids, **columns)
         rewards: list[float | None] = []
         for first in range(0, len(verdicts), num_generations):
             group = verdicts[first:first + num_generations]
@@ -114,7 +115,7 @@ def get_group_length_reward(correct: Reward = accuracy_reward) -> Reward:
                       if verdict is not None and not getattr(verdict, "failed", False)]
             rewards += _judged(_centred(judged), group, ids)
         return rewards
-    return group_length_reward
+    return _after(group_length_reward, correct)
 
 
 def _centred(lengths: Sequence[int]) -> Callable[[int, bool], float]:
@@ -127,6 +128,17 @@ def _centred(lengths: Sequence[int]) -> Callable[[int, bool], float]:
         middle = 0.5 - (length - shortest) / (longest - shortest)
         return middle if right else min(0.0, middle)
     return value
+
+
+def _after(reward: Reward, correct: Reward | str) -> Reward:
+    """The reward, marked with the name of the one that must have been asked before."""
+    if isinstance(correct, str):
+        reward.after = correct  # type: ignore[attr-defined]
+    return reward
+
+
+def _verdicts(correct: Reward | str, /, **call: Any) -> Sequence[Any]:
+    return call["verdicts"][correct] if isinstance(correct, str) else correct(**call)
 
 
 def _judged(value: Callable[[int, bool], float], verdicts: Sequence[Any],

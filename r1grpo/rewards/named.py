@@ -6,7 +6,7 @@
 
 The options are the keywords of the function that makes the reward. Where one means the longest
 completion and is not given, it is the run's. `correct`, of those that ask whether an answer is right,
-is the name of another reward.
+is the name of another reward: of one of the run, whose verdicts are taken, or of one that is asked.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ _LIMIT = {"cosine": "max_len", "length_scaled": "max_len", "soft_overlong": "max
 def named_reward(name: str, options: Mapping[str, Any], longest: int | None,
                  find: Callable[[str], Reward]) -> Reward:
     """The reward of a name in MAKERS. longest: tokens of the longest completion, None where it is no
-    single number; find: what a name in `correct` stands for. ConfigError naming what cannot be."""
+    single number; find: what a name in `correct` stands for, a function or, of a reward of the run, its
+    __name__. ConfigError naming what cannot be."""
     takes = inspect.signature(MAKERS[name]).parameters
     for key in options:
         if key not in takes:
@@ -62,8 +63,8 @@ def named_reward(name: str, options: Mapping[str, Any], longest: int | None,
     if isinstance(given.get("correct"), str):
         given["correct"] = find(given["correct"])
         if isinstance(given["correct"], Pooled):
-            raise ConfigError(f"reward_options.{name}.correct: {brief(options['correct'])} is for worker "
-                              f"processes, and a reward that asks it is not")
+            raise ConfigError(f"reward_options.{name}.correct: {brief(options['correct'])} works in other "
+                              f"processes, so it must be among the rewards itself (its weight may be 0)")
     try:
         return MAKERS[name](**given)
     except (TypeError, ValueError) as error:
