@@ -1,5 +1,5 @@
 """What a GPU has no room for lies in the host's memory: a frozen model's layers, Adam's moments. No bit
-depends on it."""
+depends on it, though the emulated GPUs do copies and kernels at different times, as far as nobody waits."""
 
 from __future__ import annotations
 

@@ -273,7 +273,7 @@ atomicCAS(T *p, T expected, T value)
     return old;
 }
 
-/* ---- the runtime (memory.cpp; streams and graphs: graph.cpp) ---- */
+/* ---- the runtime (memory.cpp; streams.cpp, graph.cpp) ---- */
 
 enum cudaError_t {
     cudaSuccess,
@@ -399,8 +399,12 @@ struct emulated_call {
     }
 };
 
-/* Does work, or notes it down if the stream records. */
+/* Does work, now or later (streams.cpp), or notes it down if the stream records. */
 cudaError_t emulated_do(cudaStream_t stream, const std::function<cudaError_t()> &work);
+cudaError_t emulated_note(emulated_graph *graph, const std::function<cudaError_t()> &work);
+emulated_graph *&emulated_graph_of(cudaStream_t stream);
+/* Does all that any stream has been given. */
+void emulated_finish();
 
 template <class... Params, class... Args>
 static cudaError_t

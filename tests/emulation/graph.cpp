@@ -1,7 +1,7 @@
-/* graph.cpp - streams of emulated GPUs, and graphs of what they are given.
+/* graph.cpp - graphs of what the streams of emulated GPUs are given.
  *
- * A stream does everything at once, or, between BeginCapture and EndCapture, nothing: it notes what it is given,
- * and a launch of the graph does it in that order. Addresses are looked at when it is done. Whatever would wait or
+ * Between BeginCapture and EndCapture a stream does nothing: it notes what it is given, and a launch of the
+ * graph gives it to the stream in that order. Addresses are looked at when it is done. Whatever would wait or
  * allocate meanwhile, in the thread that records, is refused and spoils the graph. */
 #include "cuda_runtime.h"
 
@@ -11,13 +11,9 @@ struct emulated_graph {
     std::vector<std::function<cudaError_t()>> work;
 };
 
-struct emulated_stream {
-    emulated_graph *graph; /* NULL: it does not record */
-};
-
 namespace {
 
-thread_local emulated_stream *recording;
+thread_local cudaStream_t recording;
 thread_local bool spoiled;
 unsigned long long made, launched;
 
@@ -39,40 +35,10 @@ emulated_spoils()
 }
 
 cudaError_t
-emulated_do(cudaStream_t stream, const std::function<cudaError_t()> &work)
+emulated_note(emulated_graph *graph, const std::function<cudaError_t()> &work)
 {
-    if (stream == NULL || stream->graph == NULL) {
-        return work();
-    }
-    stream->graph->work.push_back(work);
+    graph->work.push_back(work);
     return cudaSuccess;
-}
-
-cudaError_t
-cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned)
-{
-    *stream = new emulated_stream();
-    return cudaSuccess;
-}
-
-cudaError_t
-cudaStreamDestroy(cudaStream_t stream)
-{
-    delete stream;
-    return cudaSuccess;
-}
-
-cudaError_t
-cudaStreamSynchronize(cudaStream_t)
-{
-    return emulated_spoils() ? cudaErrorStreamCaptureUnsupported
-           : emulated_broken() ? cudaErrorLaunchFailure : cudaSuccess;
-}
-
-cudaError_t
-cudaStreamQuery(cudaStream_t stream)
-{
-    return cudaStreamSynchronize(stream);
 }
 
 cudaError_t
@@ -83,15 +49,15 @@ cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode)
     }
     recording = stream;
     spoiled = false;
-    stream->graph = new emulated_graph();
+    emulated_graph_of(stream) = new emulated_graph();
     return cudaSuccess;
 }
 
 cudaError_t
 cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph)
 {
-    *graph = stream->graph;
-    stream->graph = NULL;
+    *graph = emulated_graph_of(stream);
+    emulated_graph_of(stream) = NULL;
     recording = NULL;
     if (spoiled) {
         delete *graph;
@@ -110,11 +76,11 @@ cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long lon
 }
 
 cudaError_t
-cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t)
+cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream)
 {
     launched++;
     for (const auto &work : exec->work) {
-        cudaError_t error = work();
+        cudaError_t error = emulated_do(stream, work);
         if (error != cudaSuccess) {
             return error;
         }

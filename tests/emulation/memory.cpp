@@ -2,7 +2,8 @@
  *
  * One region of address space for all devices, which the host may touch between emulated_unlock and
  * emulated_lock alone: elsewhere a read of it ends the process, as on a machine with a GPU it would. What
- * cudaMalloc gives is NaN. Everything happens at once, in order; errors are sticky if a kernel caused them. */
+ * cudaMalloc gives is NaN. Errors are sticky if a kernel caused them. A copy from memory that is not pinned
+ * is staged, and one to it waits, as a GPU's driver has it: only pinned memory is read and written late. */
 #include "cuda_runtime.h"
 
 #include <stdio.h>
@@ -108,17 +109,17 @@ emulated_break(bool now)
     explained = false;
 }
 
+bool
+emulated_broken()
+{
+    return broken;
+}
+
 void
 emulated_limit(size_t bytes)
 {
     std::lock_guard<std::recursive_mutex> hold(guard);
     capacity = bytes < CAPACITY ? bytes : CAPACITY;
-}
-
-bool
-emulated_broken()
-{
-    return broken;
 }
 
 cudaError_t
@@ -160,13 +161,14 @@ cudaMalloc(void **p, size_t bytes)
 cudaError_t
 cudaFree(void *p)
 {
-    std::lock_guard<std::recursive_mutex> hold(guard);
     if (p == NULL) {
         return cudaSuccess;
     }
     if (emulated_spoils()) {
         return cudaErrorStreamCaptureUnsupported;
     }
+    emulated_finish();
+    std::lock_guard<std::recursive_mutex> hold(guard);
     auto one = given.find((char *)p);
     if (one == given.end()) {
         return cudaErrorInvalidValue;
@@ -185,19 +187,31 @@ cudaFree(void *p)
 }
 
 cudaError_t
-cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t)
+cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream)
 {
     if (emulated_spoils()) { /* a GPU would note the host's address, which means nothing later */
         return cudaErrorStreamCaptureUnsupported;
     }
-    open_memory access;
-    const char *device = (const char *)(kind == cudaMemcpyDeviceToHost ? from : to);
-    bool other = kind != cudaMemcpyDeviceToDevice || find(given, (const char *)from, bytes) != NULL;
-    if (bytes > 0 && (find(given, device, bytes) == NULL || !other)) {
-        return cudaErrorInvalidValue;
+    bool staged, waits;
+    {
+        std::lock_guard<std::recursive_mutex> hold(guard);
+        const char *device = (const char *)(kind == cudaMemcpyDeviceToHost ? from : to);
+        const char *host = (const char *)(kind == cudaMemcpyDeviceToHost ? to : from);
+        bool other = kind != cudaMemcpyDeviceToDevice || find(given, (const char *)from, bytes) != NULL;
+        if (bytes > 0 && (find(given, device, bytes) == NULL || !other)) {
+            return cudaErrorInvalidValue;
+        }
+        bool pinned = find(mapped, host, bytes) != NULL;
+        staged = kind == cudaMemcpyHostToDevice && !pinned;
+        waits = kind == cudaMemcpyDeviceToHost && !pinned;
     }
-    memcpy(to, from, bytes);
-    return cudaSuccess;
+    std::string stage(staged ? (const char *)from : "", staged ? bytes : 0);
+    cudaError_t error = emulated_do(stream, [=]() {
+        open_memory access;
+        memcpy(to, staged ? stage.data() : from, bytes);
+        return cudaSuccess;
+    });
+    return error == cudaSuccess && waits ? cudaStreamSynchronize(stream) : error;
 }
 
 cudaError_t
@@ -235,6 +249,7 @@ cudaHostRegister(void *p, size_t bytes, unsigned)
 cudaError_t
 cudaHostUnregister(void *p)
 {
+    emulated_finish();
     std::lock_guard<std::recursive_mutex> hold(guard);
     return mapped.erase((char *)p) == 1 ? cudaSuccess : cudaErrorInvalidValue;
 }
@@ -289,12 +304,6 @@ cudaGetDeviceCount(int *count)
 {
     *count = DEVICES;
     return cudaSuccess;
-}
-
-cudaError_t
-cudaSetDevice(int device)
-{
-    return device >= 0 && device < DEVICES ? cudaSuccess : cudaErrorInvalidDevice;
 }
 
 cudaError_t
