@@ -84,8 +84,13 @@ class Run(Work):
         return self.path / "work" / (phase if "/" in phase else f"{phase}/train")
 
     def clear_work(self, stage: str) -> None:
-        """Remove the states of a finished stage."""
-        shutil.rmtree(self.path / "work" / stage, ignore_errors=True)
+        """Remove the states of a finished stage; the samples that it was rewarded for stay, in
+        DIR/samples/PHASE.jsonl."""
+        work, kept = self.path / "work", self.path / "samples"
+        for file in sorted((work / stage).glob("**/samples.jsonl")):
+            kept.mkdir(exist_ok=True)
+            file.replace(kept / f"{'-'.join(file.parent.relative_to(work).parts)}.jsonl")
+        shutil.rmtree(work / stage, ignore_errors=True)
 
     # ---- data ----
 

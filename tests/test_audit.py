@@ -141,6 +141,24 @@ def test_completions_stand_in_where_there_are_no_samples(tmp_path, capsys):
     assert "step 2" in ask(tmp_path, capsys, "--reward", "accuracy")
 
 
+def test_a_pipelines_samples_are_kept_when_a_stage_is_done(tmp_path, capsys):
+    from types import SimpleNamespace
+
+    from r1grpo.run import Run
+    for phase in ("r1_zero/train", "student_rl_only/sweep-0", "student_rl_only/train"):
+        folder = tmp_path / "work" / phase
+        folder.mkdir(parents=True)
+        (folder / "samples.jsonl").write_text(json.dumps({"step": 1, "completion": phase}) + "\n")
+        (folder / "state").write_text("large")
+    for stage in ("r1_zero", "student_rl_only", "r1_zero"):
+        Run.clear_work(SimpleNamespace(path=tmp_path), stage)
+    assert sorted(one.name for one in (tmp_path / "samples").iterdir()) == [
+        "r1_zero-train.jsonl", "student_rl_only-sweep-0.jsonl", "student_rl_only-train.jsonl"]
+    assert list((tmp_path / "work").iterdir()) == []
+    shown = ask(tmp_path, capsys)
+    assert "=== r1_zero-train, step 1" in shown and shown.count("===") == 3
+
+
 def test_bad_requests_are_one_line(tmp_path, capsys):
     for flags, words in ((["audit", str(tmp_path / "no")], "no such folder"),
                          (["audit", str(tmp_path)], "holds no samples"),

@@ -185,6 +185,18 @@ def test_dense_discount_bounds_what_a_loop_can_cost():
     assert reward.returns(list(range(3000))).tolist() == [0.0] * 3000
 
 
+def test_as_trl_has_them():
+    """Where the meaning is TRL's, so are the values."""
+    theirs = pytest.importorskip("trl.rewards.other_rewards")
+    rng = np.random.default_rng(2)
+    ids = [rng.integers(0, 5, n).tolist() for n in (0, 1, 2, 3, 10, 49, 50, 51, 60, 61, 90)]
+    for limit, cache in ((60, 10), (60, 0), (60, 60)):
+        assert get_soft_overlong_punishment(limit, cache)(ids) == \
+            theirs.get_soft_overlong_punishment(limit, cache)(ids)
+    assert get_repetition_penalty_reward(2, -0.7, "tokens")([""] * len(ids), ids) == pytest.approx(
+        theirs.get_repetition_penalty_reward(2, -0.7)(ids))
+
+
 @pytest.mark.parametrize("make", [
     lambda: get_cosine_scaled_reward(0), lambda: get_cosine_scaled_reward(10, max_value_wrong=1.0),
     lambda: get_cosine_scaled_reward(10, min_value_wrong=-math.inf),

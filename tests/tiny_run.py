@@ -155,7 +155,7 @@ def outcome(path: Path) -> dict:
     for log in ("metrics", "completions"):
         found[log] = [without_time(json.loads(line))
                       for line in (path / f"{log}.jsonl").read_text("utf-8").splitlines()]
-    for folder in ("data", "evals"):
+    for folder in ("data", "evals", "samples"):
         for file in sorted((path / folder).glob("*.jsonl")):
             found[f"{folder}/{file.name}"] = file.read_text("utf-8")
     return found

@@ -1,7 +1,7 @@
 """audit.py - `r1grpo audit DIR`: the judged samples of a run, the most suspicious first.
 
-Reads DIR/samples.jsonl, of a pipeline's run in work those of its stages, and, where there are none, the
-part of the samples that completions.jsonl keeps; changes nothing. What a model wrote is shown with its
+Reads DIR/samples.jsonl, of a pipeline's run DIR/samples/PHASE.jsonl and those of the stage in work, and, where
+there are none, the part of the samples that completions.jsonl keeps; changes nothing. What a model wrote is shown with its
 control characters spelled out, so that it cannot write to the terminal anything but text.
 """
 
@@ -49,12 +49,14 @@ def _rows(folder: Path) -> Iterator[Row]:
     """All samples of a run, in the order in which they were judged."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no run: there is no such folder")
-    found = [one for one in (folder / "samples.jsonl", *sorted(folder.glob("work/**/samples.jsonl")))
-             if one.is_file()] or [one for one in [folder / "completions.jsonl"] if one.is_file()]
+    found = [*folder.glob("samples.jsonl"), *sorted(folder.glob("samples/*.jsonl")),
+             *sorted(folder.glob("work/**/samples.jsonl"))] or [*folder.glob("completions.jsonl")]
     if not found:
         raise FileNotFoundError(f"{folder} holds no samples: neither samples.jsonl nor completions.jsonl")
     for path in found:
-        yield from read_jsonl(path)
+        phase = {"stage": path.stem} if path.parent.name == "samples" else {}
+        for row in read_jsonl(path):
+            yield phase | row
 
 
 def _matches(row: Row, flags: argparse.Namespace) -> bool:
@@ -79,7 +81,7 @@ def _shown(row: Row, full: bool) -> str:
              for name, value in (row.get("rewards") or {}).items()]
     reasons = [f"{name}: {reason}" for name, reason in (row.get("verdicts") or {}).items()]
     prompt, key = row.get("prompt"), row.get("problem_key")
-    head = [f"step {row.get('step')}", f"sample {row.get('sample', '-')}", *([f"{key}"] if key else []),
+    head = [*([row["stage"]] if row.get("stage") else []), f"step {row.get('step')}", f"sample {row.get('sample', '-')}", *([f"{key}"] if key else []),
             *([f"ended by {row['finish_reason']}"] if row.get("finish_reason") else [])]
     lines = ["=== " + ", ".join(head), *(f"!!! {one}" for one in suspicion(row)), "    " + ", ".join(parts),
              *(["    " + ", ".join(reasons)] if reasons else []),

@@ -80,8 +80,9 @@ class DenseRepetitionPenalty:
     def penalties(self, ids: Sequence[int]) -> NDArray[np.float64]:
         """p (T) of a completion of T token ids."""
         n, seen, end = self.ngram_size, set(), -1
-        paid = np.zeros(len(ids))
-        for start, ngram in enumerate(_ngrams(ids, n)):
+        data, paid = np.asarray(ids, np.int32).tobytes(), np.zeros(len(ids))
+        for start in range(len(ids) - n + 1):
+            ngram = data[4 * start:4 * (start + n)]  # bytes: 40 numbers are hashed as one string
             if ngram in seen:
                 if not self.only_start or start > end:
                     paid[start:start + n] = self.penalty
