@@ -2,6 +2,7 @@
 
     DIR/data/NAME.jsonl        data that a stage made for training, with problem keys
     DIR/work/STAGE/PHASE/      the state of a trainer every few updates, removed with its stage
+    DIR/samples/PHASE.jsonl    every sample that an RL stage was rewarded for (r1grpo audit)
     DIR/evals/                 held-out samples and figures (measure.py)
     (manifest, logs and stage checkpoints: rundir.py; safe points and training: work.py)
 
