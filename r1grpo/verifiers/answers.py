@@ -19,8 +19,10 @@ from functools import lru_cache
 
 from .exact import Undecided, rational
 from .extract import MAX_ANSWER
+from .kinds import Answer, Scalar, Text
 from .latex import spelling
-from .values import Answer, Scalar, Text, read, same
+from .same import same
+from .values import read
 
 _WRAPPED = re.compile(r"\\text\{([^{}]*)\}")
 

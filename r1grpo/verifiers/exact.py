@@ -22,7 +22,7 @@ some milliseconds. Knows nothing about text.
 from __future__ import annotations
 
 from fractions import Fraction
-from math import gcd, isqrt, lcm
+from math import gcd, isqrt, lcm, pi, prod
 from typing import NamedTuple
 
 MAX_TERMS = 200
@@ -86,6 +86,20 @@ def equal(a: Value, b: Value) -> bool | None:
     if _add(_mul(a.num, b.den), _mul(b.num, a.den), -1) == {}:
         return True
     return False if known and not (opaque(a.num) or opaque(b.num)) else None
+
+
+def approximate(value: Value) -> float | None:
+    """The real number near a value; None where it has letters, i or opaque parts, or is too large."""
+    parts = []
+    for part in value:
+        if any(not g[0].isdigit() and g[0] != "\\pi" for monomial in part for g, _ in monomial):
+            return None
+        try:
+            parts.append(sum(float(c) * prod((pi if g[0] == "\\pi" else float(g[0])) ** float(e) for g, e in m)
+                             for m, c in part.items()))
+        except OverflowError:
+            return None
+    return parts[0] / parts[1] if parts[1] else None
 
 
 def opaque(a: Sum) -> bool:

@@ -6,12 +6,14 @@ r"""units.py - what stands around a number: a currency sign, per cent, degrees, 
 A unit becomes the set of its words: singular, long names for short ones (cm: centimeter), square and
 cubic as ^2 and ^3 of the word behind them. Words of size (million, dozen) multiply the number. A word
 that may change what is said (or, not, less, half, ...) is no unit. Plain words are units where they are
-known ones, or stand behind a space and have three letters or more. Knows nothing about conversion.
+known ones, or stand behind a space and have four letters or more. Knows nothing about conversion.
 """
 
 from __future__ import annotations
 
 import re
+
+from .expressions import FUNCTIONS, GREEK
 
 _KNOWN = {
     "meter": "m metre", "centimeter": "cm centimetre", "millimeter": "mm millimetre",
@@ -32,7 +34,11 @@ _NO_UNIT = set("or and not no nor but than to more less fewer at least most abou
                "unknown undefined half halves third thirds quarter quarters fourth fourths fifth fifths "
                "is are was the answer maybe possibly approximately both none every any only up down "
                "left remainder by of factorial squared cubed zero one two three four five six seven "
-               "eight nine ten hundredth thousandth tenth tenths hundredths thousandths".split())
+               "eight nine ten doubled tripled twice negative".split())
+_NO_UNIT |= {f"{stem}{end}" for end in ("th", "ths") for stem in
+             "six seven eigh nin ten eleven twelf thirteen fourteen fifteen sixteen seventeen eighteen nineteen "
+             "twentie thirtie fortie fiftie hundred thousand million billion".split()}
+_NO_UNIT |= {*FUNCTIONS, *GREEK, "sqrt", "infinity"}
 _TEXT = re.compile(r"\\text\{([A-Za-z][A-Za-z. /-]{0,60})\}(?:\^\{?([23])\}?)?$")
 _PLAIN = re.compile(r"(?<![A-Za-z\\])([A-Za-z]+(?:[ /][A-Za-z]+){0,4}\.?)(?:\^\{?([23])\}?)?$")
 _DEGREE = re.compile(r"\^(?:\{\\circ\}|\\circ)(?: ?(?:C|F|\\text\{[CF]\}))?$")
@@ -76,7 +82,7 @@ def _last_unit(text: str) -> tuple[str, set[str]]:
     if plain:
         body, word = text[:plain.start()], plain[1].rstrip(".").lower()
         known = len(word) > 1 and word in KNOWN
-        spaced = body.endswith((" ", "}", ")", "%")) and len(word) > 2
+        spaced = body.endswith(" ") and len(word) > 3
         if body.rstrip()[-1:].isdigit() and (known or spaced) or body.endswith(("}", ")", "%")) \
                 and (known or len(word) > 3):
             match = plain
@@ -94,7 +100,7 @@ def words_of_unit(text: str, power: str | None = None) -> set[str]:
         word = word.strip(".")
         if not word:
             continue
-        if word in _NO_UNIT:
+        if word in _NO_UNIT and word not in KNOWN:
             return set()
         if word in ("square", "sq", "cubic", "cu"):
             exponent = "3" if word.startswith("cu") else "2"

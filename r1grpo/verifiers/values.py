@@ -1,4 +1,4 @@
-r"""values.py - an answer, spelled as latex.py spells -> what it says, and whether two say the same.
+r"""values.py - an answer, spelled as latex.py spells -> what it says.
 
     answer   ::= item (("," | ";" | "and" | "or") item)*           several: a list, in any order
     item     ::= name ("=" | "\in") item | side ("=" | "<" | "\leq" | ...) side ...
@@ -7,82 +7,42 @@ r"""values.py - an answer, spelled as latex.py spells -> what it says, and wheth
     group    ::= "(" answer ")" | "[" answer "]" | "(" answer "]" | ... | "\{" answer "\}"
     matrix   ::= \begin{pmatrix} scalar & ... \\ ... \end{pmatrix}      bmatrix, array too
 
-Two answers are the same, different, or None: cannot be told.
-- scalars by value (exact.py) and unit (units.py); 50% is 50 with the unit left out, and 1/2
-- lists as they are counted, sets whatever the count; a list of one is that one, so is a set
-- tuples and intervals in order and by their brackets: (1, 2) is neither 1, 2 nor [1, 2)
-- x = 3 is 3, and not y = 3; an equation with letters on both sides is equal to its multiples
-- 1 < x \leq 2 is (1, 2];  a numeral of a base is equal to the same digits of that base alone
-- words as they are, whatever the case
-
+x = 3 says 3 and its name, 1 < x \leq 2 and other linear inequalities of one letter are intervals, sides
+that are said to be equal must be (same.py). What can be read in two ways is both, or Undecided.
 Nothing is evaluated but by these rules. Knows nothing about completions.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from typing import NamedTuple
 
-from .exact import ONE, Undecided, Value, add, divide, equal, letters, multiply, number, rational, symbol
-from .expressions import PLAIN, evaluate
+from .exact import (ONE, Undecided, Value, add, approximate, divide, letters, multiply, number, symbol)
+from .expressions import FUNCTIONS, GREEK, PLAIN, evaluate
+from .kinds import Answer, Group, Named, Relation, Scalar, Text
 from .latex import spelling
-from .units import same_unit, split_unit
+from .places import depths_of, inside, matches, split
+from .same import same
+from .units import split_unit
 
 MAX_ITEMS = 40
 MAX_LENGTH = 1000  # characters
 MAX_DEPTH = 24     # of brackets in one another
 
-
-class Scalar(NamedTuple):
-    """A value and the words of its unit."""
-
-    value: Value
-    unit: frozenset[str]
-
-
-class Group(NamedTuple):
-    """list, set, union, ratio, matrix with its shape, either (readings of one text), or two brackets."""
-
-    kind: str
-    items: tuple
-
-
-class Named(NamedTuple):
-    """name = answer; difference: left minus right, where both are scalars."""
-
-    name: str
-    answer: object
-    difference: Value | None
-
-
-class Relation(NamedTuple):
-    """difference (left minus right) "=", "<", "<=" or "!=" 0."""
-
-    sign: str
-    difference: Value
-
-
-class Text(NamedTuple):
-    """Words, or a numeral with its base; nothing: a contradiction, equal to nothing."""
-
-    kind: str
-    text: str
-
-
-Answer = Scalar | Group | Named | Relation | Text
-
 _RELATION = re.compile(r"\\(?:leq|geq|neq|in|approx)(?![A-Za-z])|[=<>]")
 _FLIP = {">": "<", "\\geq": "\\leq"}
-_NAME = re.compile(r"\|[A-Z]{2}\||(?:\\(?:angle|overline|overrightarrow|triangle|text|mathcal)\b\{?)?"
-                   r"\\?[A-Za-z][A-Za-z ]*\}?(?:_\{?\w{1,9}\}?)?'{0,2}(?:\([A-Za-z0-9,]{1,9}\))?")
+_SUB = r"(?:_(?:\{[\w ]{1,9}\}|\w))?'{0,2}"
+_NAME = re.compile(rf"\|[A-Z]{{2}}\||(?:\\(?:angle|triangle)[ ]?[A-Z]{{1,3}}|\\(?:overline|overrightarrow)\{{[A-Z]{{1,3}}\}}|"
+                   rf"\\(?P<greek>[A-Za-z]+)|[A-Z]{{2,}}|[A-Za-z]|(?P<words>[A-Za-z]{{3,}}(?: [A-Za-z]+){{0,5}}|"
+                   rf"\\text\{{[A-Za-z ]+\}})){_SUB}(?:\([A-Za-z0-9,]{{1,9}}\))?")
+_NO_NAME = {*FUNCTIONS, "sqrt", "not", "no", "never", "except", "than", "or", "and", "cannot", "without"} \
+    - {"max", "min", "gcd", "lcm"}
 _TUPLE_OF_NAMES = re.compile(r"\((?:[A-Za-z](?:_\{?\w{1,3}\}?)?,?){2,9}\)")
 _NUMERAL = re.compile(r"(-?)([0-9][0-9A-Z]*|[A-Z]+[0-9][0-9A-Z]*)_(?:\{(\d{1,2})\}|(\d{1,2}))", re.ASCII)
 _WORDS = re.compile(r"\\text\{([^{}]*)\}|[A-Za-z]{2,}(?: [A-Za-z0-9]+)*")
 _MATRIX = re.compile(r"\\begin\{([pb]?matrix|array)\}(?:\{[lcr|]+\})?(.*)\\end\{\1\}", re.S)
 _AND = re.compile(r"\\text\{(?:and|or)\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])")
-_COMMAND = re.compile(r"\\(?:[A-Za-z]+|.?)", re.S)
+_NEGATION = re.compile(r"\\(?:not|neg|lnot|notin|nsim|sim)(?![A-Za-z])")
 _ONE_WORD = {"no", "yes"}  # words so short that they could be a product of letters
 
 
@@ -90,15 +50,18 @@ _ONE_WORD = {"no", "yes"}  # words so short that they could be a product of lett
 def read(text: str) -> Answer:
     """What an answer says. Undecided where these rules do not reach."""
     text = spelling(text)
-    if len(text) > MAX_LENGTH or max(_depths(text), default=0) > MAX_DEPTH:
+    if _NEGATION.search(text):
+        raise Undecided("a negation")
+    if len(text) > MAX_LENGTH or max(depths_of(text), default=0) > MAX_DEPTH:
         raise Undecided("too long an answer, or too many brackets in one another")
     return _answer(text)
 
 
 def _answer(text: str) -> Answer:
-    parts = [part for part in _split(text, ",;", _AND) if part.strip()]
-    if not parts:
-        raise Undecided("nothing but separators")
+    parts = split(text, ",;", _AND)
+    if not parts[0].strip() or not parts[-1].strip():
+        raise Undecided("a list that begins or ends with nothing")
+    parts = [part for part in parts if part.strip()]
     if len(parts) > MAX_ITEMS:
         raise Undecided("too many items")
     items: list[Answer] = []
@@ -116,17 +79,17 @@ def _item(text: str) -> Answer:
             return Text("words", (words[1] or text).casefold().strip(" ."))
     if match := _NUMERAL.fullmatch(text):
         return _numeral(*match.groups())
-    sides = _split(text, "", _RELATION)
+    sides = split(text, "", _RELATION)
     if len(sides) > 1:
-        return _relation([one.strip() for one in sides], _signs(text))
+        return _relation([one.strip() for one in sides], matches(text, _RELATION))
     for sign, kind in (("\\cup", "union"), (":", "ratio")):
-        parts = _split(text, "", re.compile(re.escape(sign) + r"(?![A-Za-z])"))
+        parts = split(text, "", re.compile(re.escape(sign) + r"(?![A-Za-z])"))
         if len(parts) > 1:
             return Group(kind, tuple(_item(part) for part in parts))
-    if (inside := _inside(text)) is not None:
-        return _group(text, *inside)
+    if (found := inside(text)) is not None:
+        return _group(text, *found)
     if match := _MATRIX.fullmatch(text):
-        rows = [[_item(one) for one in _split(row, "&")]
+        rows = [[_item(one) for one in split(row, "&")]
                 for row in match[2].strip().removesuffix("\\\\").split("\\\\")]
         return Group(f"matrix {[len(row) for row in rows]}", tuple(one for row in rows for one in row))
     return _scalar(text)
@@ -155,16 +118,16 @@ def _numeral(sign: str, digits: str, *base: str) -> Answer:
     return Text("numeral", f"{sign}{digits.lstrip('0') or '0'}_{b}")
 
 
-def _group(text: str, left: str, inside: str, right: str) -> Answer:
+def _group(text: str, left: str, within: str, right: str) -> Answer:
     if left == "\\{":
-        found = _answer(inside) if inside.strip() else Group("list", ())
+        found = _answer(within) if within.strip() else Group("list", ())
         items = found.items if isinstance(found, Group) and found.kind == "list" else (found,)
         return items[0] if len(items) == 1 else Group("set", items)
-    parts = _split(inside, ",;")
+    parts = split(within, ",;")
     if len(parts) > MAX_ITEMS:
         raise Undecided("too many items")
     if len(parts) == 1:
-        return _item(inside) if left + right in ("()", "[]") else _scalar(text)
+        return _item(within) if left + right in ("()", "[]") else _scalar(text)
     return Group(left + right, tuple(_item(part) for part in parts))
 
 
@@ -172,20 +135,38 @@ def _group(text: str, left: str, inside: str, right: str) -> Answer:
 
 
 def _relation(sides: list[str], signs: list[str]) -> Answer:
-    if "\\approx" in signs:  # what stands before it is exact
-        at = signs.index("\\approx")
-        exact = sides[at] if sides[at] and not _is_name(sides[at]) else sides[at + 1]
-        return _item(exact) if at == 0 else _relation([*sides[:at], exact][:at + 1], signs[:at])
+    if "\\approx" in signs:
+        return _about(sides, signs)
     if "\\in" in signs:
-        if signs != ["\\in"]:
-            raise Undecided("a chain with \\in")
+        if signs != ["\\in"] or not _is_name(sides[0]):
+            raise Undecided("what is in a set is no name, or a chain with \\in")
         return Named(sides[0], _item(sides[1]), None)
     if set(signs) == {"="}:
         return _equation(sides)
     return _inequality(sides, signs)
 
 
+def _about(sides: list[str], signs: list[str]) -> Answer:
+    r"""exact \approx decimal, with names before it: the exact side, if the decimal is within 1 % of it."""
+    if signs[-1] != "\\approx" or "\\approx" in signs[:-1]:
+        raise Undecided("more than one \\approx")
+    *left, last = sides
+    if len(left) == 1:
+        if not left[0] or _is_name(left[0]):
+            return _item(last)
+        exact = _item(left[0])
+    else:
+        exact = _relation(left, signs[:-1])
+    values = [one.answer if isinstance(one, Named) else one for one in (exact, _item(last))]
+    numbers = [approximate(one.value) if isinstance(one, Scalar) else None for one in values]
+    if None in numbers:
+        raise Undecided("\\approx between what are no numbers")
+    return exact if abs(numbers[0] - numbers[1]) <= 0.01 * abs(numbers[0]) else Text("nothing", "")
+
+
 def _equation(sides: list[str]) -> Answer:
+    if len(sides) == 2 and _is_name(sides[1]) and not _is_name(sides[0]):
+        sides = sides[::-1]
     if _is_name(sides[0]):
         last = _chain(sides[1:])
         difference = None
@@ -256,146 +237,12 @@ def _infinity(sign: int) -> Value:
 
 
 def _is_name(text: str) -> bool:
-    return bool(_NAME.fullmatch(text) or _TUPLE_OF_NAMES.fullmatch(text)) and text not in ("\\pi", "i", "e") \
-        and not text.startswith(("\\infty", "\\frac", "\\sqrt"))
-
-
-# ---- whether two say the same ---------------------------------------------------------------------
-
-
-def same(a: Answer, b: Answer) -> bool | None:
-    """Whether two answers are the same; None where it cannot be told."""
-    for one, other in ((a, b), (b, a)):
-        if isinstance(one, Group) and one.kind == "either":
-            return _any(same(reading, other) for reading in one.items)
-    if isinstance(a, Named) and isinstance(b, Named):
-        if a.name == b.name:
-            return same(a.answer, b.answer)
-        return bool(a.difference and b.difference and _proportional(a.difference, b.difference, any_sign=True))
-    for one, other in ((a, b), (b, a)):
-        if isinstance(one, Named):
-            if isinstance(other, Relation):
-                return other.sign == "=" and one.difference is not None \
-                    and _proportional(one.difference, other.difference, any_sign=True)
-            return same(one.answer, other)
-    if type(a) is not type(b):
+    """Whether a text is what a value is called: a letter, a segment, f(x), (x, y), words without a no."""
+    if _TUPLE_OF_NAMES.fullmatch(text):
+        return True
+    match = _NAME.fullmatch(text)
+    if not match or text in ("i", "e", "\\pi", "\\infty", "\\emptyset"):
         return False
-    if isinstance(a, Scalar):
-        return _same_scalar(a, b)
-    if isinstance(a, Text):
-        return a == b and a.kind != "nothing"
-    if isinstance(a, Relation):
-        return a.sign == b.sign and _proportional(a.difference, b.difference, a.sign in ("=", "\\neq"))
-    if {a.kind, b.kind} <= {"list", "set"}:
-        return _same_items(a.items, b.items, counted=a.kind == b.kind == "list")
-    if a.kind != b.kind or len(a.items) != len(b.items):
-        return False
-    if a.kind == "union":
-        return _same_items(a.items, b.items, counted=True)
-    return _all(same(one, other) for one, other in zip(a.items, b.items))
-
-
-def _same_scalar(a: Scalar, b: Scalar) -> bool | None:
-    percent = frozenset(("percent",))
-    for one, other in ((a, b), (b, a)):
-        if one.unit == percent and not other.unit:
-            return _any((equal(one.value, other.value),
-                         equal(divide(one.value, number(100)), other.value)))
-    if not same_unit(a.unit, b.unit):
-        return False
-    return equal(a.value, b.value)
-
-
-def _same_items(a: tuple, b: tuple, counted: bool) -> bool | None:
-    """Every item has its like on the other side; counted: each one of its own."""
-    if counted and len(a) != len(b):
-        return False
-    found: list[bool | None] = []
-    for one, other in ((a, b), (b, a)):
-        free = list(other)
-        for item in one:
-            verdicts = [same(item, like) for like in free]
-            found.append(_any(verdicts))
-            if counted and True in verdicts:
-                del free[verdicts.index(True)]
-        if counted:
-            break
-    return _all(found)
-
-
-def _proportional(a: Value, b: Value, any_sign: bool) -> bool:
-    """a = c b for a rational c, above 0 or, any_sign, not 0."""
-    if a.den != ONE or b.den != ONE or a.num.keys() != b.num.keys() or not a.num:
-        return False
-    first = next(iter(a.num))
-    c = divide(number(a.num[first]), number(b.num[first]))
-    return (any_sign or rational(c) > 0) and equal(a, multiply(c, b)) is True
-
-
-def _any(verdicts: Iterable[bool | None]) -> bool | None:
-    found = list(verdicts)
-    return True if True in found else None if None in found else False
-
-
-def _all(verdicts: Iterable[bool | None]) -> bool | None:
-    found = list(verdicts)
-    return False if False in found else None if None in found else True
-
-
-# ---- places in a text -----------------------------------------------------------------------------
-
-
-def _depths(text: str) -> list[int]:
-    """How many brackets, of any kind, are open before each character; -1 inside a command."""
-    depths, depth, at = [], 0, 0
-    while at < len(text):
-        step = 1
-        if text[at] == "\\":
-            command = _COMMAND.match(text, at)[0]
-            step = len(command)
-            depths += [depth] + [-1] * (step - 1)
-            depth += (command in ("\\begin", "\\{")) - (command in ("\\end", "\\}"))
-        else:
-            depths.append(depth)
-            depth += (text[at] in "([{") - (text[at] in ")]}")
-        at += step
-    return depths
-
-
-def _cuts(text: str, characters: str, pattern: re.Pattern[str] | None) -> Iterator[tuple[int, int]]:
-    depths = _depths(text)
-    for n, one in enumerate(text):
-        if one in characters and depths[n] == 0:
-            yield n, n + 1
-    for match in pattern.finditer(text) if pattern else ():
-        if depths[match.start()] == 0:
-            yield match.span()
-
-
-def _split(text: str, characters: str, pattern: re.Pattern[str] | None = None) -> list[str]:
-    """The text between separators that stand in no bracket."""
-    parts, start = [], 0
-    for left, right in sorted(_cuts(text, characters, pattern)):
-        parts.append(text[start:left])
-        start = right
-    return [*parts, text[start:]]
-
-
-def _signs(text: str) -> list[str]:
-    depths = _depths(text)
-    return [match[0] for match in _RELATION.finditer(text) if depths[match.start()] == 0]
-
-
-def _inside(text: str) -> tuple[str, str, str] | None:
-    """(left bracket, what it holds, right bracket) where one pair encloses the whole text."""
-    left = "\\{" if text.startswith("\\{") else text[:1]
-    right = "\\}" if text.endswith("\\}") else text[-1:]
-    if left == "{" and right == "}" and "," in text:  # a set without its backslashes
-        return ("\\{", text[1:-1], "\\}") if min(_depths(text)[1:-1]) >= 1 else None
-    if left not in ("(", "[", "\\{") or right not in (")", "]", "\\}") or len(text) <= len(left + right):
-        return ("\\{", "", "\\}") if text in ("\\{\\}", "\\emptyset") else None
-    if (left == "\\{") != (right == "\\}"):
-        return None
-    depths = _depths(text)
-    inner = [depth for depth in depths[len(left):len(text) - len(right)] if depth >= 0]
-    return (left, text[len(left):len(text) - len(right)], right) if min(inner) >= 1 else None
+    if match["words"]:
+        return not _NO_NAME & set(re.findall(r"[a-z]+", match["words"].lower()))
+    return match["greek"] is None or match["greek"] in GREEK
