@@ -55,14 +55,15 @@ def matches(text: str, pattern: re.Pattern[str]) -> list[str]:
 
 def inside(text: str) -> tuple[str, str, str] | None:
     """(left bracket, what it holds, right bracket) where one pair encloses the whole text."""
+    if text in ("\\{\\}", "\\emptyset"):
+        return "\\{", "", "\\}"
     left = "\\{" if text.startswith("\\{") else text[:1]
     right = "\\}" if text.endswith("\\}") else text[-1:]
-    if left == "{" and right == "}" and "," in text:  # a set without its backslashes
-        return ("\\{", text[1:-1], "\\}") if min(depths_of(text)[1:-1]) >= 1 else None
-    if left not in ("(", "[", "\\{") or right not in (")", "]", "\\}") or len(text) <= len(left + right):
-        return ("\\{", "", "\\}") if text in ("\\{\\}", "\\emptyset") else None
-    if (left == "\\{") != (right == "\\}"):
+    if left + right not in ("()", "[]", "(]", "[)", "\\{\\}", "{}") or len(text) <= len(left + right):
         return None
-    depths = depths_of(text)
-    inner = [depth for depth in depths[len(left):len(text) - len(right)] if depth >= 0]
-    return (left, text[len(left):len(text) - len(right)], right) if min(inner) >= 1 else None
+    if left == "{" and "," not in text:  # it only groups; with a comma it is a set without its backslashes
+        return None
+    start, end = len(left), len(text) - len(right)
+    if min(depth for depth in depths_of(text)[start:end] if depth >= 0) < 1:
+        return None
+    return ("\\{", text[start:end], "\\}") if left == "{" else (left, text[start:end], right)

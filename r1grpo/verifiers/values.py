@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from .exact import (ONE, Undecided, Value, add, approximate, divide, letters, multiply, number, symbol)
+from .exact import ONE, Undecided, Value, add, approximate, divide, letters, multiply, number, symbol
 from .expressions import FUNCTIONS, GREEK, PLAIN, evaluate
 from .kinds import Answer, Group, Named, Relation, Scalar, Text
 from .latex import spelling
@@ -32,9 +32,10 @@ MAX_DEPTH = 24     # of brackets in one another
 _RELATION = re.compile(r"\\(?:leq|geq|neq|in|approx)(?![A-Za-z])|[=<>]")
 _FLIP = {">": "<", "\\geq": "\\leq"}
 _SUB = r"(?:_(?:\{[\w ]{1,9}\}|\w))?'{0,2}"
-_NAME = re.compile(rf"\|[A-Z]{{2}}\||(?:\\(?:angle|triangle)[ ]?[A-Z]{{1,3}}|\\(?:overline|overrightarrow)\{{[A-Z]{{1,3}}\}}|"
-                   rf"\\(?P<greek>[A-Za-z]+)|[A-Z]{{2,}}|[A-Za-z]|(?P<words>[A-Za-z]{{3,}}(?: [A-Za-z]+){{0,5}}|"
-                   rf"\\text\{{[A-Za-z ]+\}})){_SUB}(?:\([A-Za-z0-9,]{{1,9}}\))?")
+_NAME = re.compile(
+    rf"\|[A-Z]{{2}}\||(?:\\(?:angle|triangle) ?[A-Z]{{1,3}}|\\(?:overline|overrightarrow)\{{[A-Z]{{1,3}}\}}|"
+    rf"\\(?P<greek>[A-Za-z]+)|[A-Z]{{2,}}|[A-Za-z]|(?P<words>[A-Za-z]{{3,}}(?: [A-Za-z]+){{0,5}}|"
+    rf"\\text\{{[A-Za-z ]+\}})){_SUB}(?:\([A-Za-z0-9,]{{1,9}}\))?")
 _NO_NAME = {*FUNCTIONS, "sqrt", "not", "no", "never", "except", "than", "or", "and", "cannot", "without"} \
     - {"max", "min", "gcd", "lcm"}
 _TUPLE_OF_NAMES = re.compile(r"\((?:[A-Za-z](?:_\{?\w{1,3}\}?)?,?){2,9}\)")
