@@ -150,6 +150,9 @@ typedef struct {
     /* Multiply-adds on registers alone, by every thread at once; returns how many floating-point
      * operations they were. The caller's clock makes it the limit that products are measured by. */
     double (*dev_spin)(r1_dev *dev, r1_dtype dtype, size_t rounds);
+    /* Beside this build, what bits depend on, as lines "what: which" for a run's manifest: a GPU's library of
+     * products and its algorithms. At most `bytes` with the 0 at the end; how many it has without that. */
+    size_t (*dev_pins)(r1_dev *dev, char *text, size_t bytes);
     /* Zeroed, 64-byte aligned. NULL when out, which the caller puts into words; of a fault of another
      * kind, a lost GPU, st then tells already. */
     void *(*mem_alloc)(r1_dev *dev, size_t bytes, r1_status *st);
@@ -202,7 +205,8 @@ typedef struct {
     /* ---- matmul ----
      * One element = one chain of fused multiply-adds in ascending index order that starts from the
      * value in memory (accumulate), from bias, or from 0: blocking and row count cannot change a bit.
-     * A matrix unit may add up a bf16 sum by blocks of 32 (a GPU's: 16) from its first term, in matmul_tn by units.
+     * A matrix unit may add up a bf16 sum by blocks of 32 (a GPU's: 16) from its first term, in matmul_tn by units;
+     * a GPU's library in an order of its own, one for all rows of a forward product (kernels/cublaslt.cu).
      * offsets (E + 1, int32; NULL when E is 1): rows offsets[e] .. offsets[e + 1] of x, y, dy use
      * matrix e. Rows beyond offsets[E] are left alone.
      * A bf16 weight multiplies rounded with rounded: W, x and dy to bf16 (nearest even) where they
@@ -441,9 +445,9 @@ typedef struct {
 
 /* Every function of the table but a graph's, in its order: what a backend declares and lists. */
 #define R1_OPS(X)                                                                                \
-    X(dev_open) X(dev_close) X(dev_threads) X(dev_spin) X(mem_alloc) X(mem_free) X(mem_upload)   \
-    X(mem_download) X(mem_map) X(mem_unmap) X(mem_alloc_host) X(mem_free_host) X(mem_fetch)      \
-    X(mem_store) X(mem_join) X(mem_place) X(mem_share) X(fill_zero)                              \
+    X(dev_open) X(dev_close) X(dev_threads) X(dev_spin) X(dev_pins) X(mem_alloc) X(mem_free)     \
+    X(mem_upload) X(mem_download) X(mem_map) X(mem_unmap) X(mem_alloc_host) X(mem_free_host)     \
+    X(mem_fetch) X(mem_store) X(mem_join) X(mem_place) X(mem_share) X(fill_zero)                 \
     X(weight_bytes) X(weight_open) X(weight_close) X(weight_view) X(weight_write)               \
     X(weight_read) X(matmul_nt) X(matmul_nn)                                                     \
     X(matmul_tn) X(bias_bwd) X(add) X(scale) X(gather_rows) X(scatter_rows) X(round_bf16)        \

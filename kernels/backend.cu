@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "cublaslt.cuh"
 #include "mma.cuh"
 
 constexpr int MIN_CAPABILITY = 80, SPIN_CHAINS = 8;
@@ -76,11 +77,12 @@ open_stream(r1_dev *dev, r1_status *st)
                        minor, MIN_CAPABILITY);
     }
     R1_TRY(dev_check(dev, cudaEventCreateWithFlags(&dev->reached, cudaEventDisableTiming), "dev_open", st));
-    return dev_check(dev, cudaStreamCreateWithFlags(&dev->stream, cudaStreamNonBlocking), "dev_open", st);
+    R1_TRY(dev_check(dev, cudaStreamCreateWithFlags(&dev->stream, cudaStreamNonBlocking), "dev_open", st));
+    return lt_open(dev, st);
 }
 
-r1_code
-CUDA(dev_open)(r1_dev **out, size_t ordinal, r1_status *st)
+static r1_code
+open_device(r1_dev **out, size_t ordinal, int fast, r1_status *st)
 {
     *out = NULL;
     int count = 0, driver = 0;
@@ -98,6 +100,7 @@ CUDA(dev_open)(r1_dev **out, size_t ordinal, r1_status *st)
     }
     dev->ordinal = (int)ordinal;
     dev->pid = (int)getpid();
+    dev->fast = fast;
     r1_code code = open_stream(dev, st);
     if (code != R1_OK) {
         CUDA(dev_close)(dev);
@@ -107,10 +110,23 @@ CUDA(dev_open)(r1_dev **out, size_t ordinal, r1_status *st)
     return R1_OK;
 }
 
+r1_code
+CUDA(dev_open)(r1_dev **out, size_t ordinal, r1_status *st)
+{
+    return open_device(out, ordinal, 0, st);
+}
+
+static r1_code
+dev_open_fast(r1_dev **out, size_t ordinal, r1_status *st)
+{
+    return open_device(out, ordinal, 1, st);
+}
+
 void
 CUDA(dev_close)(r1_dev *dev)
 {
     if (dev != NULL && dev_ready(dev, NULL) == R1_OK) { /* errors of the last moment help nobody */
+        lt_close(dev);
         (void)cudaFree(dev->scratch);
         if (dev->stream != NULL) {
             (void)cudaStreamDestroy(dev->stream);
@@ -323,12 +339,24 @@ CUDA(dev_spin)(r1_dev *dev, r1_dtype dtype, size_t rounds)
 /* ---- the table ------------------------------------------------------------------------------- */
 
 #ifdef __CUDACC__
-#define R1_TABLE_NAME "cuda/exact"
+#define R1_EXACT "cuda/exact"
+#define R1_FAST "cuda/fast"
 #else
-#define R1_TABLE_NAME "cuda/emulated"
+#define R1_EXACT "cuda/emulated"
+#define R1_FAST "cuda/emulated-fast"
 #endif
 
 #define R1_ENTRY(op) .op = CUDA(op),
-extern "C" const r1_ops r1_cuda_ops;
-const r1_ops r1_cuda_ops = {.abi = R1_OPS_ABI, .name = R1_TABLE_NAME, R1_OPS(R1_ENTRY)
-                            R1_GRAPH_OPS(R1_ENTRY)};
+
+static constexpr r1_ops
+table(const char *name, decltype(r1_ops::dev_open) open)
+{
+    r1_ops ops = {.abi = R1_OPS_ABI, .name = name, R1_OPS(R1_ENTRY)
+                  R1_GRAPH_OPS(R1_ENTRY)};
+    ops.dev_open = open;
+    return ops;
+}
+
+extern "C" const r1_ops r1_cuda_ops, r1_cuda_fast_ops;
+constexpr r1_ops r1_cuda_ops = table(R1_EXACT, CUDA(dev_open));
+constexpr r1_ops r1_cuda_fast_ops = table(R1_FAST, dev_open_fast);

@@ -33,6 +33,7 @@ struct r1_dev {
     int ordinal; /* which GPU */
     int pid;     /* who opened it: a forked child may not use it */
     int dead;    /* an error that only a new process gets rid of */
+    int fast;    /* E1 is given up for speed: cublaslt.cu */
     int processors;
     int recording; /* between graph_begin and graph_end: nothing may wait, copy or allocate */
     cudaStream_t stream;
@@ -40,6 +41,7 @@ struct r1_dev {
     cudaEvent_t reached; /* how far a stream has come: for another one that waits for it */
     void *scratch; /* dev_scratch's */
     size_t scratch_bytes;
+    struct lt *lt; /* cuBLASLt (cublaslt.cuh); NULL: there is none */
     size_t mapped; /* host memory that kernels may see for the length of a call: mem_map */
     struct {
         char *p;

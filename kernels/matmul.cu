@@ -14,9 +14,12 @@
  * as its shape and N say: each is a sum of its own from 0 and they are added in ascending order, so gradients
  * are the same from run to run, and between splits into calls to float32 rounding. Units are of no use here.
  *
+ * One bf16 matrix of some shapes is multiplied by cuBLASLt instead, where it is there (cublaslt.cu has the rule).
+ *
  * Activations are float32; for bf16 they are rounded once into scratch memory, since every tile of columns
  * reads them again, at half the bytes; a few rows are rounded as they are read. Numbers below 2^-126 count
  * as what they are. */
+#include "cublaslt.cuh"
 #include "product_bf16.cuh"
 #include "product_f32.cuh"
 #include "vector.cuh"
@@ -178,6 +181,67 @@ round_rows(r1_dev *dev, const r1_tensor &to, const r1_tensor &x, r1_status *st)
                   x);
 }
 
+/* The shape of the one weight of a product, and the form that cuBLASLt would have to compute. */
+struct lt_job {
+    size_t O, I;
+    lt_form form;
+};
+
+template <form F>
+static lt_job
+lt_job_of(const job &j)
+{
+    size_t inner = F == FORM_TN ? j.p.rows : j.p.depth;
+    if (F == FORM_NT) {
+        return {j.p.columns, inner, j.bias != NULL ? LT_NT_BIAS : j.p.accumulate ? LT_NT_ADD : LT_NT};
+    }
+    return {inner, j.p.columns, F == FORM_NN ? LT_NN : LT_TN};
+}
+
+/* Rows to or from a place that is aligned. */
+static r1_code
+copy_rows(r1_dev *dev, const r1_tensor &to, const r1_tensor &from, r1_status *st)
+{
+    return dev_check(dev, cudaMemcpy2DAsync(to.data, to.ld * sizeof(float), from.data, from.ld * sizeof(float),
+                                            to.cols * sizeof(float), to.rows, cudaMemcpyDeviceToDevice,
+                                            dev->stream), "copying rows", st);
+}
+
+/* The product of j by cuBLASLt, all of whose operands lie aligned: in scratch memory where they do not. */
+template <form F>
+static r1_code
+run_lt(r1_dev *dev, const job &given, const lt_job &how, r1_status *st)
+{
+    job j = given;
+    bool move = ((uintptr_t)j.c.data | j.c.ld * sizeof(float)) % 16 != 0;
+    r1_arena memory = {};
+    for (int placing = 0; placing < 2; placing++) { /* measured, then placed */
+        copy_place(&memory, &j.a);
+        if (F == FORM_TN) {
+            copy_place(&memory, &j.b);
+        }
+        if (move) {
+            size_t rows = given.c.rows, columns = given.c.cols;
+            j.c = r1_f32(static_cast<float *>(r1_arena_push(&memory, rows * columns, sizeof(float))), rows,
+                         columns);
+        }
+        if (placing == 0) {
+            void *base = NULL;
+            R1_TRY(dev_scratch(dev, &base, memory.used, st));
+            memory = {static_cast<unsigned char *>(base), memory.used, 0};
+        }
+    }
+    R1_TRY(round_rows(dev, j.a, given.a, st));
+    if (F == FORM_TN) {
+        R1_TRY(round_rows(dev, j.b, given.b, st));
+    }
+    if (move && j.p.accumulate) {
+        R1_TRY(copy_rows(dev, j.c, given.c, st));
+    }
+    R1_TRY(lt_multiply(dev, how.form, how.O, how.I, j.c, j.a, j.b, j.bias, j.p.accumulate, st));
+    return move ? copy_rows(dev, given.c, j.c, st) : R1_OK;
+}
+
 /* The product of j in this dtype; its operands that are float32 are rounded, its segments added up. */
 template <form F>
 static r1_code
@@ -186,6 +250,10 @@ run(r1_dev *dev, const job &given, r1_dtype dtype, r1_status *st)
     bool bf16 = dtype == R1_BF16;
     const tile *tiles = bf16 ? BF16_TILES : F32_TILES;
     job j = given;
+    lt_job how = lt_job_of<F>(j);
+    if (bf16 && j.offsets == NULL && j.p.N > 0 && lt_serves(dev, how.form, how.O, how.I)) {
+        return run_lt<F>(dev, given, how, st);
+    }
     if (F == FORM_TN && j.offsets == NULL) {
         cut_segments(&j.p, tiles[LARGE]);
     }

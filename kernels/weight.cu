@@ -4,6 +4,7 @@
  *
  * A float32 weight is seen as it is: one array, twice named. A frozen weight has no master; what is written to
  * it, or read from it, passes through scratch memory in pieces where it must be converted. */
+#include "cublaslt.cuh"
 #include "math.cuh"
 
 constexpr size_t PIECE = 1 << 22; /* floats that are converted at a time */
@@ -51,6 +52,11 @@ CUDA(weight_open)(r1_dev *dev, r1_weight **out, size_t E, size_t O, size_t I, r1
     if (w->seen == NULL) {
         CUDA(weight_close)(dev, w);
         return R1_FAIL(st, R1_ENOMEM, "no GPU memory for a weight of %zu x %zu x %zu", E, O, I);
+    }
+    r1_code code = dtype == R1_BF16 && E == 1 ? lt_plan(dev, O, I, st) : R1_OK;
+    if (code != R1_OK) {
+        CUDA(weight_close)(dev, w);
+        return code;
     }
     *out = w;
     return R1_OK;

@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
                                '--model the prompt alone')
     model_options(generate)
     generate.add_argument("--dtype", default="float32", help="float32 or bfloat16")
-    generate.add_argument("--device", default="cpu", help="cpu or cuda")
+    generate.add_argument("--device", default="cpu", help="cpu, cuda or cuda/fast")
     generate.add_argument("--chat", action="store_true",
                           help="a conversation; /reset begins anew, Ctrl-D ends it")
     generate.add_argument("--raw", action="store_true", help="the prompt without a chat template")
@@ -174,7 +174,7 @@ def stage_options(parser: argparse.ArgumentParser, stage: Command) -> None:
         parser.add_argument("--merge", action="store_true", default=None,
                             help="DIR/final is a whole model, its adapters merged")
     parser.add_argument("--dtype", help="float32 or bfloat16")
-    parser.add_argument("--device", help="cpu or cuda")
+    parser.add_argument("--device", help="cpu, cuda or cuda/fast")
     parser.add_argument("--config", type=Path, metavar="FILE.toml", help="options")
     parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE",
                         help="options, such as learning_rate=2e-6; over those of the file")

@@ -31,12 +31,12 @@ def _backend() -> ModuleType:
         raise RuntimeError(f"device 'cuda': the CUDA backend does not load: {error}") from error
 
 
-def cuda_ops() -> object:
-    """The CUDA backend's op table, with cuBLASLt open if there is one. RuntimeError in a build without
-    the backend."""
+def cuda_ops(fast: bool = False) -> object:
+    """The CUDA backend's op table, with cuBLASLt open if there is one; fast: of a device that gives E1
+    up. RuntimeError in a build without the backend."""
     backend = _backend()
     open_cublaslt()
-    return backend.ops
+    return backend.fast_ops if fast else backend.ops
 
 
 def describe_gpu(ordinal: int = 0) -> tuple[str, int, int]:

@@ -12,22 +12,25 @@ from . import _core
 from .batch import as_count
 from .cuda import cuda_ops
 
-__all__ = ["get_device", "peak_flops", "set_num_threads"]
+__all__ = ["FAST", "get_device", "peak_flops", "set_num_threads"]
+
+FAST = "cuda/fast"  # the first GPU without E1: what was sampled has other bits in training
 
 _current: list[_core.Device] = []
-_gpu: list[_core.Device] = []
+_gpu: dict[str, _core.Device] = {}
 _peaks: dict[tuple[str, str], float] = {}  # of the current devices, by device and dtype
 
 
 def get_device(name: str = "cpu") -> _core.Device:
     """The process's device, opened at first use: "cpu" with all the CPUs that it may use, "cuda" the
-    first GPU that is visible. RuntimeError where there is none, with the reason."""
-    if name == "cuda":
-        if not _gpu:
-            _gpu.append(_core.Device(ops=cuda_ops()))
-        return _gpu[0]
+    first GPU that is visible, FAST the same one in its fast mode. RuntimeError where there is none,
+    with the reason."""
+    if name in ("cuda", FAST):
+        if name not in _gpu:
+            _gpu[name] = _core.Device(ops=cuda_ops(fast=name == FAST))
+        return _gpu[name]
     if name != "cpu":
-        raise ValueError(f"device '{name}' is unknown; there are 'cpu' and 'cuda'")
+        raise ValueError(f"device '{name}' is unknown; there are 'cpu', 'cuda' and '{FAST}'")
     if not _current:
         _current.append(_core.Device())
     return _current[0]

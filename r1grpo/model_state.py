@@ -16,7 +16,7 @@ import numpy as np
 from . import _core
 from .batch import as_count, as_number
 from .brief import brief
-from .device import get_device
+from .device import FAST, get_device
 from .lora import LoraConfig, check_targets, is_adapter, start_adapters
 from .model_config import ModelConfig
 from .offload import MappedArray
@@ -79,6 +79,11 @@ class ModelState:
     @live_vocab.setter
     def live_vocab(self, size: int) -> None:
         self._core.live_vocab = as_count(size, "live_vocab", 1)
+
+    @property
+    def exact(self) -> bool:
+        """What it samples and what it trains have the same bits; not on device "cuda/fast"."""
+        return self.device_name != FAST
 
     @property
     def device(self) -> _core.Device:

@@ -266,7 +266,7 @@ def available_memory(device: str = "cpu") -> int:
     """Bytes that this process may still take: of a GPU, what is free; else what the system calls
     available, and no more than its control groups (v1 and v2, with all parents) leave. 2^63 - 1 where
     nobody says."""
-    if device == "cuda":
+    if device != "cpu":
         return describe_gpu()[1]
     found = [2**63 - 1]
     for line in _read(Path("/proc/meminfo")).splitlines():
@@ -293,7 +293,7 @@ def available_memory(device: str = "cpu") -> int:
 def resident_memory(device: str = "cpu") -> int:
     """Bytes that this process holds now; 0 where nobody says. Of a GPU, all that is taken: whose it is
     nobody says."""
-    if device == "cuda":
+    if device != "cpu":
         _, free, total = describe_gpu()
         return total - free
     pages = _read(Path("/proc/self/statm")).split()

@@ -269,6 +269,18 @@ class RunDir:
         self.manifest.run.update(facts, finished=finished)
         self.manifest.save()
 
+    def pin(self, pins: str) -> None:
+        """Note what the process's bits depend on beside its build: lines 'what: which' of Device.pins."""
+        now = dict(line.split(": ", 1) for line in pins.splitlines())
+        before = self.manifest.run.get("pins", {})
+        for what in sorted(now.keys() & before.keys()):
+            if now[what] != before[what]:
+                warnings.warn(f"{self.path}: {what} was {before[what]!r}, is now {now[what]!r}; bits may "
+                              "differ from an uninterrupted run", CheckpointWarning, stacklevel=2)
+        if before | now != before:
+            self.manifest.run["pins"] = before | now
+            self.manifest.save()
+
     def save_stage(self, name: str, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any],
                    parent: str | None, step: int, data_from: Sequence[str] = (),
                    files: Mapping[str, bytes] | None = None, **varies: Any) -> str:

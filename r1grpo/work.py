@@ -225,6 +225,7 @@ class Work:
         """Run a trainer to its end, or on from its newest state in `folder`; returns the step of
         the weights that its model holds then (the selected ones where there is a selection)."""
         total = trainer.total_steps
+        self.rundir.pin(trainer.model.device.pins)
         monitor = Monitor(phase, self.rundir.metrics.append)
         self._go_on(phase, folder, trainer, monitor, selection)
         sequences = sequences_a_step(trainer)

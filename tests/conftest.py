@@ -82,7 +82,7 @@ def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Call
 
     def use(i: int) -> None:
         one = GPU if request.param == "real" else _core.Device(ops=emulated_backend().ops, ordinal=i)
-        monkeypatch.setattr("r1grpo.device._gpu", [one])
+        monkeypatch.setattr("r1grpo.device._gpu", {"cuda": one})
     use(1)
     return use
 

@@ -195,8 +195,8 @@ def test_nothing_leaks():
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 64 * 1024
 
 
-MEMORY = {"dev_open", "dev_close", "dev_threads", "dev_spin", "mem_alloc", "mem_free", "mem_upload",
-          "mem_download", "mem_map", "mem_unmap", "mem_place", "mem_share", "mem_alloc_host", "mem_free_host",
+MEMORY = {"dev_open", "dev_close", "dev_threads", "dev_spin", "dev_pins", "mem_alloc", "mem_free",
+          "mem_upload", "mem_download", "mem_map", "mem_unmap", "mem_place", "mem_share", "mem_alloc_host", "mem_free_host",
           "mem_fetch", "mem_store", "mem_join",
           "weight_bytes", "weight_open", "weight_close", "weight_view",
           "weight_write", "weight_read", "logp_scratch",  # behind Device, Weight, Kv and the calls that need scratch

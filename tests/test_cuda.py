@@ -33,19 +33,19 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     except FileNotFoundError as error:
         pytest.skip(f"no emulated GPU: {error}")
     monkeypatch.setitem(sys.modules, "r1grpo._cuda", module)
-    monkeypatch.setattr("r1grpo.device._gpu", [])
+    monkeypatch.setattr("r1grpo.device._gpu", {})
 
 
 def test_a_build_without_the_backend_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> None:
         raise ModuleNotFoundError(name)
     monkeypatch.setattr("r1grpo.cuda.importlib", types.SimpleNamespace(import_module=absent))
-    monkeypatch.setattr("r1grpo.device._gpu", [])
+    monkeypatch.setattr("r1grpo.device._gpu", {})
     for call in (lambda: get_device("cuda"), lambda: r1grpo.cuda.describe_gpu(),
                  lambda: Model(SMALL, device="cuda")):
         with pytest.raises(RuntimeError, match="device 'cuda': this build of r1grpo has no CUDA backend"):
             call()
-    with pytest.raises(ValueError, match="device 'tpu' is unknown; there are 'cpu' and 'cuda'"):
+    with pytest.raises(ValueError, match="device 'tpu' is unknown; there are 'cpu', 'cuda' and 'cuda/fast'"):
         get_device("tpu")
 
 

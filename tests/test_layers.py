@@ -108,7 +108,7 @@ C_FILES = sorted((*CSRC.rglob("*.c"), *CSRC.rglob("*.h")))
 CUDA_FILES = sorted((*ROOT.glob("kernels/*.cu"), *ROOT.glob("kernels/*.cuh")))
 CUDA_SEES = {Path("csrc/ops.h"), Path("csrc/options.h")}
 CUDA_HEADERS = {"cuda_runtime.h", "mma_emulated.h", "type_traits", "assert.h", "dlfcn.h", "math.h",
-                "stddef.h", "stdint.h", "stdio.h", "string.h", "unistd.h"}
+                "stdarg.h", "stddef.h", "stdint.h", "stdio.h", "string.h", "unistd.h"}
 
 
 def includes(file: Path) -> list[tuple[str, str]]:

@@ -252,6 +252,19 @@ def test_another_build_is_told(tmp_path):
         start(tmp_path / "a", resume=True, run={"tier": "avx512", "threads": 7}).close()
 
 
+def test_another_library_of_products_is_told(tmp_path):
+    with start(tmp_path / "a") as run:
+        run.pin("")
+        assert "pins" not in run.manifest.run
+        run.pin("cuBLASLt: version 1\nW (8, 8), x W^T: 0/1/2\n")
+    with start(tmp_path / "a", resume=True) as run:
+        run.pin("cuBLASLt: version 1\nW (8, 16), x W^T: our kernel\n")
+        with pytest.warns(CheckpointWarning, match="cuBLASLt was 'version 1', is now 'version 2'"):
+            run.pin("cuBLASLt: version 2\n")
+    assert Manifest.load(tmp_path / "a" / "manifest.json").run["pins"] == {
+        "cuBLASLt": "version 2", "W (8, 8), x W^T": "0/1/2", "W (8, 16), x W^T": "our kernel"}
+
+
 def test_swapped_checkpoint_is_refused(tmp_path):
     with start(tmp_path / "a") as run:
         run.save_stage("base", W, {}, None, 1)

@@ -133,6 +133,27 @@ device_place(PyObject *object, void *Py_UNUSED(closure))
 }
 
 static PyObject *
+device_pins(PyObject *object, void *Py_UNUSED(closure))
+{
+    Device *self = (Device *)object;
+    if (device_acquire(object) < 0) {
+        return NULL;
+    }
+    size_t length = self->ops->dev_pins(self->dev, NULL, 0);
+    char *text = PyMem_Malloc(length + 1);
+    PyObject *result = NULL;
+    if (text == NULL) {
+        PyErr_NoMemory();
+    } else {
+        (void)self->ops->dev_pins(self->dev, text, length + 1);
+        result = PyUnicode_FromStringAndSize(text, (Py_ssize_t)length);
+    }
+    PyMem_Free(text);
+    device_release(object);
+    return result;
+}
+
+static PyObject *
 device_repr(PyObject *object)
 {
     Device *self = (Device *)object;
@@ -175,6 +196,7 @@ static PyGetSetDef device_getset[] = {
     {"tier", device_tier, NULL, "Instruction-set tier: one of tiers().", NULL},
     {"name", device_name, NULL, "Backend and tier: 'cpu/avx512'.", NULL},
     {"place", device_place, NULL, "(DLPack's kind of device, number, stream): r1_place of csrc/ops.h.", NULL},
+    {"pins", device_pins, NULL, "What bits depend on beside the build, as lines: a GPU's products.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

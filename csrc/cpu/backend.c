@@ -44,6 +44,16 @@ TIER(dev_threads)(const r1_dev *dev)
     return r1_pool_threads(dev->pool);
 }
 
+size_t
+TIER(dev_pins)(r1_dev *dev, char *text, size_t bytes)
+{
+    (void)dev;
+    if (bytes > 0) {
+        *text = '\0';
+    }
+    return 0;
+}
+
 void *
 TIER(mem_alloc)(r1_dev *dev, size_t bytes, r1_status *st)
 {

@@ -55,7 +55,7 @@ class Inputs:
     template: str | None = None  # of a text prompt, with {prompt} in it; or a name: zero
     chat: bool | None = None  # the model's chat template; None: where it has one
     dtype: Literal["float32", "bfloat16"] = "float32"
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Literal["cpu", "cuda", "cuda/fast"] = "cpu"
 
 
 @dataclass

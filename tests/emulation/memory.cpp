@@ -215,6 +215,26 @@ cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, c
 }
 
 cudaError_t
+cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height,
+                  cudaMemcpyKind kind, cudaStream_t stream)
+{
+    return emulated_do(stream, [=]() {
+        open_memory access;
+        if (width == 0 || height == 0) {
+            return cudaSuccess;
+        }
+        if (kind != cudaMemcpyDeviceToDevice || !emulated_reachable(to, (height - 1) * to_pitch + width) ||
+            !emulated_reachable(from, (height - 1) * from_pitch + width)) {
+            return cudaErrorInvalidValue;
+        }
+        for (size_t y = 0; y < height; y++) {
+            memcpy((char *)to + y * to_pitch, (const char *)from + y * from_pitch, width);
+        }
+        return cudaSuccess;
+    });
+}
+
+cudaError_t
 cudaMemset2DAsync(void *p, size_t pitch, int value, size_t width, size_t height, cudaStream_t stream)
 {
     return emulated_do(stream, [=]() {
