@@ -101,6 +101,17 @@ def sequence_old_logprobs(logprobs: Sequence[NDArray[np.float32]],
     return out
 
 
+def truncated_weights(trained: NDArray[np.float32], sampled: NDArray[np.float32],
+                      cap: float) -> NDArray[np.float32]:
+    """min(exp(log p - log q), cap) of each token (M), p the policy as a training forward computes it, q
+    as it was sampled from: truncated importance sampling (Yao et al. 2025, "Your Efficient RL Framework
+    Secretly Brings You Off-Policy RL Training"; TRL's vllm_importance_sampling_cap). Exactly 1 where
+    log p is log q."""
+    with np.errstate(over="ignore"):  # an infinite ratio is cut too
+        ratio = np.exp(trained.astype(np.float64) - sampled)
+    return np.minimum(ratio, cap).astype(np.float32)
+
+
 def zero_variance(rewards: NDArray[np.float64], group_size: int) -> NDArray[np.bool_]:
     """(groups) True where a group has nothing to compare: all its rewards are equal, or NaN.
     Tested on equality, not on a small standard deviation, so rounding cannot decide it."""

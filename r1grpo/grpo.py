@@ -15,7 +15,9 @@ Other losses (delta, cispo, sequence ratios, k1, k2) stand in csrc/cpu/token_los
 As in DeepSeek-R1 a rollout is split at random into steps_per_generation mini-batches, one update
 each, num_iterations times over (there: once); a step is one update. log pi_old is what the sampler
 reported: the engine samples and trains with the same kernels, so at the first update of a rollout
-rho is exactly 1. That is measured: max_logprob_gap over gap_tokens must read 0.0. The reference is
+rho is exactly 1. That is measured: max_logprob_gap over gap_tokens must read 0.0. Where it does not, on
+device "cuda/fast", log pi_old is a training forward's and A of a token is multiplied by
+min(pi_old / pi_sampled, importance_sampling_cap). The reference is
 the policy of at most ref_model_sync_steps updates ago, by hard copy, or with ref_model_mixup_alpha
 below 1 a mixture.
 
@@ -88,6 +90,7 @@ class Batch:
     flops: float = 0.0  # operations of sampling
     guards: dict[str, float] = field(default_factory=dict)  # of all that was sampled (guards.py)
     reference: Logprobs | None = None  # (n) of the reference, once made
+    trained: Logprobs | None = None  # (n) the policy's then, by a training forward
 
     def mini_batches(self, seed: int, count: int) -> list[NDArray[np.int64]]:
         """The random split of the rollout: a function of (seed, step)."""
@@ -215,14 +218,15 @@ class GRPOTrainer(Trainer):
         groups = sorted(np.argsort(dull, kind="stable")[:wanted].tolist())
         flat = [i for g in groups for i in everything.group(g)]
         parts = scores.parts[flat]
+        done = everything.select(groups)
         return Batch(self.step, [problems[g] for g in groups], [indices[g] for g in groups],
-                     everything.select(groups), parts,
+                     done, parts,
                      {name: [reasons[i] for i in flat] for name, reasons in scores.reasons.items()},
                      self._compare(learned.parts[flat]), metrics, cursor, failures,
                      guards=rollout_guards(self.rewards, problems, everything, scores),
                      flops=sampling_flops(self.model.config, [*map(len, everything.prompt_ids)],
                                           [*map(len, everything.completion_ids)]),
-                     reference=reference)
+                     reference=reference, trained=self._trained_logprobs(done))
 
     def _compare(self, parts: NDArray[np.float64]) -> NDArray[np.float32]:
         """Advantages (n) of rewards by part (n, parts)."""
@@ -279,6 +283,14 @@ class GRPOTrainer(Trainer):
         logprobs = self.reference.logprobs if self.reference else self.model.base_logprobs
         return logprobs(done.prompt_ids, done.completion_ids, **self.args.sampling().filters())
 
+    def _trained_logprobs(self, done: Completions) -> Logprobs | None:
+        """(n) log-probs of the policy that sampled, by a training forward; None: the sampler's are."""
+        correct = self.args.importance_sampling_correction
+        if correct is None:
+            correct = not self.model.exact
+        return self.model.logprobs(done.prompt_ids, done.completion_ids,
+                                   **self.args.sampling().filters()) if correct else None
+
     # ---- mini-batch -> token weights -> gradient ----
 
     def _gradient(self) -> dict[str, Any]:
@@ -293,7 +305,8 @@ class GRPOTrainer(Trainer):
         groups = [i // done.group_size for i in chosen.tolist()]
         prompts = [done.prompt_ids[p] for p in groups]
         ids = [done.completion_ids[i] for i in chosen]
-        old = [done.logprobs[i] for i in chosen]
+        sampled = [done.logprobs[i] for i in chosen]
+        old = [batch.trained[i] for i in chosen] if batch.trained else sampled
         keep = np.array([not (args.mask_truncated_completions and done.finish_reasons[i] == "length"
                               or batch.rows[i // done.group_size].get("canary"))
                          for i in chosen], np.float32)
@@ -315,7 +328,8 @@ class GRPOTrainer(Trainer):
             total_tokens=1.0, micro_batch_tokens=args.micro_batch_tokens,
             mtp_coef=args.mtp_coef, mtp_detach=args.mtp_detach, balance_coef=args.balance_coef,
             entropy_coef=args.entropy_coef, recompute=args.gradient_checkpointing, groups=groups,
-            **filters)
+            sampled_logprobs=sampled if batch.trained else None,
+            importance_sampling_cap=args.importance_sampling_cap, **filters)
         found = update_metrics(args, self.model, batch, prompts, ids, groups, old, advantages, keep,
                                loss)
         return {**found, "epoch": batch.cursor / len(self._rows(batch.step))}
@@ -405,6 +419,8 @@ class GRPOTrainer(Trainer):
             batch = self.batch
             arrays |= pack_rollout(batch.completions)
             arrays |= {"rollout/parts": batch.parts, "rollout/advantages": batch.advantages}
+            if batch.trained:
+                arrays["rollout/trained"] = np.concatenate(batch.trained)
             meta["rollout"] = {"step": batch.step, "indices": batch.indices,
                                "metrics": batch.metrics, "cursor": batch.cursor,
                                "position": batch.position, "flops": batch.flops,
@@ -425,6 +441,9 @@ class GRPOTrainer(Trainer):
                           arrays["rollout/advantages"], saved["metrics"], saved["cursor"],
                           FailureWindow(self.args.verifier_failures, saved.get("failures", ())),
                           saved["position"], saved.get("flops", 0.0), saved.get("guards", {}))
+            if "rollout/trained" in arrays:
+                ends = np.cumsum(arrays["rollout/completion_lengths"])[:-1]
+                batch.trained = np.split(arrays["rollout/trained"], ends)
         if self.reference:  # checks before it writes
             self.reference.load_state_dict({k.removeprefix("reference/"): v
                                             for k, v in arrays.items()

@@ -93,6 +93,9 @@ def update_metrics(args: GRPOConfig, model: Any, batch: Batch, prompts: Sequence
         metrics |= batch.guards  # below: 0 tokens where every completion of the update is masked
         metrics["max_logprob_gap"] = stats.get("logp_gap_max", 0.0)
         metrics["gap_tokens"] = stats.get("logp_gap_tokens", 0)
+    for name in ("min", "mean", "max"):  # of truncated importance sampling
+        if f"importance_weight_{name}" in stats:
+            metrics[f"sampling/importance_sampling_weight/{name}"] = stats[f"importance_weight_{name}"]
     for name in ("mean", "max"):
         metrics.pop(f"sampling/sampling_logp_difference/{name}", None)
         # later the weights have moved, and the log-probs with them: that is the ratio, no gap
@@ -103,15 +106,16 @@ def update_metrics(args: GRPOConfig, model: Any, batch: Batch, prompts: Sequence
 
 def _operations(args: GRPOConfig, model: Any, batch: Batch, spans: Spans, head_rows: int) -> float:
     """Floating-point operations of an update: the gradient of its sequences; at the first one of a
-    rollout, sampling and the reference too."""
+    rollout, sampling and forwards of the reference and of `trained` too."""
     config, done = model.config, batch.completions
     found = gradient_flops(config, spans, head_rows, args.mtp_coef > 0, model.lora is not None)
     if args.importance_sampling_level == "sequence":
         found += forward_flops(config, spans, head_rows)
-    if batch.position == 0 and args.beta > 0:
+    forwards = (args.beta > 0) + (batch.trained is not None)
+    if batch.position == 0 and forwards:
         groups = [i // done.group_size for i in range(len(done))]
         prompts = [done.prompt_ids[p] for p in groups]
-        found += forward_flops(config, *whole_sequences(prompts, done.completion_ids, groups))
+        found += forwards * forward_flops(config, *whole_sequences(prompts, done.completion_ids, groups))
     return found + (batch.flops if batch.position == 0 else 0.0)
 
 

@@ -47,9 +47,10 @@ class LossSpec(NamedTuple):
     entropy_coef: float = 0.0
 
 
-def token_stats(mask, logp, entropy, kl, clipped, sampled, old) -> dict[str, float]:
+def token_stats(mask, logp, entropy, kl, clipped, sampled, old, correction=None) -> dict[str, float]:
     """Figures over unmasked tokens; means in float64. The gap is to the sampler's log-probs, the
-    ratio to old, which differs from them at the sequence level."""
+    ratio to old, which differs from them at the sequence level and where weights of truncated importance
+    sampling, `correction`, stand between the two."""
     if not mask.any():
         return {}
     n = int(mask.sum())
@@ -65,6 +66,10 @@ def token_stats(mask, logp, entropy, kl, clipped, sampled, old) -> dict[str, flo
             "clip_low": float((clipped[mask] < 0).mean()),
             "clip_high": float((clipped[mask] > 0).mean()),
         }
+    if correction is not None:
+        weight = correction[mask]
+        stats |= {"importance_weight_min": float(weight.min()), "importance_weight_max": float(weight.max()),
+                  "importance_weight_mean": math.fsum(weight) / n}
     return stats
 
 

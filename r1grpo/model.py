@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .advantage import sequence_old_logprobs
+from .advantage import sequence_old_logprobs, truncated_weights
 from .batch import PackedBatch, as_count, as_number, pack, per_token, split_rows
 from .brief import brief
 from .losses import Loss, LossSpec, mtp_stats, token_stats
@@ -33,7 +33,8 @@ class Model(ModelFiles):
     """A transformer with its weights, gradients and optimiser state, in the C core.
 
     config: ModelConfig or a dict of its fields; seed: of the random weights (normal with
-    `initializer_range`, norms 1, biases 0); device "cpu".
+    `initializer_range`, norms 1, biases 0); device "cpu", "cuda", or "cuda/fast", which is faster and gives
+    "bit for bit" up (`exact`; docs/cuda.md).
 
     dtype: "float32", or "bfloat16": products then see weights and their other operand rounded to
     bf16, and the KV cache holds bf16; sums, norms, softmax, losses, gradients, moments and the
@@ -148,7 +149,8 @@ class Model(ModelFiles):
                         micro_batch_tokens: int | None = None, entropy_coef: float = 0.0,
                         mtp_coef: float = 0.0, mtp_detach: bool = True,
                         balance_coef: float = 0.0, recompute: bool = False,
-                        groups: Sequence[int] | None = None) -> Loss:
+                        groups: Sequence[int] | None = None, sampled_logprobs=None,
+                        importance_sampling_cap: float = 2.0) -> Loss:
         """Adds the gradient of sum w (policy term + beta KL) / total_tokens, rho = exp(log p - old).
 
         loss: "clip", -min(min(rho, delta) A, clip(rho, 1 - epsilon, 1 + epsilon_high) A) (DeepSeekMath
@@ -165,7 +167,12 @@ class Model(ModelFiles):
 
         A prompt is computed once for its completions, which stand together. groups: the group of each
         completion, where every completion comes with its own copy of the prompt (None: completion i
-        is of prompt i // ratio); no log-prob depends on it, a gradient does by rounding alone."""
+        is of prompt i // ratio); no log-prob depends on it, a gradient does by rounding alone.
+
+        sampled_logprobs: the sampler's, where they are not old_logprobs: on device "cuda/fast" those are a
+        training forward's. Then each token's A is multiplied by min(exp(old - sampled),
+        importance_sampling_cap), exactly 1 where both are equal (advantage.truncated_weights), and the
+        gap is measured to them."""
         if beta and ref_logprobs is None:
             raise ValueError("beta is not 0: ref_logprobs are needed")
         if loss not in ("clip", "cispo"):
@@ -180,9 +187,15 @@ class Model(ModelFiles):
         batch = self._pack(prompt_ids, completion_ids, groups)
         n, how = batch.lengths, Filters(temperature, top_k, top_p, min_p)
         sampled = old = per_token(old_logprobs, n, "old_logprobs")
+        A, correction = per_token(advantages, n, "advantages"), None
+        if sampled_logprobs is not None:
+            sampled = per_token(sampled_logprobs, n, "sampled_logprobs")
+            correction = truncated_weights(old, sampled, as_number(importance_sampling_cap,
+                                                                   "importance_sampling_cap", 1e-30))
+            A *= correction
         if importance_sampling_level == "sequence":
             now = self._logprobs(batch, how)
-            old = per_token(sequence_old_logprobs(now, split_rows(sampled, n)), n, "old_logprobs")
+            old = per_token(sequence_old_logprobs(now, split_rows(old, n)), n, "old_logprobs")
         spec = LossSpec(
             loss, eps_low=as_number(epsilon, "epsilon"),
             eps_high=as_number(epsilon if epsilon_high is None else epsilon_high, "epsilon_high"),
@@ -191,14 +204,14 @@ class Model(ModelFiles):
             entropy_coef=as_number(entropy_coef, "entropy_coef", -3e38))
         return self._gradient(
             spec, batch, weights, total_tokens, micro_batch_tokens,
-            advantages=per_token(advantages, n, "advantages"), sampled=sampled, old=old,
+            advantages=A, sampled=sampled, old=old, correction=correction,
             ref=per_token(ref_logprobs, n, "ref_logprobs") if beta else None, how=how,
             mtp_coef=mtp_coef, mtp_detach=mtp_detach, balance_coef=balance_coef,
             recompute=recompute)
 
     def _gradient(self, loss_spec: LossSpec, batch: PackedBatch, weights, total_tokens: float | None,
                   micro_batch_tokens: int | None, *, advantages=None, sampled=None, old=None,
-                  ref=None, how: Filters = Filters(), mtp_coef: float = 0.0,
+                  correction=None, ref=None, how: Filters = Filters(), mtp_coef: float = 0.0,
                   mtp_detach: bool = False, balance_coef: float = 0.0,
                   recompute: bool = False) -> Loss:
         w = per_token([1.0] * len(batch.lengths) if weights is None else weights, batch.lengths,
@@ -221,7 +234,7 @@ class Model(ModelFiles):
                            balance if balance_coef else None)
         value = math.fsum(loss) + math.fsum(balance)
         value += mtp_coef / total * math.fsum(w.astype(np.float64) * mtp_loss)
-        stats = token_stats(w != 0, logp, entropy, kl, clipped, sampled, old)
+        stats = token_stats(w != 0, logp, entropy, kl, clipped, sampled, old, correction)
         if mtp_coef:
             stats |= mtp_stats(batch, draft, mtp_loss, w != 0)
         if balance_coef:

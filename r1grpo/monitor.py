@@ -245,7 +245,8 @@ class Monitor:
             if value is not None and value > limit:
                 found[name] = f"{value:.0%} {words} (limit {limit:.0%})"
         gap = figures.get("max_logprob_gap")
-        if gap is not None and gap != 0.0:
+        corrected = "sampling/importance_sampling_weight/mean" in figures
+        if gap is not None and gap != 0.0 and not corrected:
             found["logprob_gap"] = (f"sampler and trainer differ by {gap:g} at the first update "
                                     "of a rollout; it must be exactly 0")
         entropy, first = finite("entropy"), self._first_entropies

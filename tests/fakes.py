@@ -72,7 +72,7 @@ class FakeModel:
         self.config = ModelConfig(vocab_size, hidden_size=4, num_hidden_layers=1,
                                   num_attention_heads=1, intermediate_size=4,
                                   max_position_embeddings=64, eos_token_id=eos_token_id)
-        self.dtype, self.device_name, self.lora = "float32", "cpu", None
+        self.dtype, self.device_name, self.lora, self.exact = "float32", "cpu", None, True
         self.table = (0.1 * rng.standard_normal((vocab_size, vocab_size))).astype(np.float32)
         self.head = np.zeros(vocab_size, np.float32)  # score of the last token
         self.reset_optimizer()

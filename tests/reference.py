@@ -31,7 +31,8 @@ from autodiff import Tensor, concat, gradients, stop_gradient
 from reference_ops import (Routing, Span, attention, balance_loss, embedding, experts_ffn, linear,
                            linear_bf16, mla_expand, pack_spans, rmsnorm, rope, rounded, router, swiglu,
                            token_logprobs)
-from reference_rl import pairwise_loss, pointwise_loss, policy_loss, sequence_old_logp
+from reference_rl import (pairwise_loss, pointwise_loss, policy_loss, sequence_old_logp,
+                          truncated_weights)
 from reference_rope import deepseek_score_scale, frequencies
 
 SELECTION_BIAS = "e_score_correction_bias"  # moved by a rule of its own, has no gradient
@@ -130,10 +131,13 @@ class Reference:
                     epsilon_high: float | None = None, delta: float = np.inf, beta: float = 0.0,
                     kl: str = "k3", kl_ratio: bool = False, form: str = "clip",
                     level: str = "token", entropy_coef: float = 0.0, mtp_coef: float = 0.0,
-                    mtp_detach: bool = False, balance_coef: float = 0.0, **sampling: Any) -> Result:
+                    mtp_detach: bool = False, balance_coef: float = 0.0,
+                    sampled_logprobs: Sequence[Any] | None = None, cap: float = 2.0,
+                    **sampling: Any) -> Result:
         """sum of w * (policy loss + beta KL - entropy_coef entropy) / total.
 
-        advantages (B), the other arrays per completion.  level "sequence": GSPO's ratio.  mtp_detach: the MTP term sees the trunk
+        advantages (B), the other arrays per completion.  level "sequence": GSPO's ratio.
+        sampled_logprobs: advantages are multiplied by the weights of truncated importance sampling.  mtp_detach: the MTP term sees the trunk
         as a constant, its gradient stops at the hidden state, the shared embedding and the shared
         head (our choice).
         """
@@ -144,6 +148,8 @@ class Reference:
                               [len(completion) for completion in completions])
         logp, entropy = self._logprobs(batch, trunk, sampling)
         old = flatten(old_logprobs)
+        if sampled_logprobs is not None:
+            per_token = per_token * truncated_weights(old, flatten(sampled_logprobs), cap)
         if level == "sequence":
             ends = np.cumsum([len(completion) for completion in completions])[:-1]
             old = np.concatenate([sequence_old_logp(new, before) for new, before in

@@ -136,6 +136,12 @@ def policy_loss(logp: Tensor, old_logp: np.ndarray, advantages: np.ndarray, *, f
                       np.where(mask, clipped, 0))
 
 
+def truncated_weights(old_logp: np.ndarray, sampled_logp: np.ndarray, cap: float) -> np.ndarray:
+    """(N) min(pi_old / pi_sampled, C): the weight of a token's policy term where the policy was sampled
+    from by other means than it is trained by.  Yao et al. 2025, truncated importance sampling."""
+    return np.minimum(np.exp(old_logp - sampled_logp), cap)
+
+
 def sequence_old_logp(logp: np.ndarray, old_logp: np.ndarray) -> np.ndarray:
     """(T) of one sequence: log pi - log s, s = exp(mean of log pi - log pi_old): GSPO's ratio (its
     eq. 7) for every token.  log pi is a constant here: GSPO-token, eq. 13-14."""

@@ -127,6 +127,32 @@ def test_other_policy_losses(options: dict, theirs: dict) -> None:
     assert_gradients(model, want.gradients, 5e-4)
 
 
+@pytest.mark.parametrize("options, theirs", [
+    ({}, {}), ({"beta": 0.3}, {"beta": 0.3}),
+    ({"loss": "cispo", "epsilon_high": 1.1}, {"form": "cispo", "epsilon_high": 1.1}),
+    ({"importance_sampling_level": "sequence"}, {"level": "sequence"})])
+def test_truncated_importance_sampling(options: dict, theirs: dict) -> None:
+    """The policy term alone gets the weights: old to sampled, cut at 1.5."""
+    model = make("dense")
+    reference = oracle(model)
+    prompts, completions = batch()
+    rng = np.random.default_rng(7)
+    current = model.logprobs(prompts, completions)
+    old, ref, sampled = ([c + size * rng.standard_normal(len(c)).astype(np.float32) for c in current]
+                         for size in (0.05, 0.1, 0.5))
+    common = dict(advantages=[1.0, -0.5, 0.7, -1.2, 0.0, 2.0], old_logprobs=old, ref_logprobs=ref,
+                  sampled_logprobs=sampled, total_tokens=1.0,
+                  weights=[np.full(len(c), 1 / (6 * max(1, len(c))), np.float32) for c in completions])
+    model.zero_grad()
+    loss = model.policy_gradient(prompts, completions, **common, importance_sampling_cap=1.5, **options)
+    want = reference.loss_policy(prompts, completions, **common, cap=1.5, **theirs)
+    assert float(loss) == pytest.approx(want.loss, rel=2e-4, abs=2e-6)
+    assert_gradients(model, want.gradients, 5e-4)
+    gaps = np.concatenate(sampled) - np.concatenate(current)
+    assert loss.stats["importance_weight_max"] == 1.5 > 1.0 > loss.stats["importance_weight_min"]
+    assert loss.stats["logp_gap_max"] == pytest.approx(np.abs(gaps).max(), rel=1e-4)
+
+
 def test_sequence_ratios_are_one_number_a_completion() -> None:
     model = make("moe")
     prompts, completions = batch()

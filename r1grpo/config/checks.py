@@ -43,7 +43,9 @@ _UNSUPPORTED: dict[str, str] = {
     "disable_dropout": "there is no dropout; leave it out",
     "use_vllm": _ENGINE,
     "vllm_mode": _ENGINE,
-    "vllm_importance_sampling_correction": _ENGINE + ": the ratio it corrects is exactly 1",
+    "vllm_importance_sampling_correction": "set importance_sampling_correction; the ratio it corrects is "
+                                           "exactly 1 but on device cuda/fast",
+    "vllm_importance_sampling_cap": "set importance_sampling_cap",
     "use_transformers_continuous_batching": _ENGINE,
     "use_liger_kernel": "no array of tokens x vocabulary exists here; leave it out",
     "ds3_gather_for_generation": _ENGINE,

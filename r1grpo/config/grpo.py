@@ -42,6 +42,9 @@ class GRPOConfig(TrainingConfig):
     # "gspo" is taken for "grpo" with importance_sampling_level "sequence"
     loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "gspo"] = "grpo"
     importance_sampling_level: Literal["token", "sequence"] = "token"
+    # truncated weights where sampling has other bits than training; None: on device "cuda/fast"
+    importance_sampling_correction: bool | None = None
+    importance_sampling_cap: float = 2.0  # the most that such a weight may be
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     use_bias_correction_kl: bool = False  # the KL times the ratio (DeepSeek-V3.2); TRL: True
     bnpo_batch_size: int | None = None  # completions in bnpo's local batch; None: the update's
@@ -102,6 +105,7 @@ class GRPOConfig(TrainingConfig):
                 self.delta is None or not cispo,
             "importance_sampling_level must be 'token' or 'sequence'":
                 self.importance_sampling_level in ("token", "sequence"),
+            "importance_sampling_cap must be above 0": self.importance_sampling_cap > 0,
             "kl_estimator must be 'k1', 'k2' or 'k3'": self.kl_estimator in ("k1", "k2", "k3"),
             "use_bias_correction_kl must be False at the sequence level, where it corrects nothing":
                 not self.use_bias_correction_kl or self.importance_sampling_level == "token"
