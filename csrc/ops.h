@@ -22,7 +22,7 @@
 #include "r1.h"
 
 enum {
-    R1_OPS_ABI = 3,
+    R1_OPS_ABI = 4,
     R1_KV_BLOCK = 64,
     R1_MAX_HEAD_DIM = 256,
     R1_MAX_TOPK = 64,
