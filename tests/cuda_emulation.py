@@ -36,6 +36,7 @@ CC = [*shlex.split(os.environ.get("CC", "gcc")), *COMMON, "-std=c11",
 
 
 CUDA = [*CXX, "-x", "c++"]
+BARE = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # a compiler is not sanitised
 
 
 def backend() -> dict[Path, list[str]]:
@@ -54,7 +55,7 @@ def compile_source(source: Path, command: list[str], headers: bytes) -> Path:
     if not built.exists():
         part = built.with_suffix(f".{os.getpid()}")
         done = subprocess.run([*command, "-c", str(source), "-o", str(part)], capture_output=True,
-                              text=True)
+                              text=True, env=BARE)
         if done.returncode:
             raise RuntimeError(f"{source.relative_to(ROOT)} does not compile over the emulation:\n{done.stderr}")
         part.replace(built)
@@ -77,7 +78,7 @@ def build(name: str, sources: dict[Path, list[str]]) -> Path:
     library = BUILD / f"{name}-{key}{sysconfig.get_config_var('EXT_SUFFIX')}"
     if not library.exists():
         part = library.with_suffix(f".{os.getpid()}")
-        subprocess.run([*CXX, "-shared", *map(str, objects), "-o", str(part)], check=True)
+        subprocess.run([*CXX, "-shared", *map(str, objects), "-o", str(part)], check=True, env=BARE)
         part.replace(library)
     return library
 
