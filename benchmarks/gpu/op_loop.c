@@ -41,7 +41,7 @@ typedef struct {
 static void *
 loop_alloc(loop *l, size_t bytes)
 {
-    void *p = l->blocks < MAX_BLOCKS ? l->ops->mem_alloc(l->dev, bytes) : NULL;
+    void *p = l->blocks < MAX_BLOCKS ? l->ops->mem_alloc(l->dev, bytes, &l->st) : NULL;
     if (p == NULL) {
         r1_status_set(&l->st, R1_ENOMEM, "%zu bytes of device memory cannot be had", bytes);
         return NULL;
