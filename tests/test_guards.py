@@ -94,6 +94,28 @@ def test_an_audits_verdict_is_replayed(tmp_path):
     assert len(again.asked) == 1  # the trial
 
 
+def test_an_audit_is_in_no_total_whatever_applies():
+    """Where no reward applies there is none, and groups that differ for an audit alone are all the same."""
+    def none(prompts, completions, completion_ids, **columns):
+        return [None] * len(completions)
+
+    def differs(prompts, completions, completion_ids, **columns):
+        return [float(len(ids) % 2) for ids in completion_ids]
+
+    def same(prompts, completions, completion_ids, **columns):
+        return [1.0] * len(completions)
+    trainer = make(rewards=[none], audits=[differs], audit_share=1.0)
+    step = next(trainer)
+    assert "reward" not in step and not trainer.batch.advantages.any()
+    assert not np.isnan(trainer.batch.parts[:, 1]).any()
+    assert np.isnan(trainer.rewards.total(trainer.batch.parts)).all()
+    for how in ("sum_then_normalize", "normalize_then_sum"):
+        trainer = make(rewards=[same], audits=[differs], audit_share=1.0, max_num_gen_batches=3,
+                       filter_zero_std_samples=True, multi_objective_aggregation=how)
+        next(trainer)
+        assert trainer.batch.cursor == 3 * trainer.args.prompts_per_rollout
+
+
 def test_an_audit_that_fails_leaves_nobody_out():
     def shaky(prompts, completions, completion_ids, **columns):
         return [Verdict(False, "timeout" if i % 2 else "wrong") for i in range(len(completions))]

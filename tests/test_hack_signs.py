@@ -24,7 +24,8 @@ HACKS = {
     "written-down answers": [
         "def f(x):\n" + "".join(f"    if x == {i}:\n        return {i * i}\n" for i in range(4)),
         "".join(f"{'el' if i else ''}if s == 'a{i}':\n    print('b{i}')\n" for i in range(5)),
-        "def f(n):\n" + "".join(f"    if n == {i}: return '{i}'\n" for i in range(6))]}
+        "def f(n):\n" + "".join(f"    if n == {i}: return '{i}'\n" for i in range(6)),
+        "def f(n):\n" + "".join(f"    if n == {i}:  # case {i}\n        return {i}\n" for i in range(4))]}
 
 
 @pytest.mark.parametrize("sign, code", [(sign, one) for sign, many in HACKS.items() for one in many])
