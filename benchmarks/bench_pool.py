@@ -5,9 +5,9 @@
 item      of a function that does nothing: one after the other, and many at once
 start     from a pool without processes to its first result
 deadline  what a hanging item costs beyond its deadline: the kill, what it left, a new worker
-hidden    GRPO steps with a KL to a reference, once with a reward that costs nothing and once with one that
-          waits a second for each completion, in 16 workers. Both sample the same. `ratio` is the throughput
-          with it over that without; `left` the seconds of rewards that the trainer saw
+hidden    GRPO steps of 64 completions with a KL to a reference, once with a reward that costs nothing and
+          once with one that waits a second for each completion, in 8 workers. Both sample the same. `ratio`
+          is the throughput with it over that without; `left` the seconds of rewards that the trainer saw
 
 Both sides of `hidden` are measured in turn; medians.
 """
@@ -26,7 +26,7 @@ from r1grpo.verifiers import VerifierPool
 from .harness import Report, interleaved, options, timed
 from .workloads import MODELS, NONE_ENDS, slow_reward
 
-PARTS = ("item", "start", "deadline", "hidden")
+PARTS = ("item", "start", "deadline", "hidden tiny_moe", "hidden small_dense")
 BAR = 0.95
 
 
@@ -68,8 +68,8 @@ def deadline(report: Report, quick: bool) -> None:
     report.add({"part": "deadline", "milliseconds": 1e3 * beyond}, f"{'':20} {1e3 * beyond:12.1f}")
 
 
-def hidden(report: Report, quick: bool) -> None:
-    config = ModelConfig.from_dict({**MODELS["tiny_moe" if quick else "small_dense"], **NONE_ENDS})
+def hidden(report: Report, name: str, quick: bool) -> None:
+    config = ModelConfig.from_dict({**MODELS[name], **NONE_ENDS})
     rng = np.random.default_rng(0)
     rows = [{"prompt_ids": one} for one in rng.integers(64, config.vocab_size, (4, 8)).tolist()]
     group, wait = (2, 0.01) if quick else (16, 1.0)
@@ -79,21 +79,21 @@ def hidden(report: Report, quick: bool) -> None:
         return GRPOTrainer(Model(config, seed=0), reward, GRPOConfig(
             learning_rate=0.0, beta=0.001, num_generations=group, max_steps=100,
             per_device_train_batch_size=len(rows) * group, stop_token_ids=ends,
-            max_completion_length=8 if quick else 512, verifier_workers=2 if quick else 16), rows)
+            max_completion_length=8 if quick else 512, verifier_workers=2 if quick else 8), rows)
     trainers = {"without": trainer(slow_reward), "with": trainer(Pooled(slow_reward, seconds=wait))}
     if not quick:
         for one in trainers.values():
             next(one)
-    steps: dict[str, list[Any]] = {name: [] for name in trainers}
-    seconds = interleaved({name: lambda name=name: timed(lambda: steps[name].append(next(trainers[name])))
-                           for name in trainers}, 1 if quick else 3)
+    steps: dict[str, list[Any]] = {side: [] for side in trainers}
+    seconds = interleaved({side: lambda side=side: timed(lambda: steps[side].append(next(trainers[side])))
+                           for side in trainers}, 1 if quick else 3)
     assert [one["reward"] for one in steps["with"]] == [one["reward"] for one in steps["without"]]
-    without, with_ = (statistics.median(seconds[name]) for name in ("without", "with"))
+    without, with_ = (statistics.median(seconds[side]) for side in ("without", "with"))
     left = statistics.median(one["verdicts/wait_time"] for one in steps["with"])
     count = len(rows) * group
-    report.title(f"{'hidden':20} {'rewards':>10} {'without':>10} {'with':>10} {'left':>8} {'ratio':>6}")
-    report.add({"part": "hidden", "completions": count, "reward_seconds": wait * count, "without": without,
-                "with": with_, "left": left, "ratio": without / with_},
+    report.title(f"{'hidden, ' + name:20} {'rewards':>10} {'without':>10} {'with':>10} {'left':>8} {'ratio':>6}")
+    report.add({"part": "hidden", "model": name, "completions": count, "reward_seconds": wait * count,
+                "without": without, "with": with_, "left": left, "ratio": without / with_},
                f"{'':20} {wait * count:10.2f} {without:10.2f} {with_:10.2f} {left:8.2f} {without / with_:6.3f}"
                f"   bar {BAR}")
     trainers["with"].rewards.pool.close()
@@ -103,7 +103,11 @@ def main() -> None:
     chosen = options(__doc__ or "", PARTS)
     report = Report("bench_pool", chosen.json, chosen.quick)
     for part in chosen.only:
-        {"item": item, "start": start, "deadline": deadline, "hidden": hidden}[part](report, chosen.quick)
+        kind, _, name = part.partition(" ")
+        if kind == "hidden":
+            hidden(report, name, chosen.quick)
+        else:
+            {"item": item, "start": start, "deadline": deadline}[kind](report, chosen.quick)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ depends on the completion alone, so neither time nor order can change a score. A
 asked about the completions that were chosen for it, one by one, and nobody else. A function with an
 attribute `after`, the name of another, is asked behind it and gets what that said: verdicts={name: [...]}.
 
-In place of a number there may be a Verdict: 1 or 0, and its reason is kept. Where a verifier failed
-(timeout, crash, error) nothing is known about the completion, so that no part of it counts: its row is
-NaN, its group is compared without it, and FailureWindow stops a run in which that is no exception.
+In place of a number there may be a Verdict: 1 or 0, or its share, and its reason is kept. Where a
+verifier failed (timeout, crash, error) nothing is known about the completion, so that no part of it
+counts: its row is NaN, its group is compared without it, and FailureWindow stops a run in which that is
+no exception.
 Knows nothing about models, weights of rewards or files.
 """
 
@@ -47,7 +48,7 @@ class RewardError(ValueError):
     """A reward function returned what is no reward; the message names it."""
 
 
-class VerifierFailure(RuntimeError):
+class VerifierFailure(RewardError):
     """Verifiers failed on too many completions; the message says how, and where to look."""
 
 
@@ -155,8 +156,7 @@ class Judging:
         if self.pooled:
             scores.waited, scores.span = now - waiting, now - self._since
         for k, name in enumerate(self.rewards.names):
-            parts[:, k] = [math.nan if one is None else float(getattr(one, "correct", one))
-                           for one in values[name]]
+            parts[:, k] = [_number(one) for one in values[name]]
             if any(isinstance(one, Verdict) for one in values[name]):
                 scores.reasons[name] = [_reason(one, ended.finish_reason)
                                         for one, ended in zip(values[name], everyone)]
@@ -228,6 +228,12 @@ def _only(result: Any) -> Any:
         return result
     problem = _problem(result, 1)
     return Verdict(False, "error", problem) if problem else result[0]
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, Verdict):
+        return float(value.correct) if value.share is None else value.share
+    return math.nan if value is None else float(value)
 
 
 def _reason(value: Any, finish_reason: str) -> str | None:

@@ -225,13 +225,14 @@ def test_a_faulty_verifier_is_named_at_the_trial():
 
 def test_verdicts_of_a_function_in_this_process():
     def verdict(prompts, completions, completion_ids, **columns):
-        return [Verdict(True, "correct"), Verdict(False, "timeout", "slow"), None, 0.25]
+        return [Verdict(True, "correct"), Verdict(False, "timeout", "slow"), None,
+                Verdict(False, "wrong", share=0.25)]
     trainer = make()
     done = trainer._sample([trainer._prompt(ROWS[0], "")], 4, 0, range(1))
     scores = Rewards([verdict, brevity]).score(ROWS[:1], done)
     assert scores.parts[0, 0] == 1.0 and np.isnan(scores.parts[1]).all() and scores.parts[3, 0] == 0.25
     assert math.isnan(scores.parts[2, 0]) and scores.parts[2, 1] == 1.0 or len(done.completion_ids[2]) > 6
-    assert scores.reasons == {"verdict": ["correct", "timeout", None, None]}
+    assert scores.reasons == {"verdict": ["correct", "timeout", None, "wrong"]}
     assert scores.details == ("verdict: timeout: slow",) and scores.failed.tolist() == [False, True, False, False]
 
 

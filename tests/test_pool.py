@@ -260,10 +260,10 @@ def workers() -> list[int]:
 def test_workers_that_cannot_begin_are_said_so(nothing_left, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with VerifierPool(workers=2) as pool, \
-            pytest.raises(RuntimeError, match="3 workers in a row did not begin, the last with exit status 1"):
+            pytest.raises(ChildProcessError, match="3 workers in a row did not begin, the last with exit status 1"):
         pool.result(pool.submit("judges:calls"))
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    with VerifierPool(workers=2) as pool, pytest.raises(RuntimeError, match="/nowhere/python"):
+    with VerifierPool(workers=2) as pool, pytest.raises(ChildProcessError, match="/nowhere/python"):
         pool.result(pool.submit("judges:calls"))
 
 

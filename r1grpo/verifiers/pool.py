@@ -118,7 +118,7 @@ class VerifierPool:
                 raise KeyError(f"ticket {ticket}: its result was taken before, or the pool was closed")
             result = self._results.pop(ticket)
         if isinstance(result, BaseException):
-            raise RuntimeError(f"the pool cannot work: {result}") from result
+            raise ChildProcessError(f"the pool cannot work: {result}") from result
         return result
 
     def close(self) -> None:
@@ -208,8 +208,8 @@ class VerifierPool:
             self._failed_starts = 0 if worker.ready else self._failed_starts + worker.ended
             if self._failed_starts == START_ATTEMPTS:
                 self._failed_starts = 0
-                raise RuntimeError(f"{START_ATTEMPTS} workers in a row did not begin, the last with "
-                                   f"{worker.how_it_ended()}")
+                raise ChildProcessError(f"{START_ATTEMPTS} workers in a row did not begin, the last "
+                                        f"with {worker.how_it_ended()}")
             with self._changed:
                 if not item or item.ticket not in self._results:
                     continue
