@@ -5,7 +5,7 @@
 
 A parameter is the float32 master that an update moves, whatever the model's dtype; of a frozen model's
 matrix it is what products see, in the model's dtype, which a GPU has row by row and a CPU packed in
-panels, so that there it is a copy. NumPy has no bfloat16: np.asarray gives such a one as float32.
+panels, so that there it is a copy, as of an off-loaded layer. NumPy has no bfloat16: np.asarray gives such a one as float32.
 
 What is shared is read-only, since products may read a packed copy of it, and shows every later update.
 DLPack says so from version 1 on; who asks for an older capsule gets a copy. torch is told and lets its
@@ -63,7 +63,7 @@ class Parameter:
                               f"not to {where}")
         versioned = max_version is not None and max_version[0] >= 1
         whynot = (f"it is on device {here}, not {where}" if where != here else
-                  "products have it in a packed form alone: this model is frozen" if not self._address else
+                  "this model is frozen, and has it packed or off-loaded alone" if not self._address else
                   "it is read-only, which only DLPack 1.0 can say: pass max_version"
                   if not versioned else "")
         if copy is False and whynot:

@@ -12,10 +12,29 @@ import pytest
 from models import batch, configs, make
 from op_testing import bits
 from r1grpo import GRPOConfig, GRPOTrainer, Model, SFTConfig, plan_memory, plan_training
+from r1grpo.foreign import as_array
 from r1grpo.plan import resident_memory
 from test_cuda import qwen2_1_5b
 
 Gpu = Callable[[int], None]
+
+
+class Capsule:
+    """Somebody's array on the host that has been exported already."""
+
+    def __init__(self, capsule: object) -> None:
+        self.capsule = capsule
+
+    def __dlpack__(self, **_: object) -> object:
+        return self.capsule
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)
+
+
+def mtp_layer(model: Model) -> str:
+    """How the names of the layer that stays on the GPU begin."""
+    return f"model.layers.{model.config.num_hidden_layers}."
 
 
 def test_an_offloaded_models_bits(gpu: Gpu) -> None:
@@ -33,6 +52,13 @@ def test_an_offloaded_models_bits(gpu: Gpu) -> None:
         assert bits(drawn.completion_ids) == bits(same.completion_ids) and bits(drawn.logprobs) == bits(same.logprobs)
         state = away.state_dict()
         assert bits(state.values()) == bits(near.state_dict().values())
+        parameters = away.parameters()
+        for key in list(state)[::-4]:  # a buffer holds one layer and then another: never a view
+            shown = parameters[key].__dlpack__(dl_device=(1, 0), max_version=(1, 0))
+            assert bits([np.asarray(as_array(Capsule(shown)))]) == bits([state[key]])
+            if ".layers." in key and state[key].ndim == 2 and not key.startswith(mtp_layer(away)):
+                with pytest.raises(BufferError, match="packed or off-loaded alone"):
+                    parameters[key].__dlpack__(copy=False, max_version=(1, 0))
         for key in list(state)[::-3]:
             away.parameters()[key].load(2 * state[key])
             near.parameters()[key].load(2 * state[key])

@@ -118,7 +118,7 @@ def test_a_frozen_models_matrices_are_copies_on_the_cpu(dtype: str) -> None:
         assert bits([shown.float().numpy()]) == bits([np.asarray(one)]) == bits([state[key]])
         shown.zero_()
         assert bits([model.state_dict()[key]]) == bits([state[key]])
-        with pytest.raises(BufferError, match="needs a copy: products have it in a packed form alone"):
+        with pytest.raises(BufferError, match="needs a copy: this model is frozen, and has it packed or off-loaded alone"):
             one.__dlpack__(copy=False, **NEW)
         with pytest.raises(ValueError, match="NumPy cannot have it without a copy"):
             np.asarray(one, copy=False)

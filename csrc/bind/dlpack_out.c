@@ -84,7 +84,7 @@ copy_values(r1_model *m, const r1_param *p, size_t e, void *to, r1_status *st)
     if (all == NULL) {
         return R1_FAIL(st, R1_ENOMEM, "out of memory for a copy of %s", p->name);
     }
-    r1_code code = m->ops->weight_read(m->dev, all, p->weight, st);
+    r1_code code = r1_param_read(m, (size_t)(p - m->params), R1_VALUE, all, st);
     if (size == 4) {
         memcpy(to, all + e * n, n * size);
     }

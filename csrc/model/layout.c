@@ -318,6 +318,9 @@ layout_memory(r1_model *m, r1_arena *packed, r1_status *st)
                        : m->config.frozen ? r1_arena_push(packed, copy, 1) : NULL;
             R1_TRY(m->ops->weight_open(m->dev, &p->weight, p->E, p->O, p->I, p->dtype, at, st));
             p->value = m->ops->weight_view(p->weight);
+            if (p->packed != NULL) {
+                p->value.data = NULL; /* its place is another layer's too: nobody may look there */
+            }
         }
     }
     return R1_OK;
