@@ -49,6 +49,16 @@ def test_options_of_a_file_reach_the_reward(tmp_path):
     assert again.inputs == options.inputs and again.hash() == options.hash()
 
 
+def test_files_of_functions_are_placed_wherever_they_are_named(tmp_path, monkeypatch):
+    """So that a run goes on from any directory, and knows a function for the one it is."""
+    monkeypatch.chdir(tmp_path)
+    options = read_options(GRPO, None, ["reward=mine.py:a,cosine", "audit=mine.py:b",
+                                        "reward_options.cosine.correct=mine.py:a"], {})
+    place = f"{tmp_path.resolve()}/mine.py:"
+    assert options.inputs.reward == (place + "a", "cosine") and options.inputs.audit == (place + "b",)
+    assert options.inputs.reward_options == {"cosine": {"correct": place + "a"}}
+
+
 def test_what_is_right_may_be_another_rewards_word(tmp_path):
     (tmp_path / "mine.py").write_text("def long(completion_ids, **_):\n"
                                       "    return [float(len(one) > 10) for one in completion_ids]\n")

@@ -263,9 +263,17 @@ def _placed(key: str, value: Any) -> Any:
         return str(Path(value).absolute())
     if key in ("reward", "audit") and isinstance(value, list):  # "accuracy,format" is two
         names = [name for one in value for name in (one.split(",") if isinstance(one, str) else [one])]
-        return [f"{Path(file).absolute()}:{name}" if colon and file.endswith(".py") else one
-                for one in names for file, colon, name in [str(one).rpartition(":")]]
+        return [_placed_function(one) for one in names]
+    if key == "reward_options" and isinstance(value, dict):
+        return {name: {**table, "correct": _placed_function(table["correct"])}
+                if isinstance(table, dict) and "correct" in table else table for name, table in value.items()}
     return value
+
+
+def _placed_function(name: Any) -> Any:
+    """FILE.py:function with its file's whole path; any other name as it is."""
+    file, colon, function = str(name).rpartition(":")
+    return f"{Path(file).absolute()}:{function}" if colon and file.endswith(".py") else name
 
 
 def _setting(text: str) -> Table:
