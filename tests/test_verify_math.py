@@ -221,6 +221,17 @@ def test_hostile_answers_are_not_right_and_cost_little(answer):
     assert len(HOSTILE) >= 40
 
 
+def test_hostile_answers_in_a_worker_with_algebra_are_judged_by_the_deadline():
+    """Whatever math-verify makes of them: none is right, and the pool answers after each."""
+    with VerifierPool(workers=1, deadline=4.0) as pool:
+        for answer in HOSTILE:
+            ticket = pool.submit("r1grpo.verifiers:verify_answer", answer, "3", algebra=True)
+            again = pool.submit("r1grpo.verifiers:verify_answer", "3.0", "3")
+            verdict = pool.result(ticket)
+            assert not verdict.correct and pool.result(again).correct, answer[:40]
+            assert verdict.reason in ("wrong", "unparsed", "timeout"), (verdict, answer[:40])
+
+
 @pytest.mark.parametrize("text", [
     "\\boxed{" * 150_000, "{" * 1_000_000, "<answer>" * 120_000, "</think>" * 120_000, "#" * 1_000_000,
     "\\boxed{" + "(" * 1_000_000 + "}", "\\boxed" * 150_000, "<answer>" + "9" * 1_000_000 + "</answer>",

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from fractions import Fraction
 from functools import lru_cache
 
-from .exact import Undecided, rational
+from .exact import TooLarge, Undecided, rational
 from .extract import MAX_ANSWER
 from .kinds import Answer, Scalar, Text
 from .latex import spelling
@@ -43,6 +43,15 @@ def decide(answer: str, gold: str) -> bool | None:
 def readable(text: str) -> bool:
     """Whether the text says something that these rules can read."""
     return _read(text) is not None
+
+
+def too_large(text: str) -> bool:
+    """Whether the bounds of these rules were reached: powers, terms, digits, brackets."""
+    try:
+        read(text)
+    except Undecided as why:
+        return isinstance(why, TooLarge)
+    return False
 
 
 def same_answer(answer: str, reference: str) -> bool:

@@ -294,8 +294,10 @@ def _number(match: re.Match[str]) -> Value:
 def _count(value: Value) -> int:
     """A whole number that things may be counted with."""
     n = rational(value)
-    if n is None or n.denominator != 1 or not 0 <= n <= MAX_COUNT:
-        raise Undecided("a count that is no whole number, or a large one")
+    if n is None or n.denominator != 1 or n < 0:
+        raise Undecided("a count that is no whole number")
+    if n > MAX_COUNT:
+        raise TooLarge("a large count")
     return int(n)
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import re
 
-from .answers import decide, gold_problem, readable
+from .answers import decide, gold_problem, readable, too_large
 from .extract import final_answer
 from .verdict import CORRECT, MISSING, UNPARSED, WRONG, Verdict
 
@@ -54,8 +54,9 @@ def verify_answer(answer: str | None, gold: str, algebra: bool = False) -> Verdi
 
 
 def worth_algebra(answer: str, gold: str) -> bool:
-    """Whether an undecided pair is one that math-verify may see: short, and no prose."""
-    return max(len(answer), len(gold)) <= _MAX_SLOW and not _PROSE.search(answer)
+    """Whether an undecided pair is one that math-verify may see: short, no prose, and nothing that was too
+    large for exact rules."""
+    return max(len(answer), len(gold)) <= _MAX_SLOW and not _PROSE.search(answer) and not too_large(answer)
 
 
 def math_verify_slow(answer: str, gold: str) -> Verdict:

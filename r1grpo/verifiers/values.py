@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from .exact import ONE, Undecided, Value, add, approximate, divide, letters, multiply, number, symbol
+from .exact import ONE, TooLarge, Undecided, Value, add, approximate, divide, letters, multiply, number, symbol
 from .expressions import FUNCTIONS, GREEK, PLAIN, evaluate
 from .kinds import Answer, Group, Named, Relation, Scalar, Text
 from .latex import spelling
@@ -54,7 +54,7 @@ def read(text: str) -> Answer:
     if _NEGATION.search(text):
         raise Undecided("a negation")
     if len(text) > MAX_LENGTH or max(depths_of(text), default=0) > MAX_DEPTH:
-        raise Undecided("too long an answer, or too many brackets in one another")
+        raise TooLarge("too long an answer, or too many brackets in one another")
     return _answer(text)
 
 
@@ -64,7 +64,7 @@ def _answer(text: str) -> Answer:
         raise Undecided("a list that begins or ends with nothing")
     parts = [part for part in parts if part.strip()]
     if len(parts) > MAX_ITEMS:
-        raise Undecided("too many items")
+        raise TooLarge("too many items")
     items: list[Answer] = []
     for part in parts:
         item = _item(part)
@@ -126,7 +126,7 @@ def _group(text: str, left: str, within: str, right: str) -> Answer:
         return items[0] if len(items) == 1 else Group("set", items)
     parts = split(within, ",;")
     if len(parts) > MAX_ITEMS:
-        raise Undecided("too many items")
+        raise TooLarge("too many items")
     if len(parts) == 1:
         return _item(within) if left + right in ("()", "[]") else _scalar(text)
     return Group(left + right, tuple(_item(part) for part in parts))
