@@ -13,6 +13,7 @@ import pytest
 
 from r1grpo.verifiers import Verdict, VerifierPool, pool as pool_module
 from r1grpo.verifiers.pool import import_name
+from r1grpo.verifiers.sandbox import try_level
 
 FAULTS = {  # what a function does: the reason, and a word of the detail
     "hang": ("timeout", "no result in 0.3 s"), "spin": ("timeout", ""), "out_of_cpu_time": ("timeout", "SIGXCPU"),
@@ -22,6 +23,8 @@ FAULTS = {  # what a function does: the reason, and a word of the detail
     "raise_unshowable": ("error", "Unshowable"), "much": ("error", "at most"),
     "deep": ("error", "RecursionError"), "big_integer": ("error", "ValueError"),
     "write_to_pipes": ("crash", "no reply"), "missing": ("error", "AttributeError")}
+
+WORKER = b"verifiers/worker.py"
 
 
 def children() -> list[tuple[int, str]]:
@@ -51,6 +54,18 @@ def gone(number: int, seconds: float = 10.0) -> bool:
     while alive(number) and time.monotonic() < until:
         time.sleep(0.01)
     return not alive(number)
+
+
+def processes(*words: bytes) -> set[int]:
+    """Every process whose command has one of these words in it."""
+    found = set()
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            command = Path(f"/proc/{name}/cmdline").read_bytes()
+        except OSError:
+            continue
+        found |= {int(name)} if any(word in command for word in words) else set()
+    return found
 
 
 @pytest.fixture
@@ -152,6 +167,22 @@ def test_only_the_worker_itself_answers(nothing_left):
         assert {pool.result(pool.submit("judges:fork_and_return")) for _ in range(20)} == {False}
 
 
+@pytest.mark.parametrize("level", ["full", "restricted"])
+def test_a_program_in_its_sandbox_ends_with_the_worker(level, nothing_left):
+    found, works = try_level(level)
+    if not works:
+        pytest.skip(f"no sandbox level {level} on this machine: {found}")
+    tests = [{"input": "1", "output": "2"}]
+    with VerifierPool(workers=1, deadline=60.0) as pool:
+        ask = "r1grpo.verifiers.code:verify_code"
+        assert pool.result(pool.submit(ask, "print(int(input()) + 1)", tests, level=level)).correct
+        before = processes(b"bwrap", b"warden")
+        endless = pool.submit(ask, "while True: pass", tests, level=level, limits={"seconds": 50.0},
+                              deadline=1.0)
+        assert pool.result(endless) == Verdict(False, "timeout")
+        assert all(map(gone, processes(b"bwrap", b"warden") - before))
+
+
 def test_a_worker_is_replaced_after_its_tasks(nothing_left):
     with VerifierPool(workers=1, tasks=3) as pool:
         assert [pool.result(pool.submit("judges:calls")) for _ in range(7)] == [1, 2, 3, 1, 2, 3, 1]
@@ -227,15 +258,15 @@ with VerifierPool(workers=2, deadline=600.0) as pool:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
 def test_workers_end_with_their_parent(number):
     """Ctrl-C in a wait, and a parent that is killed without a word."""
-    before = set(workers())
+    before = processes(WORKER)
     process = subprocess.Popen([sys.executable, "-c", SCRIPT.format(path=sys.path)], text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     first = int(process.stdout.readline())
     assert process.stdout.readline() == "waiting\n" and alive(first)
-    while len(set(workers()) - before) < 2:
+    while len(processes(WORKER) - before) < 2:
         time.sleep(0.01)
-    started = set(workers()) - before
+    started = processes(WORKER) - before
     time.sleep(0.1)  # they are at it
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
@@ -243,18 +274,6 @@ def test_workers_end_with_their_parent(number):
     if number == signal.SIGINT:
         assert out == "interrupted\n" and err.rstrip().endswith("KeyboardInterrupt")
     assert process.returncode in (-number, 130)
-
-
-def workers() -> list[int]:
-    """Every worker process there is."""
-    found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            if b"verifiers/worker.py" in Path(f"/proc/{name}/cmdline").read_bytes():
-                found.append(int(name))
-        except OSError:
-            pass
-    return found
 
 
 def test_workers_that_cannot_begin_are_said_so(nothing_left, monkeypatch):
