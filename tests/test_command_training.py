@@ -200,3 +200,32 @@ def test_a_command_says_what_its_options_ask_for(here, tmp_path, capsys):
     lines = [line for line in capsys.readouterr().err.splitlines() if "warning" not in line]
     assert lines[0].startswith("step 4: loss ") and len(lines) == 4
     assert lines[1].startswith("prompt: what is ") and "[accuracy_reward " in lines[2]
+
+
+def test_shaped_rewards_and_audits_end_to_end(here, tmp_path, capsys):
+    """Length, repetition at its tokens, an audit: on the real engine, twice to the same bits."""
+    settings = (*GRPO_SET, "max_steps=4", "reward_options.cosine.correct=rewards.py:even",
+                "reward_options.cosine.exceed_value=-1", "reward_options.dense_repetition.ngram_size=1",
+                "reward_options.dense_repetition.penalty=-0.5", "audit=rewards.py:all_right",
+                "audit_share=0.5", "reward_weights=[1.0, 0.3]")
+    rewards = ("--reward", "cosine,dense_repetition")
+    out, again = tmp_path / "run", tmp_path / "again"
+    assert cli.main(command("grpo", out, *rewards, settings=settings)) == 0
+    assert "max_logprob_gap 0.0 over" in capsys.readouterr().out
+    metrics = list(read_jsonl(out / "metrics.jsonl"))
+    assert [("audit/passed" in row) for row in metrics] == [True, False, True, False]
+    assert all(row["audit/passed"] == 1.0 for row in metrics[::2])
+    assert min(row["rewards/dense_repetition_penalty/mean"] for row in metrics) < 0.0
+    samples = list(read_jsonl(out / "samples.jsonl"))
+    assert len(samples) == 32 and {row["rewards"]["audit_all_right"] for row in samples} == {1.0, None}
+    assert cli.main(["audit", str(out), "--above", "0", "--limit", "99", "--json"]) == 0
+    found = capsys.readouterr().out.splitlines()
+    assert len(found) == sum(row["rewards"]["cosine_scaled_reward"] > 0 for row in samples)
+
+    assert cli.main(command("grpo", again, *rewards, settings=settings)) == 0
+    assert outcome(again)["weights"] == outcome(out)["weights"]
+    assert (again / "samples.jsonl").read_bytes() == (out / "samples.jsonl").read_bytes()
+    plain = tmp_path / "plain"  # without the penalty at its tokens the weights are others
+    assert cli.main(command("grpo", plain, *rewards, settings=(*settings, "reward_weights=[1.0, 0.0]"))) == 0
+    assert outcome(plain)["weights"] != outcome(out)["weights"]
+    assert [row["reward"] for row in read_jsonl(plain / "metrics.jsonl")][0] == metrics[0]["reward"]
