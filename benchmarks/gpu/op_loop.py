@@ -45,22 +45,22 @@ def library() -> ctypes.CDLL:
         return ctypes.CDLL(str(built))  # stays mapped when the file is gone
 
 
-def table() -> int:
-    """The address of the CUDA backend's op table."""
+def table(fast: bool) -> int:
+    """The address of the CUDA backend's op table, or of its fast one."""
     get = ctypes.pythonapi.PyCapsule_GetPointer
     get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    return get(cuda_ops(), CAPSULE)
+    return get(cuda_ops(fast), CAPSULE)
 
 
 class Loop:
     """An op with operands on the device."""
 
-    def __init__(self, op: str, ordinal: int = 0, **sizes: int) -> None:
+    def __init__(self, op: str, ordinal: int = 0, fast: bool = False, **sizes: int) -> None:
         spec = Spec(**{"E": 1, "op": OPS.index(op), **sizes})
         self._library, self._loop = library(), ctypes.c_void_p()
         self._message = ctypes.create_string_buffer(MESSAGE)
         try:
-            self._check(self._library.loop_open(ctypes.byref(self._loop), ctypes.c_void_p(table()),
+            self._check(self._library.loop_open(ctypes.byref(self._loop), ctypes.c_void_p(table(fast)),
                                                 ctypes.c_size_t(ordinal), ctypes.byref(spec), self._message))
         except RuntimeError:
             self.close()

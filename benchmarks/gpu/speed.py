@@ -1,8 +1,8 @@
 """speed.py - part `bench`: every figure of speed beside its bar.
 
 Shares are of ceilings.py's ceilings, in the same run; operations are what the work needs (r1grpo/flops.py),
-nothing that is computed twice; bytes are each operand once. `exact` is the only mode there is: `fast` is
-absent in the table of its price until a second one exists.
+nothing that is computed twice; bytes are each operand once. Bars are for exact mode; at the end what it costs: the
+same figures in fast mode beside them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from benchmarks.bench_step import flops_of
 from benchmarks.contestants import ours
 from benchmarks.workloads import MODELS, NONE_ENDS, Work
 from r1grpo import Model, ModelConfig
+from r1grpo.device import FAST
 from r1grpo.plan import plan_memory, resident_memory
 
 from .ceilings import Ceilings
@@ -24,8 +25,6 @@ from .record import Part, Rows
 from .sizes import QUICK, WHOLE, Shapes
 
 TERA, GIGA = 1e12, 1e9
-MODES = ("exact", "fast")  # the table's columns; ABSENT where a build has no such mode
-ABSENT = "absent"
 
 
 class Bench:
@@ -35,11 +34,12 @@ class Bench:
         self.part, self.device = part, device
         self.matmul, self.copy = ceilings.matmul, ceilings.copy
         self.shapes: Shapes = QUICK if part.quick else WHOLE
-        self.price: list[tuple[str, str, float]] = []  # what, unit, in exact mode
+        # what, unit, in exact mode, and what measures it on another device
+        self.price: list[tuple[str, str, float, Callable[[str], float]]] = []
 
-    def loop(self, op: str, **sizes: int) -> float:
+    def loop(self, op: str, fast: bool = False, **sizes: int) -> float:
         """Median seconds of an op in bf16."""
-        with Loop(op, bf16=1, **sizes) as loop:
+        with Loop(op, fast=fast, bf16=1, **sizes) as loop:
             return seconds(loop.run, self.shapes.at_least, self.shapes.repeats)
 
     def calls(self, call: Callable[[], object], repeats: int | None = None) -> float:
@@ -61,8 +61,11 @@ class Bench:
                 rate = 2.0 * sizes["N"] * sizes["O"] * sizes["I"] / self.loop(f"matmul_{form}", **sizes)
                 rows.add(what=f"matmul_{form}", **sizes, tflops=rate / TERA, share=rate / self.matmul)
                 if form == "nt":
-                    self.price.append((f"product {sizes['N']} x {sizes['I']} x {sizes['O']}", "TFLOP/s",
-                                       rate / TERA))
+                    work = 2e-12 * sizes["N"] * sizes["O"] * sizes["I"]
+                    self.price.append((
+                        f"product {sizes['N']} x {sizes['I']} x {sizes['O']}", "TFLOP/s", rate / TERA,
+                        lambda device, sizes=sizes, work=work: work / self.loop(
+                            "matmul_nt", fast=device == FAST, **sizes)))
 
     def experts(self, rows: Rows) -> None:
         for sizes in self.shapes.experts:
@@ -100,18 +103,21 @@ class Bench:
 
     # ---- models ----
 
+    def step(self, work: Work, micro: int, device: str) -> float:
+        """Median seconds of a step of SFT: gradient and update."""
+        model = ours.model_of(work.model, "bfloat16", device)
+        return self.calls(ours.step_of(work, model, micro), min(5, self.shapes.repeats))
+
     def training(self, rows: Rows, name: str, work: Work) -> None:
-        """A step of SFT: gradient and update, in micro-batches of several sizes; the best one counts."""
-        model = ours.model_of(work.model, "bfloat16", self.device)
-        least = float("inf")
-        for micro in self.shapes.rows:
-            took = self.calls(ours.step_of(work, model, micro), min(5, self.shapes.repeats))
-            rows.add(micro_batch_tokens=micro, step_seconds=took)
-            least = min(least, took)
-        rate = flops_of(work) / least
+        """Micro-batches of several sizes; the best one counts."""
+        took = {micro: self.step(work, micro, self.device) for micro in self.shapes.rows}
+        best = min(took, key=took.__getitem__)
+        rate = flops_of(work) / took[best]
         rows.bar(f"training step, {name}, {work.tokens} tokens", rate / self.matmul, "of the matmul ceiling",
-                 0.45, 0.58, tflops=rate / TERA, tokens_per_second=work.tokens / least)
-        self.price.append((f"training step, {name}", "tokens/s", work.tokens / least))
+                 0.45, 0.58, tflops=rate / TERA, tokens_per_second=work.tokens / took[best],
+                 seconds_by_micro_batch_tokens=took)
+        self.price.append((f"training step, {name}", "tokens/s", work.tokens / took[best],
+                           lambda device: work.tokens / self.step(work, best, device)))
 
     def head(self, rows: Rows) -> None:
         """Policy gradient of a model of one small layer: N C V multiply-adds three times, the layer's time
@@ -141,31 +147,35 @@ class Bench:
         logits = 2.0 * N * V
         rows.bar("memory of the logits in bf16 over the head's", logits / max(took, 1), "x", 10.0, 10.0,
                  head_bytes=took, planned=planned.bytes_of("training: head"))
-        self.price.append(("fused head", "TFLOP/s", rate / TERA))
+
+    def decoding(self, work: Work, device: str) -> tuple[list[float], list[float]]:
+        """Tokens a second behind the first one of each sequence, and those of the whole call."""
+        model = ours.model_of(work.model, "bfloat16", device)
+        decode, whole = [], []
+        for _ in range(1 + min(3, self.shapes.repeats)):
+            begin = time.perf_counter()
+            session = model.session(work.ids().tolist(), 1, work.new, stop_token_ids=())
+            session.run(1)
+            first = time.perf_counter()
+            while not session.done:
+                session.run(64)
+            session.rollout()
+            end = time.perf_counter()
+            decode.append(work.batch * (work.new - 1) / (end - first))
+            whole.append(work.tokens / (end - begin))
+        return decode[1:], whole[1:]
 
     def sampling(self, rows: Rows) -> None:
-        """Tokens a second behind the first one of each sequence, and those of the whole call."""
         for work, least, aim in self.shapes.sampling:
-            model = ours.model_of(work.model, "bfloat16", self.device)
-            decode, whole = [], []
-            for _ in range(1 + min(3, self.shapes.repeats)):
-                begin = time.perf_counter()
-                session = model.session(work.ids().tolist(), 1, work.new, stop_token_ids=())
-                session.run(1)
-                first = time.perf_counter()
-                while not session.done:
-                    session.run(64)
-                session.rollout()
-                end = time.perf_counter()
-                decode.append(work.batch * (work.new - 1) / (end - first))
-                whole.append(work.tokens / (end - begin))
-            rate = statistics.median(decode[1:])
-            row: dict[str, Any] = {"whole_call": statistics.median(whole[1:]), "spread": decode[1:]}
+            decode, whole = self.decoding(work, self.device)
+            rate = statistics.median(decode)
+            row: dict[str, Any] = {"whole_call": statistics.median(whole), "spread": decode}
             if least is None:
                 rows.add(what=work.name, value=rate, unit="tokens/s", **row)
             else:
                 rows.bar(f"decode, {work.name}", rate, "tokens/s", least, aim, **row)
-            self.price.append((f"decode, {work.name}", "tokens/s", rate))
+            self.price.append((f"decode, {work.name}", "tokens/s", rate,
+                               lambda device, work=work: statistics.median(self.decoding(work, device)[0])))
 
     def grpo(self, rows: Rows) -> None:
         """Its bar is a ratio to a peer: part `peers`."""
@@ -175,12 +185,12 @@ class Bench:
         found = [step() for _ in range(min(3, self.shapes.repeats))]
         parts = {name: statistics.median(one[name] for one in found) for name in found[0]}
         rows.add(what=work.name, tokens_per_second=work.tokens / parts["seconds"], **parts)
-        self.price.append((work.name, "tokens/s", work.tokens / parts["seconds"]))
 
     def prices(self, rows: Rows) -> None:
         """What exactness costs: the same figures in both modes."""
-        for what, unit, exact in self.price:
-            rows.add(what=what, unit=unit, **dict(zip(MODES, (exact, ABSENT), strict=True)))
+        for what, unit, exact, measure in self.price:
+            fast = measure(FAST)
+            rows.add(what=what, unit=unit, exact=exact, fast=fast, price=fast / exact)
 
 
 def run(part: Part, device: str = "cuda", **_: str) -> None:
