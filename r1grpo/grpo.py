@@ -316,7 +316,7 @@ class GRPOTrainer(Trainer):
         if batch.reference is None:  # it has moved, or the run was resumed
             batch.reference = self._reference_logprobs(done)
         reference = batch.reference
-        advantages = token_advantages(batch.advantages[chosen], self.rewards.returns(ids))
+        advantages = token_advantages(batch.advantages[chosen], self.rewards.returns(ids, batch.parts[chosen]))
         self.model.zero_grad()
         loss = self.model.policy_gradient(
             prompts, ids, advantages=advantages, weights=weights, old_logprobs=old,

@@ -117,14 +117,16 @@ class Rewards:
         total = np.where(np.isnan(parts), 0.0, parts * weights).sum(axis=1)
         return np.where(np.isnan(parts).all(axis=1), np.nan, total)
 
-    def returns(self, completion_ids: Sequence[NDArray[np.int32]]) -> list[NDArray[np.float64]] | None:
-        """Weighted sum (T) over the dense rewards for each completion; None where there is none."""
-        dense = [(weight, one) for weight, one in zip(self.weights, self.functions)
+    def returns(self, completion_ids: Sequence[NDArray[np.int32]], parts: NDArray[np.float64]
+                ) -> list[NDArray[np.float64]] | None:
+        """Weighted sum (T) over the dense rewards that apply to each completion, by parts (n, parts);
+        None where the run has none."""
+        dense = [(k, weight, one) for k, (weight, one) in enumerate(zip(self.weights, self.functions))
                  if hasattr(one, "returns")]
         if not dense:
             return None
-        return [sum(weight * one.returns(ids.tolist()) for weight, one in dense)
-                for ids in completion_ids]
+        return [sum((weight * one.returns(ids.tolist()) for k, weight, one in dense if not np.isnan(row[k])),
+                    np.zeros(len(ids))) for ids, row in zip(completion_ids, parts, strict=True)]
 
 
 class VerdictLog:

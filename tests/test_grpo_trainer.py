@@ -10,6 +10,7 @@ from r1grpo.flops import forward_flops
 from r1grpo.rewards import DenseRepetitionPenalty
 from r1grpo.scoring import RewardError, Rewards
 from r1grpo.tokenizer import WordTokenizer
+from r1grpo.verifiers import Verdict
 
 
 def test_it_learns():
@@ -347,6 +348,25 @@ def test_a_dense_reward_pays_at_its_tokens_and_in_no_total():
         assert given.shape == (len(ids),) and given.dtype == np.float32
     with pytest.raises(RewardError, match="dense rewards alone"):
         make(rewards=dense)
+
+
+def test_a_dense_reward_pays_where_it_applies_alone():
+    """Not where a row names other rewards, nor where a verifier failed: then nothing is known."""
+    def verdict(prompts, completions, completion_ids, **columns):
+        failed = len(completions) == 8  # not at the trial
+        return [Verdict(False, "error" if failed else "wrong")] + [Verdict(True, "correct")] * (len(completions) - 1)
+    dense = DenseRepetitionPenalty(1, -0.5, 0.9)
+    rows = [ROWS[0], {**ROWS[1], "reward_funcs": ["verdict"]}]
+    trainer = make(rewards=[verdict, dense], rows=rows, reward_weights=(1.0, 1.0), verifier_failures=1.0,
+                   steps_per_generation=1)
+    next(trainer)
+    [call], reasons = trainer.model.calls, trainer.batch.reasons["verdict"]
+    unpaid = [i for i, reason in enumerate(reasons) if reason == "error" or trainer.batch.indices[i // 4] == 1]
+    assert len(unpaid) in (4, 5) and 0 in unpaid
+    for i, (ids, given) in enumerate(zip(call["completion_ids"], call["advantages"])):
+        returned = dense.returns(ids.tolist()) * (i not in unpaid)
+        assert given == pytest.approx(trainer.batch.advantages[i] + returned, abs=1e-6)
+    assert any(dense.returns(call["completion_ids"][i].tolist()).any() for i in unpaid)
 
 
 def test_rows_of_verl_as_they_are():
