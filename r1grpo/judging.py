@@ -212,7 +212,9 @@ def _problem(values: Any, n: int) -> str | None:
     if len(values) != n:
         return f"returned {len(values)} values for {n} completions"
     for i, value in enumerate(values):
-        if value is None or isinstance(value, Verdict):
+        if isinstance(value, Verdict):
+            value = value.share
+        if value is None:
             continue
         if not isinstance(value, (numbers.Real, np.bool_)):
             return f"returned a list whose value {i} is {brief(value)}, expected a number, a Verdict or None"

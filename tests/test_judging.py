@@ -236,6 +236,16 @@ def test_verdicts_of_a_function_in_this_process():
     assert scores.details == ("verdict: timeout: slow",) and scores.failed.tolist() == [False, True, False, False]
 
 
+@pytest.mark.parametrize("share", [math.inf, math.nan, "half"])
+def test_a_share_is_a_reward_and_as_such_a_finite_number(share):
+    def verdict(prompts, completions, completion_ids, **columns):
+        return [Verdict(False, "wrong", share=share)] * len(completions)
+    trainer = make()
+    done = trainer._sample([trainer._prompt(ROWS[0], "")], 4, 0, range(1))
+    with pytest.raises(RewardError, match="'verdict' returned a list whose value 0 is"):
+        Rewards(verdict).score(ROWS[:1], done)
+
+
 def test_rejection_asks_the_pool_too():
     model = FakeModel(TOKENIZER.vocab_size)
     kept = [rejection_sample(model, ROWS, correct=correct, processing_class=TOKENIZER).rows

@@ -62,6 +62,7 @@ def test_equation(answer, reason):
     assert verify_equation(boxed(answer), [3, 7, 25], 100).reason == reason
     assert verify_equation(boxed("3/(2-2)"), [3, 2, 2], 3).reason == "unparsed"
     assert verify_equation(boxed("1/3+2/3"), [1, 3, 2, 3], 1).correct
+    assert verify_equation(boxed("2 1/3*3"), [2, 1, 3, 3], 7).reason == "unparsed"  # an addition without +
 
 
 def test_rows_name_their_rule():

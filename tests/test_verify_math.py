@@ -61,7 +61,9 @@ RIGHT = {
     "(1,\\frac{9}{2})": ["(1,4.5)"], r"[-1, -\frac12) \cup (3, \infty)": [r"(3,+\infty)\cup[-1,-0.5)"],
     r"\{-1\} \cup [0,7)": [r"[0,7) \cup \{-1\}"], r"x \in [-2,7]": ["[-2, 7]", r"-2 \leq x \le 7"],
     "-793 < a < 10": ["(-793, 10)", "10 > a > -793"], r"k \ge 2": [r"[2, \infty)", "k >= 2", r"2 \leq k"],
-    "7:32": ["7 : 32"], "05:00": ["5:00"],
+    "7:32": ["7 : 32"], "05:00": ["5:00"], r"11:00\text{ p.m.}": ["11:00 pm", "11:00 P.M.", "11:00 p.m."],
+    r"-40^\circ C": ["-40", r"-40^\circ", r"-40^{\circ}\text{C}", r"-40\text{ degrees Celsius}"],
+    r"(-\infty, \infty)": ["(-inf, +inf)", r"(-\infty,+\infty)"],
     # equations
     "11": ["x=11", "x = 11", "x = 5+5+1 = 11", "11 = x", r"x \approx 11", "sum = 11",
            "The total cost = 11", r"11 \approx 11.0"], "k=1": ["1", "k = 1.0"],
@@ -100,6 +102,8 @@ WRONG = {
     r"\begin{pmatrix}1 & 2 \\3 & 4\end{pmatrix}":
         [r"\begin{pmatrix}1 & 2 \\3 & 5\end{pmatrix}", "(1,2,3,4)", r"\begin{pmatrix}1 & 2 & 3 & 4\end{pmatrix}"],
     "1010_2": ["1010", "10", "1010_3"], r"x \in [1,2]": ["(1,2)", r"x \in [1,3]"], "5": ["5 or 5.1", "5, 5.0, 6"],
+    "0": [r"\infty-\infty", r"0\cdot\infty", "inf - inf", "2:00 pm"], r"30^\circ C": [r"30^\circ F", r"30^\circ\text{F}"],
+    r"\infty": [r"-\infty", r"\infty \cdot 0", "8"], "10:00 pm": ["10:00 am", r"10:00\text{ a.m.}", "9:00 pm"],
     r"-\frac{5}{3}": [r"\frac53", r"-\frac{3}{5}"], r"\text{(A)}": ["A, B", "(A)(B)", "B", "AB"],
 }
 
@@ -164,6 +168,7 @@ def test_only_what_follows_the_thinking_counts():
     assert verify_math(r"\boxed{0.75} or \boxed{1}", gold).reason == "wrong"
     assert verify_math(r"\boxed{1}, no, \boxed{0.75}", gold).correct
     assert verify_math("<answer>3/4</answer>", gold).correct
+    assert verify_math(r"\boxed{3/4}", 0.75).correct and not verify_math(r"\boxed{3/4}", 1).correct
     assert verify_math(r"\boxed{?!}", gold).reason == "unparsed"
     assert verify_math(r"\fbox{3/4}", gold).correct
 

@@ -80,6 +80,8 @@ def read_tests(tests: Sequence[Any], language: str = "python") -> list[Test]:
             found += _read(test)
         except (ValueError, TypeError, SyntaxError, RecursionError) as error:
             raise ValueError(f"tests[{i}]: {error}") from None
+    if all(isinstance(one, Script) and not one.names for one in found):
+        raise ValueError("tests: none of them asks the program anything, so any program would pass")
     if language != "python" and not all(isinstance(one, InputOutput) for one in found):
         raise ValueError(f"tests: a {language} program is tested by input and output alone")
     return found

@@ -22,7 +22,7 @@ from fractions import Fraction
 from functools import lru_cache
 from math import comb, factorial
 
-from .exact import (DEGREE, TooLarge, Undecided, Value, add, divide, multiply, name_of, number, power,
+from .exact import (DEGREE, ONE, TooLarge, Undecided, Value, add, divide, multiply, name_of, number, power,
                     rational, root, symbol)
 
 MAX_LENGTH = 400  # characters
@@ -55,6 +55,8 @@ def evaluate(text: str, plus_minus: int = 1) -> Value:
     value = reader.sum()
     if reader.rest():
         raise Undecided(f"{reader.rest()[:20]!r} in an expression")
+    if "inf" in text and (value.den != ONE or value.num.keys() != symbol("\\infty").num.keys()):
+        raise Undecided("infinity is no number to be reckoned with")
     return value
 
 

@@ -29,7 +29,7 @@ _MAX_SLOW = 300  # characters
 _DIGITS = 12     # to which math-verify's numbers must agree
 
 
-def verify_math(text: str, gold: str, prefilled: bool = False, algebra: bool = False) -> Verdict:
+def verify_math(text: str, gold: str | float, prefilled: bool = False, algebra: bool = False) -> Verdict:
     r"""The verdict on a completion's final answer. prefilled: the prompt opened the thought. algebra:
     math-verify decides what exact rules cannot. ValueError where gold cannot be a reference.
 
@@ -38,7 +38,7 @@ def verify_math(text: str, gold: str, prefilled: bool = False, algebra: bool = F
     """
     if problem := gold_problem(gold):
         raise ValueError(f"the reference answer {str(gold)[:60]!r}: {problem}")
-    return verify_answer(final_answer(text, prefilled), gold, algebra)
+    return verify_answer(final_answer(text, prefilled), str(gold), algebra)
 
 
 def verify_answer(answer: str | None, gold: str, algebra: bool = False) -> Verdict:

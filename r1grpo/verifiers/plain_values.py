@@ -20,6 +20,7 @@ import math
 from typing import Any
 
 RELATIVE, ABSOLUTE = 1e-6, 1e-9
+MAX_SAME_HASHES = 100  # in a set or a dict: its time grows with their square
 
 
 def render(value: Any) -> str:
@@ -55,9 +56,11 @@ def _tagged(pairs: list[tuple[str, Any]]) -> Any:
     (tag, inside), = pairs
     if tag == "t" and type(inside) is list:
         return tuple(inside)
-    if tag == "s" and type(inside) is list and len(found := set(inside)) == len(inside):
+    if tag == "s" and type(inside) is list and _hashes_differ(inside) \
+            and len(found := set(inside)) == len(inside):
         return found
-    if tag == "d" and type(inside) is list and all(type(one) is list and len(one) == 2 for one in inside):
+    if tag == "d" and type(inside) is list and all(type(one) is list and len(one) == 2 for one in inside) \
+            and _hashes_differ([key for key, _ in inside]):
         if len(made := {key: one for key, one in inside}) == len(inside):
             return made
     if tag == "i" and type(inside) is str:
@@ -69,6 +72,11 @@ def _tagged(pairs: list[tuple[str, Any]]) -> Any:
     if tag == "c" and type(inside) is list and len(inside) == 2:
         return complex(*inside)
     raise ValueError(f"no value has the tag {tag[:20]!r}")
+
+
+def _hashes_differ(keys: list[Any]) -> bool:
+    """Whether these are no keys chosen to share a hash, as multiples of 2**61 - 1 do."""
+    return len(keys) - len(set(map(hash, keys))) <= MAX_SAME_HASHES
 
 
 def _finite(text: str) -> float:

@@ -30,6 +30,7 @@ _TRUTH = {**dict.fromkeys(("yes", "true", "t", "correct", "right"), True),
 _STATEMENT = re.compile(r"([a-z][a-z0-9_'-]*(?: [a-z0-9_'-]+)?) is (?:an? |the )?([a-z][a-z -]*)")
 _BETWEEN = re.compile(r"[,;.\n]| and ")
 _EQUATION = re.compile(r"[0-9+\-*/() ]+")
+_MIXED = re.compile(r"\d \d", re.ASCII)  # 2 1/3 adds without a sign
 
 
 def verify_choice(text: str, gold: str, prefilled: bool = False) -> Verdict:
@@ -63,7 +64,7 @@ def verify_equation(text: str, numbers: Sequence[int], target: int, prefilled: b
     if answer is None:
         return MISSING
     left, *right = spelling(answer).split("=")
-    if not _EQUATION.fullmatch(left) or len(right) > 1:
+    if not _EQUATION.fullmatch(left) or len(right) > 1 or _MIXED.search(left):
         return UNPARSED
     if sorted(map(int, re.findall(r"\d{1,50}", left))) != sorted(numbers):
         return NUMBERS

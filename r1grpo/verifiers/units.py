@@ -41,7 +41,8 @@ _NO_UNIT |= {f"{stem}{end}" for end in ("th", "ths") for stem in
 _NO_UNIT |= {*FUNCTIONS, *GREEK, "sqrt", "infinity"}
 _TEXT = re.compile(r"\\text\{([A-Za-z][A-Za-z. /-]{0,60})\}(?:\^\{?([23])\}?)?$")
 _PLAIN = re.compile(r"(?<![A-Za-z\\])([A-Za-z]+(?:[ /][A-Za-z]+){0,4}\.?)(?:\^\{?([23])\}?)?$")
-_DEGREE = re.compile(r"\^(?:\{\\circ\}|\\circ)(?: ?(?:C|F|\\text\{[CF]\}))?$")
+_DEGREE = re.compile(r"\^(?:\{\\circ\}|\\circ)(?: ?(?:\\text\{)?([CF])\}?)?$")
+_SCALES = {"C": "celsius", "F": "fahrenheit"}
 _FUNCTION = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc|log|ln)|\\circ")
 _LEADING = re.compile(r"([+-]?)\\\$")
 
@@ -76,7 +77,7 @@ def _last_unit(text: str) -> tuple[str, set[str]]:
     if text.endswith("\\$"):
         return text[:-2].rstrip(), {"dollar"}
     if (match := _DEGREE.search(text)) and not _FUNCTION.search(text[:match.start()]):
-        return text[:match.start()], {"degree"}
+        return text[:match.start()], words_of_unit(f"degree {_SCALES.get(match[1], '')}")
     match = _TEXT.search(text)
     plain = None if match else _PLAIN.search(text)
     if plain:

@@ -44,6 +44,7 @@ _WORDS = re.compile(r"\\text\{([^{}]*)\}|[A-Za-z]{2,}(?: [A-Za-z0-9]+)*")
 _MATRIX = re.compile(r"\\begin\{([pb]?matrix|array)\}(?:\{[lcr|]+\})?(.*)\\end\{\1\}", re.S)
 _AND = re.compile(r"\\text\{(?:and|or)\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])")
 _NEGATION = re.compile(r"\\(?:not|neg|lnot|notin|nsim|sim)(?![A-Za-z])")
+_CLOCK = re.compile(r"(:\d\d) ?(?:\\text\{)?([ap])\.?m\.?\}?$", re.ASCII | re.I)  # 00 am is no product
 _ONE_WORD = {"no", "yes"}  # words so short that they could be a product of letters
 
 
@@ -83,6 +84,7 @@ def _item(text: str) -> Answer:
     sides = split(text, "", _RELATION)
     if len(sides) > 1:
         return _relation([one.strip() for one in sides], matches(text, _RELATION))
+    text = _CLOCK.sub(r"\1\\text{\2.m}", text)
     for sign, kind in (("\\cup", "union"), (":", "ratio")):
         parts = split(text, "", re.compile(re.escape(sign) + r"(?![A-Za-z])"))
         if len(parts) > 1:
