@@ -1,7 +1,7 @@
 """cli.py - the command line.
 
     r1grpo pipeline [--out DIR] [--recipe FILE.toml] [--seed N] [--resume] [--quick]
-    r1grpo sft | grpo | reject | distill --model FOLDER --data FILE --out DIR [...]
+    r1grpo sft | grpo | curate | reject | distill --model FOLDER --data FILE --out DIR [...]
     r1grpo eval DIR/STAGE [--check] | --model FOLDER --data FILE [...]
     r1grpo generate DIR/STAGE "problem" | --model FOLDER "prompt" | --model FOLDER --chat
     r1grpo report DIR
@@ -25,7 +25,7 @@ from typing import Any
 
 from . import __version__
 from .checkpoint import load_checkpoint
-from .commands.options import DISTILL, EVAL, GRPO, REJECT, SFT, Command
+from .commands.options import CURATE, DISTILL, EVAL, GRPO, REJECT, SFT, Command
 from .config import ConfigError
 from .doctor import examine
 from .monitor import format_seconds
@@ -89,6 +89,8 @@ def _parser() -> argparse.ArgumentParser:
                           help="a very small run that shows that everything works; not a result")
     stage_options(command("sft", _stage("sft"), "fine-tune a model folder on completions"), SFT)
     stage_options(command("grpo", _stage("grpo"), "reinforce a model folder on problems"), GRPO)
+    stage_options(command("curate", _stage("curate"), "keep the problems that a model solves now and then"),
+                  CURATE)
     stage_options(command("reject", _stage("reject"), "sample a model and keep what is right"), REJECT)
     distill = command("distill", _stage("distill"), "a student learns a teacher's right answers")
     stage_options(distill, DISTILL)

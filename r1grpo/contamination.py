@@ -98,7 +98,7 @@ def decontaminate(train: Sequence[Row], evaluation: Sequence[Row], n: int = 10,
     if n < 1:
         raise ValueError(f"n is {n}, must be at least 1")
     grams = _Grams([_words(row, columns) for row in evaluation], n)
-    prompts = {_spelled(row, ["prompt"]): i for i, row in reversed([*enumerate(evaluation)])}
+    prompts = {spelled(row, ["prompt"]): i for i, row in reversed([*enumerate(evaluation)])}
     prompts.pop(("",), None)
     seen: dict[tuple[str, ...], int] = {}
     dropped = []
@@ -106,7 +106,7 @@ def decontaminate(train: Sequence[Row], evaluation: Sequence[Row], n: int = 10,
         block = train[start:start + _BLOCK]
         shared = grams.shared([_words(row, columns) for row in block])
         for i, row in enumerate(block, start):
-            prompt, text = _spelled(row, ["prompt"]), _spelled(row, columns)
+            prompt, text = spelled(row, ["prompt"]), spelled(row, columns)
             if prompt in prompts:
                 dropped.append(Found(i, "exact", prompts[prompt], prompt[0]))
             elif i - start in shared:
@@ -134,8 +134,8 @@ def _words(row: Row, columns: Sequence[str]) -> list[list[str]]:
     return [words_of(text) for name in columns for text in _said(row.get(name))]
 
 
-def _spelled(row: Row, columns: Sequence[str]) -> tuple[str, ...]:
-    """The text of each column, spaces and capitals aside."""
+def spelled(row: Row, columns: Sequence[str]) -> tuple[str, ...]:
+    """The text of each column, spaces and capitals aside; of messages, all that is said."""
     return tuple(" ".join("\n".join(_said(row.get(name))).lower().split()) for name in columns)
 
 

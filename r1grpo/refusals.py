@@ -59,9 +59,10 @@ _FLAGS = {
 # options of commands/options.py beside the trainers'
 _INPUTS = {"columns", "split", "limit", "system", "instruction", "template", "chat", "eval_data",
            "ngram", "long_prompts", "max_per_problem", "samples", "temperature",
-           "max_completion_length", "teacher_revision", "audit", "reward_options"}
+           "max_completion_length", "teacher_revision", "audit", "reward_options", "low", "high", "balance",
+           "per_type"}
 _STAGES = {"sft": SFTConfig, "distill": SFTConfig, "grpo": GRPOConfig, "reject": EvalConfig,
-           "eval": EvalConfig}
+           "curate": EvalConfig, "eval": EvalConfig}
 
 
 def refusal(arguments: Sequence[str]) -> str | None:

@@ -200,11 +200,11 @@ def test_what_others_offer_is_refused_by_name_with_a_pointer(arguments, name, po
 
 
 def test_every_option_of_a_stage_that_is_no_flag_is_answered_with_set():
-    from r1grpo.commands.options import DISTILL, EVAL, GRPO, REJECT, SFT
+    from r1grpo.commands.options import CURATE, DISTILL, EVAL, GRPO, REJECT, SFT
     from r1grpo.refusals import refusal
     flags = {"model", "revision", "data", "layout", "dtype", "device", "reward", "teacher", "lora", "merge",
              "output_dir", "gradient_checkpointing"}
-    for one in (GRPO, SFT, DISTILL, EVAL, REJECT):
+    for one in (GRPO, SFT, DISTILL, EVAL, REJECT, CURATE):
         for name in {f.name for half in (one.inputs, one.trainer) for f in fields(half)} - flags:
             for flag in (f"--{name}", f"--{name.replace('_', '-')}=1"):
                 assert f"--set {name}=" in (refusal([one.name, flag]) or ""), flag

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "r1grpo"
 
 PLAIN = {"added_tokens", "algebra", "brief", "charts", "chat_targets", "chat_template",
-         "checkpoint", "config", "contamination", "data", "families", "flops", "guards", "hf_tokenizer",
+         "checkpoint", "config", "contamination", "curation", "data", "families", "flops", "guards", "hf_tokenizer",
          "hub", "json_rows", "layouts", "lora", "model_config", "monitor", "number_formats",
          "packing", "refusals", "report_completions", "report_parts", "report_style", "rewards",
          "rope", "rows", "rundir", "safe_files", "safetensors_file", "tasks", "template_sandbox",

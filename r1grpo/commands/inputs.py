@@ -21,7 +21,7 @@ from typing import Any
 
 from ..brief import brief, brief_text
 from ..config import EvalConfig
-from ..contamination import decontaminate
+from ..contamination import Decontamination, decontaminate
 from ..hf_tokenizer import Tokenizer
 from ..layouts import as_messages
 from ..load_folder import ModelFolder
@@ -107,6 +107,10 @@ def open_sampler(inputs: Inputs, tokenizer: Tokenizer) -> Model:
 
 def sampling_plan(inputs: Inputs, args: EvalConfig, rows: Sequence[Row]) -> MemoryPlan:
     """What sampling these problems takes, batch_prompts at a time."""
+    bare = next((i for i, row in enumerate(rows) if "prompt_ids" not in row), None)
+    if bare is not None:
+        raise ValueError(f"{inputs.data}: row {bare} is a whole conversation, and only a prompt can be sampled; "
+                         f"it has {', '.join(rows[bare])}")
     return plan_memory(open_config(inputs), dtype=inputs.dtype, frozen=True, lora=adapters_of(inputs),
                        device=inputs.device, prompts=min(args.batch_prompts, len(rows)),
                        num_generations=args.k,
@@ -115,16 +119,31 @@ def sampling_plan(inputs: Inputs, args: EvalConfig, rows: Sequence[Row]) -> Memo
                        speculative=args.speculative)
 
 
+def read_rows(inputs: Inputs) -> list[Row]:
+    """All rows of the data file; says what they are."""
+    rows = load_rows(inputs.data, inputs.layout, inputs.columns, inputs.split, inputs.limit)
+    print(rows.note)
+    return rows
+
+
+def stand_in_eval_data(rows: Sequence[Row], inputs: TrainInputs) -> Decontamination:
+    """Which rows stand in the files of eval_data, or twice; says so."""
+    held_out = []
+    for file in inputs.eval_data or ():
+        held_out.append(load_rows(file))
+        print(held_out[-1].note)
+    report = decontaminate(rows, [row for one in held_out for row in one], inputs.ngram)[1]
+    print(report)
+    return report
+
+
 def open_rows(inputs: Inputs, tokenizer: Tokenizer) -> list[Row]:
     """The rows of the data file, without those that stand in eval_data, with the ids of their
     prompts; says what they are."""
-    rows = load_rows(inputs.data, inputs.layout, inputs.columns, inputs.split, inputs.limit)
-    print(rows.note)
+    rows = read_rows(inputs)
     if isinstance(inputs, TrainInputs) and inputs.eval_data:
-        held_out = load_rows(inputs.eval_data)
-        print(held_out.note)
-        rows, report = decontaminate(rows, held_out, inputs.ngram)
-        print(report)
+        gone = {one.row for one in stand_in_eval_data(rows, inputs).dropped}
+        rows = [row for i, row in enumerate(rows) if i not in gone]
         if not rows:
             raise ValueError(f"{inputs.data}: no row is left that eval_data does not hold")
     return with_prompt_ids(rows, inputs, tokenizer)

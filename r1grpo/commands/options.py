@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 from ..brief import brief
 from ..config import EvalConfig, GRPOConfig, SFTConfig
+from ..config.checks import require
 from ..config.training import FREE_OPTIONS, LENGTH_OPTIONS
 from ..lora import LoraConfig
 from ..toml import (ConfigError, from_dict, merge_tables, parse_toml, read_table, suggest,
@@ -62,7 +63,7 @@ class Inputs:
 class TrainInputs(Inputs):
     """And what must not be learned."""
 
-    eval_data: str | None = None  # rows like these are dropped from data, and shown
+    eval_data: tuple[str, ...] | None = None  # files; rows like theirs are dropped from data, and shown
     ngram: int = 10  # words in a row that make two rows alike; DeepSeek-R1's number
 
 
@@ -112,6 +113,22 @@ class RejectInputs(RewardInputs):
 
 
 @dataclass
+class CurateInputs(RewardInputs):
+    """And which problems are kept: by their pass rate, then so many of each type."""
+
+    low: float = 0.2
+    high: float = 0.625  # Light-R1's interval
+    balance: str | None = None  # column of the types, such as task
+    per_type: int | None = None  # rows of each at most; None: as many as the rarest has
+
+    def __post_init__(self) -> None:
+        require(self, {
+            "low and high must be within 0 and 1, low not above high": 0 <= self.low <= self.high <= 1,
+            "per_type must be at least 1": self.per_type is None or self.per_type >= 1,
+            "per_type needs balance, the column of the types": self.per_type is None or bool(self.balance)})
+
+
+@dataclass
 class DistillInputs(AdapterInputs, RejectInputs):
     """And who is asked: without a teacher, data are rows that one has written."""
 
@@ -135,6 +152,7 @@ class Command:
     trainer: type
     presets: Mapping[str, Callable[..., Any]]
     defaults: Mapping[str, Any]
+    free: frozenset[str] = frozenset()  # what a resumed run may have otherwise, beside FREE_OPTIONS
 
     def keys(self) -> list[str]:
         """The names of its options."""
@@ -174,7 +192,7 @@ class Options:
 
     def fixed(self) -> Table:
         """The options that a resumed run must share, as JSON would give them back."""
-        free = FREE_OPTIONS | _PLACES
+        free = FREE_OPTIONS | _PLACES | self.command.free
         if getattr(self.args, "lr_scheduler_type", "") == "constant":
             free |= LENGTH_OPTIONS
         table = {key: value for key, value in self.table().items() if key not in free}
@@ -259,6 +277,8 @@ def _read_as(hint: Any, value: Any) -> Any:
 
 def _placed(key: str, value: Any) -> Any:
     """Where a run finds things, whole: it may be resumed from another directory."""
+    if key in _PLACES and isinstance(value, list):
+        return [_placed(key, one) for one in value]
     if key in _PLACES and value and isinstance(value, str) and Path(value).exists():
         return str(Path(value).absolute())
     if key in ("reward", "audit") and isinstance(value, list):  # "accuracy,format" is two
@@ -306,4 +326,6 @@ GRPO = Command("grpo", GRPOInputs, GRPOConfig, _GRPO_PRESETS, {"save_steps": 10}
 SFT = Command("sft", SFTInputs, SFTConfig, {"r1": SFTConfig.r1}, {"save_steps": 50})
 DISTILL = Command("distill", DistillInputs, SFTConfig, _STUDENTS, {"save_steps": 50})
 REJECT = Command("reject", RejectInputs, EvalConfig, {}, {"batch_prompts": 16})
+CURATE = Command("curate", CurateInputs, EvalConfig, {}, {"batch_prompts": 16, "k": 8},
+                 frozenset({"low", "high", "balance", "per_type"}))
 EVAL = Command("eval", EvalInputs, EvalConfig, {}, {"batch_prompts": 16})
