@@ -22,7 +22,7 @@ def sampler(rewards, failed=()):
         sample.asked += numbers
         values = np.array([rewards[n] for n in numbers], float)
         broken = np.array([[(n, i) in failed for i in range(values.shape[1])] for n in numbers])
-        return Samples(np.where(broken, NAN, values), broken, values < 0, np.full(values.shape, 3))
+        return Samples(values, broken, values < 0, np.full(values.shape, 3))
 
     sample.asked = []
     return sample
