@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 from . import __version__
+from .verifiers.sandbox import try_level
 
 # module -> (distribution, what it would be used for)
 _OPTIONAL = {"pyarrow": ("pyarrow", "data in .parquet"),
@@ -35,8 +36,20 @@ def examine(folder: str | Path = ".") -> list[tuple[str, str]]:
     lines += [(name, f"{_version(name) or 'found'}" if importlib.util.find_spec(module)
                else f"not found (optional: {purpose})")
               for module, (name, purpose) in _OPTIONAL.items()]
+    lines.append(("sandbox", sandbox()))
     free = shutil.disk_usage(folder).free
     return [*lines, ("free disk here", f"{free / 2**30:.1f} GiB")]
+
+
+def sandbox() -> str:
+    """The strongest level for generated programs, and why it is not a stronger one."""
+    missing = ""
+    for level in ("full", "restricted"):
+        found, works = try_level(level)
+        if works:
+            return f"{level} ({found}){missing}"
+        missing += f"; {level}: {found}"
+    return f"none: no code rewards{missing}"
 
 
 def _version(distribution: str) -> str | None:

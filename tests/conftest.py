@@ -20,10 +20,14 @@ import cuda_emulation
 import numpy as np
 import pytest
 
-from r1grpo import _core, set_num_threads
+from r1grpo import _core, doctor, set_num_threads
 from r1grpo.cuda import cuda_ops
 
 THREADS = (1, 2, 3, 7)
+
+
+def pytest_report_header() -> str:
+    return f"sandbox for generated programs: {doctor.sandbox()}"
 
 
 @pytest.fixture

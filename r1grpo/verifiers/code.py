@@ -42,16 +42,17 @@ MAX_PROGRAM = 1 << 18  # characters
 
 def verify_code(program: str, tests: Sequence[Any], *, level: str = "full", language: str = "python",
                 partial: bool = False, limits: Limits | Mapping[str, float] | None = None,
-                accept_no_sandbox: bool = False) -> Verdict:
-    """The verdict on a program, see the head of the file. SandboxUnavailable where the machine lacks
-    the level; ValueError for a language, tests or limits that are none."""
+                accept_no_sandbox: bool = False, inside: bool = False) -> Verdict:
+    """The verdict on a program, see the head of the file. inside: the text begins inside the thought.
+    SandboxUnavailable where the machine lacks the level; ValueError for a language, tests or limits
+    that are none."""
     if language not in LANGUAGES:
         raise ValueError(f"language {language!r} is none of {', '.join(LANGUAGES)}")
     if isinstance(limits, Mapping):
         limits = Limits(**limits)
     wanted = read_tests(tests, language)
     require_level(level, accept_no_sandbox)
-    source = extract_program(program, language)
+    source = extract_program(program, language, inside)
     if source is None:
         return Verdict(False, "unparsed", "no program")
     with _Trial(level, language, source, limits or Limits()) as trial:
@@ -67,10 +68,10 @@ def verify_code(program: str, tests: Sequence[Any], *, level: str = "full", lang
     return Verdict(True, "correct", f"{len(wanted)} tests; sandbox {level}", share)
 
 
-def extract_program(text: str, language: str = "python") -> str | None:
+def extract_program(text: str, language: str = "python", inside: bool = False) -> str | None:
     """The program in a completion; None where there is none, or no end of it."""
     _, end, rest = text.rpartition("</think>")
-    if not end and "<think>" in rest:
+    if not end and (inside or "<think>" in rest):
         return None
     found, block, tag, fenced = None, None, "", False
     for line in rest.split("\n"):

@@ -10,7 +10,8 @@ does not define itself are stand-ins that ask the program's. Either way an expec
 the program is, and what the program answers is plain data (plain_values.py).
 
 Output is compared line by line, white space at the ends of lines and empty lines at the end aside. In a
-line that differs, numbers that the test writes with a point or an exponent are compared as floats.
+line that differs, numbers that the test writes with a point or an exponent are compared as floats; all
+else, spaces too, must be the same.
 Knows nothing about processes.
 """
 
@@ -20,6 +21,7 @@ import ast
 import builtins
 import math
 import re
+import symtable
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -110,7 +112,7 @@ def _split(text: str) -> list[Test]:
     if not tree.body:
         raise ValueError("no test in this text")
     calls = [_assertion(statement) for statement in tree.body]
-    return calls if all(calls) else [Script(text, _missing_names(tree))]
+    return calls if all(calls) else [Script(text, _missing_names(text))]
 
 
 def _assertion(statement: ast.stmt) -> FunctionCall | None:
@@ -128,20 +130,19 @@ def _assertion(statement: ast.stmt) -> FunctionCall | None:
     return None
 
 
-def _missing_names(tree: ast.Module) -> tuple[str, ...]:
+def _missing_names(text: str) -> tuple[str, ...]:
     """Names that a text reads and nobody in it makes."""
-    made, read = set(dir(builtins)), set()
-    for node in ast.walk(tree):
-        match node:
-            case ast.Name(id=name, ctx=ast.Load()):
-                read.add(name)
-            case ast.Name(id=name) | ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.arg(arg=name):
-                made.add(name)
-            case ast.alias(name=name, asname=other):
-                made.add(other or name.partition(".")[0])
-            case ast.ExceptHandler(name=str(name)):
-                made.add(name)
-    return tuple(sorted(read - made))
+    module = symtable.symtable(text, "tests", "exec")
+    made = {one.get_name() for one in module.get_symbols()
+            if one.is_assigned() or one.is_imported() or one.is_namespace()}
+    read: set[str] = set()
+    tables = [module]
+    while tables:
+        table = tables.pop()
+        tables += table.get_children()
+        read |= {one.get_name() for one in table.get_symbols()
+                 if one.is_referenced() and (one.is_global() or table is module)}
+    return tuple(sorted(read - made - set(dir(builtins))))
 
 
 def same_output(got: str, want: str) -> bool:
@@ -157,7 +158,7 @@ def _lines(text: str) -> list[str]:
 def _same_line(got: str, want: str) -> bool:
     if got == want:
         return True
-    ours, theirs = got.split(), want.split()
+    ours, theirs = re.split(r"(\s+)", got), re.split(r"(\s+)", want)
     return len(ours) == len(theirs) and all(map(_same_word, ours, theirs))
 
 

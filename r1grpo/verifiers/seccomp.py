@@ -15,6 +15,7 @@ asm-generic/unistd.h. Knows nothing about what runs under a filter.
 
 from __future__ import annotations
 
+import functools
 import struct
 
 # name number, for every call that a list below names
@@ -85,6 +86,7 @@ def supported(machine: str) -> bool:
     return machine in NUMBERS
 
 
+@functools.cache
 def make_filter(machine: str, profile: str) -> bytes:
     """The BPF program, struct sock_filter[], of a profile: "python" runs in the interpreter that is
     there, "binary" may execute a file, "compile" is a compiler's."""
