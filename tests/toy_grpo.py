@@ -19,11 +19,11 @@ def brevity(prompts, completions, completion_ids, **columns):
     return [None if len(ids) > 6 else 1.0 for ids in completion_ids]
 
 
-def make(model=None, rewards=wish_share, rows=ROWS, audits=(), **options):
+def make(model=None, rewards=wish_share, rows=ROWS, audits=(), tokenizer=TOKENIZER, **options):
     defaults = dict(num_generations=4, per_device_train_batch_size=8, steps_per_generation=2,
                     max_completion_length=8, learning_rate=0.05, max_steps=8, seed=3)
-    return GRPOTrainer(model or FakeModel(TOKENIZER.vocab_size), rewards,
-                       GRPOConfig(**defaults | options), rows, processing_class=TOKENIZER, audit_funcs=audits)
+    return GRPOTrainer(model or FakeModel(tokenizer.vocab_size), rewards, GRPOConfig(**defaults | options),
+                       rows, processing_class=tokenizer, audit_funcs=audits)
 
 
 def weights(trainer):

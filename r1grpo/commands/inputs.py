@@ -38,6 +38,7 @@ from ..scoring import RewardFunction
 from ..toml import ConfigError, suggest
 from ..trainer import prompt_ids_of
 from ..verifiers import gold_problems
+from ..verifiers.code_tests import read_tests
 from .options import Inputs, TrainInputs
 
 Row = dict[str, Any]
@@ -225,6 +226,18 @@ def check_columns(inputs: Any, rows: Sequence[Row]) -> None:
                              f"{', '.join(map(repr, rows[0]))}")
     if any("answer" in COLUMNS.get(one, ()) for one in decides.values()):
         check_answers(rows, str(inputs.data))
+    if "code" in decides.values():
+        check_tests(rows, str(inputs.data), options.get("code", {}).get("code_language", "python"))
+
+
+def check_tests(rows: Sequence[Row], name: str, language: str) -> None:
+    """Refuse rows whose column tests is no list of tests that a program of a language could take."""
+    for i, row in enumerate(rows):
+        if row.get("tests") is not None:
+            try:
+                read_tests(row["tests"], language)
+            except ValueError as error:
+                raise ValueError(f"{name}: row {i}: {error}") from None
 
 
 def check_answers(rows: Sequence[Row], name: str) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from ..brief import brief
 from ..toml import ConfigError, suggest
 from .accuracy import accuracy_reward, math_reward
+from .code import get_code_reward
 from .format import think_format_reward
 from .gym import gym_reward
 from .language import get_language_reward
@@ -30,7 +31,7 @@ Reward = Callable[..., list[float | None]]
 
 MAKERS: dict[str, Callable[..., Any]] = {
     "accuracy": lambda: accuracy_reward, "math": lambda: Pooled(math_reward), "gym": lambda: Pooled(gym_reward),
-    "format": lambda: think_format_reward,
+    "code": get_code_reward, "format": lambda: think_format_reward,
     "language": get_language_reward, "cosine": get_cosine_scaled_reward,
     "length_scaled": get_length_scaled_reward, "soft_overlong": get_soft_overlong_punishment,
     "group_length": get_group_length_reward, "repetition": get_repetition_penalty_reward,
@@ -39,7 +40,7 @@ MAKERS: dict[str, Callable[..., Any]] = {
 # columns of which a row needs one
 COLUMNS = {name: ("answer", "solution") for name in (
     "accuracy", "math", "cosine", "length_scaled", "group_length")} | {
-        "language": ("language",), "gym": ("gym",)}
+        "language": ("language",), "gym": ("gym",), "code": ("tests",)}
 
 _LIMIT = {"cosine": "max_len", "length_scaled": "max_len", "soft_overlong": "max_completion_len"}
 

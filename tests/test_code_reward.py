@@ -1,0 +1,98 @@
+"""The reward `code` and the problems made for it: functions to be written, tests that are hidden."""
+
+import pytest
+from toy_grpo import make
+
+from r1grpo.commands.inputs import check_tests
+from r1grpo.config import ConfigError
+from r1grpo.rewards import code_reward, get_code_reward
+from r1grpo.rewards.named import named_reward
+from r1grpo.tasks.functions import FAMILIES, HIDDEN, sample_functions
+from r1grpo.tokenizer import WordTokenizer
+from r1grpo.verifiers import verify_code
+from r1grpo.verifiers.sandbox import try_level
+
+
+@pytest.fixture(scope="module")
+def level():
+    for one in ("full", "restricted"):
+        if try_level(one)[1]:
+            return one
+    pytest.skip(f"no sandbox: {try_level('full')[0]}; {try_level('restricted')[0]}")
+
+
+def test_problems_are_a_function_of_their_arguments():
+    rows = sample_functions("train", 64, 7)
+    assert rows == sample_functions("train", 64, 7) != sample_functions("train", 64, 8)
+    assert len({row["problem_key"] for row in rows}) == 64
+    held = {row["problem_key"] for row in sample_functions("test", 100, 7)}
+    assert not held & {row["problem_key"] for row in sample_functions("train", 600, 1)}
+    with pytest.raises(ValueError, match="'ood' is none of train, test"):
+        sample_functions("ood", 1, 0)
+
+
+def test_tests_are_hidden():
+    for row in sample_functions("train", 80, 3):
+        assert len(row["tests"]) == HIDDEN
+        for test in row["tests"]:
+            assert f"solve({test['args'][0]!r})" not in row["prompt"]
+
+
+def test_solutions_pass_and_guesses_do_not(level):
+    for row in sample_functions("test", 2 * len(FAMILIES), 5):
+        assert verify_code(row["solution"], row["tests"], level=level).correct, row
+        assert not verify_code("def solve(x):\n    return x", row["tests"], level=level).correct, row
+
+
+def test_the_reward(level):
+    row, other = sample_functions("train", 2, 0)
+    texts = [row["solution"], "def solve(x): return 0", "no program (", "while True: pass"]
+    tests = [row["tests"]] * 4
+    found = code_reward(["p"] * 4, texts, [[1]] * 4, tests=tests, level=level, seconds=0.3)
+    assert [one.reason for one in found] == ["correct", "wrong", "unparsed", "wrong"]
+    shares = code_reward(["p"] * 4, texts, [[1]] * 4, tests=tests, level=level, seconds=0.3, partial=True)
+    assert shares[0] == 1.0 and 0.0 <= shares[1] < 1.0 and shares[2:] == [0.0, 0.0]
+    chat = [[{"role": "assistant", "content": f"</think>\n```python\n{row['solution']}```"}]]
+    assert code_reward(["p"], chat, [[1]], tests=[row["tests"]], prefilled=[True], level=level)[0].correct
+    assert code_reward(["p"], ["x"], [[1]], tests=[None], level=level) == [None]
+
+
+def test_by_name_and_refused_before_a_run(monkeypatch):
+    monkeypatch.setattr("r1grpo.verifiers.sandbox.try_level", lambda level: ("no bubblewrap", False))
+    for options, match in (({}, "level 'full' here: no bubblewrap"), ({"level": "none"}, "accept_no_sandbox"),
+                           ({"code_language": "basic"}, "basic"), ({"seconds": 0}, "seconds"),
+                           ({"levle": "full"}, "level")):
+        with pytest.raises(ConfigError, match=match):
+            named_reward("code", options, 100, lambda name: None)
+    monkeypatch.setattr("r1grpo.verifiers.sandbox.try_level", lambda level: ("walls", True))
+    reward = named_reward("code", {"total_seconds": 3.0}, 100, lambda name: None)
+    assert reward.import_name == "r1grpo.rewards.code:code_reward"
+    assert reward.options["deadline"] > reward.options["total_seconds"] == 3.0
+
+
+def test_tests_that_are_none_are_refused_before_a_run():
+    with pytest.raises(ValueError, match=r"data.jsonl: row 1: tests\[0\]: expected"):
+        check_tests([{"tests": ["assert f(1) == 2"]}, {"tests": [{"in": "x"}]}], "data.jsonl", "python")
+    check_tests([{"tests": None}, {}], "data.jsonl", "python")
+
+
+def test_twenty_steps_on_programs(level):
+    """Programs of random statements: some hang, some end the process, take memory or the output; each
+    gets its verdict from the sandbox within its deadline, and none is the pool's. One statement defines
+    the function that is asked for, and in twenty steps the stand-in model finds it."""
+    row, = sample_functions("train", 1, 2)
+    right = f"exec({row['solution']!r});".replace(" ", r"\x20")
+    words = [right, "exec('while(1):0');", "exit();", "x=[0]*10**10;", "solve=abs;", "print('x'*10**6);",
+             "y=1;", "("]
+    tokenizer = WordTokenizer([*words, "Q"])
+    trainer = make(rewards=get_code_reward(level=level, seconds=0.2), tokenizer=tokenizer,
+                   rows=[{**row, "prompt": word} for word in words], max_steps=20, max_completion_length=4,
+                   per_device_train_batch_size=16, steps_per_generation=1, learning_rate=0.3)
+    reasons, rewards = set(), []
+    for metrics in trainer:
+        reasons |= set(trainer.batch.reasons["code_reward"])
+        rewards.append(metrics["reward"])
+        assert metrics["verdicts/failed"] == 0
+    assert trainer.step == 20
+    assert {"correct", "wrong", "unparsed"} <= reasons <= {"correct", "wrong", "unparsed", "truncated"}
+    assert sum(rewards[10:]) > sum(rewards[:10])
