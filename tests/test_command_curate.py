@@ -18,7 +18,7 @@ def problems(here):
     rows = [{"prompt": f"what is {i} + {i} ?", "answer": str(2 * i), "task": "even" if i % 3 else "third"}
             for i in range(1, 13)]
     rows.insert(4, {**rows[0], "prompt": "What is  1 + 1 ?"})
-    rows.insert(6, {**rows[1], "answer": "7"})
+    rows.insert(6, {**rows[1], "answer": "7", "reason": "a column of the data"})
     write(here / "curate.jsonl", rows)
     write(here / "held.jsonl", [{"prompt": "what is 3 + 3 ?", "answer": "6"}])
     write(here / "more.jsonl", [{"question": "what is 12 + 12 ?", "answer": "#### 24"}])
@@ -107,7 +107,8 @@ def test_other_rows_and_batches_change_no_pass_rate(problems, here, tmp_path):
 
 def test_failed_verdicts_are_left_out_and_counted(problems, here, tmp_path, capsys):
     (here / "breaks.py").write_text(
-        "from r1grpo.verifiers import Verdict\n\n\ndef half(prompts, completions, completion_ids, **columns):\n"
+        "from r1grpo.verifiers import Verdict\n\n\n"
+        "def half(prompts, completions, completion_ids, **columns):\n"
         "    return [Verdict(i % 4 == 1, 'timeout' if i % 4 > 1 else 'wrong') for i in range(len(completions))]\n")
     out = tmp_path / "run"
     assert cli.main([one.replace("rewards.py:even", "breaks.py:half") for one in curate(out)]) == 0

@@ -65,7 +65,7 @@ def run(flags: argparse.Namespace) -> int:
         judged = {one.row: _judged(one, inputs, args) for one in measured}
         reasons |= {one.row: {"reason": reason} for one, reason in zip(measured, why) if reason}
         write_rows(flags.out / ROWS, [{**data[i], **judged[i]} for i in numbers if i not in reasons])
-        write_rows(flags.out / DROPPED, [{**reasons[i], **data[i], **judged.get(i, {})}
+        write_rows(flags.out / DROPPED, [{**data[i], **judged.get(i, {}), **reasons[i]}
                                          for i in sorted(reasons)])
         write_atomic(flags.out / FIGURES, json.dumps(found, indent=1, ensure_ascii=False).encode())
     print(describe(found))
