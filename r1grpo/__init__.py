@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from .evaluate import evaluate
     from .grpo import GRPOTrainer
     from .hf_tokenizer import Tokenizer
+    from .judge import Judge
     from .layouts import as_messages
     from .lora import LoraConfig
     from .model import Loss, Model
     from .model_config import ModelConfig
     from .pipeline import run_pipeline
     from .plan import check_fits, plan_memory, plan_training
+    from .preferences import judge_labels, judge_pairs
     from .recipe import Recipe
     from .rejection import rejection_sample
     from .report import write_report
@@ -45,6 +47,7 @@ _HOME = {
     "GRPOTrainer": "grpo", "LoraConfig": "lora", "Loss": "model", "Model": "model", "ModelConfig": "model_config",
     "run_pipeline": "pipeline", "Recipe": "recipe", "rejection_sample": "rejection",
     "write_report": "report", "ModelReward": "reward_model", "RewardTrainer": "reward_model",
+    "Judge": "judge", "judge_labels": "preferences", "judge_pairs": "preferences",
     "check_fits": "plan", "plan_memory": "plan", "plan_training": "plan",
     "Rollout": "sampling", "SFTTrainer": "sft", "Tokenizer": "hf_tokenizer",
     "WordTokenizer": "tokenizer",

@@ -12,8 +12,8 @@ PACKAGE = ROOT / "r1grpo"
 
 PLAIN = {"added_tokens", "algebra", "brief", "charts", "chat_targets", "chat_template",
          "checkpoint", "config", "contamination", "curation", "data", "families", "flops", "guards", "hf_tokenizer",
-         "hub", "json_rows", "layouts", "lora", "model_config", "monitor", "number_formats",
-         "packing", "refusals", "report_completions", "report_parts", "report_style", "rewards",
+         "hub", "json_rows", "judge", "layouts", "lora", "model_config", "monitor", "number_formats",
+         "packing", "preferences", "refusals", "report_completions", "report_parts", "report_style", "rewards",
          "rope", "rows", "rundir", "safe_files", "safetensors_file", "tasks", "template_sandbox",
          "text_stream", "tokenizer", "toml", "trackers", "verifiers", "vocabulary"}
 FACE = {"_core", "advantage", "batch", "cuda", "device", "foreign", "load_folder", "losses", "model",

@@ -10,6 +10,7 @@ from .accuracy import accuracy_reward, math_reward, verdicts
 from .code import code_reward, get_code_reward
 from .format import format_reward, think_format_reward
 from .gym import gym_reward
+from .judge import get_judge_reward
 from .language import get_language_reward, language_reward, language_share, language_shares
 from .length import (get_cosine_scaled_reward, get_group_length_reward, get_length_scaled_reward,
                      get_soft_overlong_punishment)
@@ -19,7 +20,7 @@ from .script import script_share
 
 __all__ = ["DenseRepetitionPenalty", "Pooled", "accuracy_reward", "code_reward",
            "format_reward", "get_code_reward", "get_cosine_scaled_reward",
-           "get_group_length_reward", "get_language_reward", "get_length_scaled_reward",
+           "get_group_length_reward", "get_judge_reward", "get_language_reward", "get_length_scaled_reward",
            "get_repetition_penalty_reward", "get_soft_overlong_punishment", "gym_reward", "language_reward",
            "language_share", "language_shares", "math_reward",
            "script_share", "think_format_reward", "verdicts"]

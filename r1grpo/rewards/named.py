@@ -21,6 +21,7 @@ from .accuracy import accuracy_reward, math_reward
 from .code import get_code_reward
 from .format import think_format_reward
 from .gym import gym_reward
+from .judge import get_judge_reward
 from .language import get_language_reward
 from .length import (get_cosine_scaled_reward, get_group_length_reward, get_length_scaled_reward,
                      get_soft_overlong_punishment)
@@ -31,7 +32,7 @@ Reward = Callable[..., list[float | None]]
 
 MAKERS: dict[str, Callable[..., Any]] = {
     "accuracy": lambda: accuracy_reward, "math": lambda: Pooled(math_reward), "gym": lambda: Pooled(gym_reward),
-    "code": get_code_reward, "format": lambda: think_format_reward,
+    "code": get_code_reward, "format": lambda: think_format_reward, "judge": get_judge_reward,
     "language": get_language_reward, "cosine": get_cosine_scaled_reward,
     "length_scaled": get_length_scaled_reward, "soft_overlong": get_soft_overlong_punishment,
     "group_length": get_group_length_reward, "repetition": get_repetition_penalty_reward,
