@@ -73,6 +73,9 @@ def nothing_left():
     before, files = children(), len(os.listdir("/proc/self/fd"))
     yield
     assert children() == before
+    until = time.monotonic() + 10.0  # the pool's thread closes its pipe after its work is told to be over
+    while len(os.listdir("/proc/self/fd")) != files and time.monotonic() < until:
+        time.sleep(0.01)
     assert len(os.listdir("/proc/self/fd")) == files
 
 
