@@ -206,7 +206,8 @@ typedef struct {
      * One element = one chain of fused multiply-adds in ascending index order that starts from the
      * value in memory (accumulate), from bias, or from 0: blocking and row count cannot change a bit.
      * A matrix unit may add up a bf16 sum by blocks of 32 (a GPU's: 16) from its first term, in matmul_tn by units;
-     * a GPU's library in an order of its own, one for all rows of a forward product (kernels/cublaslt.cu).
+     * a GPU's library in an order of its own, one for all rows of a forward product (kernels/cublaslt.cu), or
+     * in matmul_nt by segments of at most 2,048 terms, which only the sum's length says.
      * offsets (E + 1, int32; NULL when E is 1): rows offsets[e] .. offsets[e + 1] of x, y, dy use
      * matrix e. Rows beyond offsets[E] are left alone.
      * A bf16 weight multiplies rounded with rounded: W, x and dy to bf16 (nearest even) where they

@@ -8,7 +8,11 @@
  * starts from the value in memory, from bias, or from 0: the CPU's bits. bf16 (product_bf16.cuh): a chain of
  * tensor-core instructions of 16 terms, likewise. Neither knows how many rows there are, so any tile gives
  * the same bits: the choice below is about speed alone, and large tiles are taken where they still make
- * enough blocks.
+ * enough blocks. At most 16 rows, those of decoding, have a kernel of their own (product_few.cuh).
+ *
+ * An instruction waits for the one before it, and in a product of one row that is most of the time where I is large.
+ * So nt of bf16 cuts I into segments of at most CHAIN terms, as many as I says and nobody else: the first is a chain
+ * from the start, the others from 0, and their sums are added in ascending order, of one row or of thousands.
  *
  * tn sums over rows. Where a gradient is too small to keep a GPU busy, the rows are cut into segments, as many
  * as its shape and N say: each is a sum of its own from 0 and they are added in ascending order, so gradients
@@ -20,18 +24,19 @@
  * reads them again, at half the bytes; a few rows are rounded as they are read. Numbers below 2^-126 count
  * as what they are. */
 #include "cublaslt.cuh"
-#include "product_bf16.cuh"
 #include "product_f32.cuh"
+#include "product_few.cuh"
 #include "vector.cuh"
 
 enum tile_size { FEW, MEDIUM, LARGE };
 
 constexpr tile F32_TILES[] = {{16, 64, 32, 4}, {64, 64, 16, 4}, {128, 64, 16, 4}};
-constexpr tile BF16_TILES[] = {{16, 32, 128, 4}, {64, 64, 64, 4}, {128, 256, 32, 4}};
+constexpr tile BF16_TILES[] = {few_tile(32), {64, 64, 64, 4}, {128, 256, 32, 4}};
 
 constexpr size_t ENOUGH = 128;          /* blocks that keep a GPU busy: tn's segments may not know which GPU */
 constexpr size_t SEGMENT_ROWS = 1024;   /* at least, where tn's rows are cut */
 constexpr size_t SEGMENT_STEP = 64;
+constexpr size_t CHAIN = 2048;          /* terms of a sum of nt, at most, that one chain adds up */
 constexpr size_t EACH = 8;              /* elements of a row that a thread rounds at a time */
 constexpr unsigned ROUND_THREADS = 64, ROUND_ROWS = 4, MERGE_THREADS = 256;
 
@@ -121,6 +126,15 @@ cut_segments(product *p, tile large)
     }
 }
 
+/* Cuts the sums of nt, by their length alone. */
+static void
+cut_chain(product *p)
+{
+    size_t wanted = p->depth > CHAIN ? split(p->depth, CHAIN) : 1;
+    p->segment = split(split(p->depth, wanted), SEGMENT_STEP) * SEGMENT_STEP;
+    p->segments = wanted > 1 ? split(p->depth, p->segment) : 1;
+}
+
 /* ---- a product ------------------------------------------------------------------------------- */
 
 struct job {
@@ -139,13 +153,46 @@ start_f32(r1_dev *dev, job j, r1_status *st)
                   j.offsets, j.p);
 }
 
-template <form F, tile T, class A>
-static r1_code
-start_bf16(r1_dev *dev, job j, r1_status *st)
+/* The columns of a bf16 tensor from `first` on. */
+static r1_tensor
+columns_from(const r1_tensor &x, size_t first)
 {
-    unsigned blocks = grid_of(count_blocks<F>(&j.p, T, j.offsets), 1);
-    return LAUNCH(dev, st, (product_bf16_kernel<F, T, A>), blocks, bf16_threads(T),
-                  bf16_shared(F, T, sizeof(A)), j.c, j.a, j.b, j.bias, j.offsets, j.p);
+    return {static_cast<uint16_t *>(x.data) + first, R1_BF16, x.rows, x.cols - first, x.ld};
+}
+
+/* Segment after segment of nt; the other forms have one. */
+template <form F, tile T>
+static r1_code
+start_bf16(r1_dev *dev, const job &given, r1_status *st)
+{
+    for (size_t s = 0; s < (F == FORM_NT ? given.p.segments : 1); s++) {
+        job j = given;
+        size_t first = F == FORM_NT ? s * j.p.segment : 0, left = j.p.depth - first;
+        if (F == FORM_NT) {
+            j.a = columns_from(j.a, first);
+            j.b = columns_from(j.b, first);
+            j.p.depth = left < j.p.segment ? left : j.p.segment;
+        }
+        if (s > 0) {
+            j.bias = NULL;
+            j.p.accumulate = 0;
+            j.p.add = 1;
+        }
+        unsigned blocks = grid_of(count_blocks<F>(&j.p, T, j.offsets), 1);
+        R1_TRY(LAUNCH(dev, st, (product_bf16_kernel<F, T>), blocks, bf16_threads(T), bf16_shared(F, T), j.c, j.a,
+                      j.b, j.bias, j.offsets, j.p));
+    }
+    return R1_OK;
+}
+
+template <unsigned COLUMNS>
+static r1_code
+start_few(r1_dev *dev, job j, r1_status *st)
+{
+    unsigned blocks = grid_of(count_blocks<FORM_NT>(&j.p, few_tile(COLUMNS), j.offsets), 1);
+    unsigned groups = few_groups(j.p, COLUMNS);
+    return LAUNCH(dev, st, product_few_kernel<COLUMNS>, blocks, dim3(WARP, COLUMNS / 8, groups),
+                  groups * few_shared(COLUMNS, at_most(j.p.N, FEW_ROWS)), j.c, j.a, j.b, j.bias, j.offsets, j.p);
 }
 
 template <form F>
@@ -154,15 +201,17 @@ start(r1_dev *dev, const job &j, tile_size size, bool bf16, r1_status *st)
 {
     if constexpr (F == FORM_NT) {
         if (size == FEW) {
-            return bf16 ? start_bf16<F, BF16_TILES[FEW], float>(dev, j, st)
-                        : start_f32<F, F32_TILES[FEW]>(dev, j, st);
+            product p = j.p;
+            return !bf16 ? start_f32<F, F32_TILES[FEW]>(dev, j, st)
+                   : count_blocks<F>(&p, BF16_TILES[FEW], j.offsets) >= ENOUGH ? start_few<32>(dev, j, st)
+                                                                               : start_few<8>(dev, j, st);
         }
     }
     if (size == MEDIUM) {
-        return bf16 ? start_bf16<F, BF16_TILES[MEDIUM], uint16_t>(dev, j, st)
+        return bf16 ? start_bf16<F, BF16_TILES[MEDIUM]>(dev, j, st)
                     : start_f32<F, F32_TILES[MEDIUM]>(dev, j, st);
     }
-    return bf16 ? start_bf16<F, BF16_TILES[LARGE], uint16_t>(dev, j, st)
+    return bf16 ? start_bf16<F, BF16_TILES[LARGE]>(dev, j, st)
                 : start_f32<F, F32_TILES[LARGE]>(dev, j, st);
 }
 
@@ -257,8 +306,11 @@ run(r1_dev *dev, const job &given, r1_dtype dtype, r1_status *st)
     if (F == FORM_TN && j.offsets == NULL) {
         cut_segments(&j.p, tiles[LARGE]);
     }
+    if (F == FORM_NT && bf16) {
+        cut_chain(&j.p);
+    }
     tile_size size = choose<F>(j.p, tiles, dev);
-    bool copy_a = bf16 && size != FEW, copy_b = bf16 && F == FORM_TN, merge = j.p.segments > 1;
+    bool copy_a = bf16 && size != FEW, copy_b = bf16 && F == FORM_TN, merge = F == FORM_TN && j.p.segments > 1;
     r1_arena memory = {};
     for (int placing = 0; placing < 2; placing++) { /* measured, then placed */
         if (copy_a) {

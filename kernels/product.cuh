@@ -8,8 +8,8 @@
  *   NN    dx (N, I)    dy (N, O)         W (O, I)         an expert's   I         O
  *   TN    dW (E O, I)  dy^T of dy (N, O) x (N, I)         O             I         an expert's, or a segment's
  *
- * A tile is never cut along the depth, so what a tile's size is cannot change a bit; a segment of TN is a
- * sum of its own (matmul.cu). Offsets are read here, by each warp for itself: the host counts the tiles that
+ * A tile is never cut along the depth, so what a tile's size is cannot change a bit; segments of NT's depth and of
+ * TN's rows are sums of their own (matmul.cu). Offsets are read here, by each warp for itself: the host counts the tiles that
  * there can be at most, and blocks without one return. */
 #ifndef R1_PRODUCT_CUH
 #define R1_PRODUCT_CUH
@@ -26,8 +26,10 @@ struct tile {
 struct product {
     size_t N = 0, E = 1;                     /* rows of x and dy; matrices */
     size_t rows = 0, columns = 0, depth = 0; /* of one c and its sum; what offsets say is N, or 0 */
-    int accumulate = 0;
-    size_t segments = 1, segment = 0; /* TN with one matrix: sums of so many rows of x and dy, one a c */
+    int accumulate = 0; /* the sum starts from c */
+    int add = 0;        /* it starts from 0, and is added to c */
+    size_t segments = 1, segment = 0; /* NT: sums of so many terms, added up; TN with one matrix: of so many
+                                       * rows of x and dy, one a c */
     unsigned row_tiles = 0, column_tiles = 0;
 };
 
@@ -42,7 +44,7 @@ struct part {
 
 constexpr unsigned BAND = 16; /* tiles of rows that are gone through together: their a stays in the L2 cache */
 
-static __device__ inline unsigned
+static __host__ __device__ inline unsigned
 at_most(size_t count, unsigned limit)
 {
     return count < limit ? (unsigned)count : limit;

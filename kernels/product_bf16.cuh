@@ -1,14 +1,14 @@
 /* product_bf16.cuh - a tile of a product on the tensor cores: bf16 operands, float32 sums.
  *
  * An element is ceil(depth / 16) instructions mma m16n8k16 in ascending order that start from c, the last one
- * filled up with zeros. Every tile size and every form does this and nothing else, so a row's bits depend
- * neither on how many rows there are nor on the tile they are in. What the 16 products of one instruction add
- * up to is the hardware's affair, and the same wherever they stand in it.
+ * filled up with zeros. In NT each segment of the depth is such a chain, the first from c, the others from 0, and
+ * is added to those before it. Every tile size does this and nothing else, so a row's bits depend neither on how
+ * many rows there are nor on the tile they are in. What the 16 products of one instruction add up to is the
+ * hardware's affair, and the same wherever they stand in it. This kernel has one segment at a time (matmul.cu).
  *
  * A warp has a square of the tile in registers. The operands come to shared memory by 16 bytes, behind the
  * threads' backs, some stages ahead; rows there are 16 bytes longer than they need be, which keeps eight rows
- * of a matrix load out of each other's banks. Where there are few rows, a is float32 and rounded on its way
- * to registers: a copy would cost a launch. */
+ * of a matrix load out of each other's banks. */
 #ifndef R1_PRODUCT_BF16_CUH
 #define R1_PRODUCT_BF16_CUH
 
@@ -20,7 +20,7 @@ constexpr unsigned PAD = 8, K16 = 16; /* elements behind a row of shared memory;
 static __host__ __device__ constexpr unsigned
 warp_side(tile t)
 {
-    return t.rows <= K16 ? K16 : t.rows / 2;
+    return t.rows / 2;
 }
 
 static __host__ __device__ constexpr unsigned
@@ -43,29 +43,29 @@ stage_of(tile t, unsigned width, bool turned)
 }
 
 constexpr size_t
-bf16_shared(form f, tile t, size_t a_bytes)
+bf16_shared(form f, tile t)
 {
-    return t.stages * (stage_of(t, t.rows, f == FORM_TN) * a_bytes +
-                       stage_of(t, t.columns, f != FORM_NT) * sizeof(uint16_t));
+    return t.stages * sizeof(uint16_t) *
+           (stage_of(t, t.rows, f == FORM_TN) + stage_of(t, t.columns, f != FORM_NT));
 }
 
 /* to [lines][length + PAD] = a part of an operand; beyond what is left of it 0. */
-template <class X, unsigned lines, unsigned length, unsigned threads>
+template <unsigned lines, unsigned length, unsigned threads>
 static __device__ inline void
-fetch(X *to, const X *from, size_t ld, unsigned lines_left, unsigned length_left, bool aligned)
+fetch(uint16_t *to, const uint16_t *from, size_t ld, unsigned lines_left, unsigned length_left, bool aligned)
 {
-    constexpr unsigned each = 16 / sizeof(X);
+    constexpr unsigned each = 16 / sizeof *to;
 #pragma unroll
     for (unsigned i = threadIdx.x; i < lines * (length / each); i += threads) {
         unsigned line = i / (length / each), first = i % (length / each) * each;
         unsigned left = line < lines_left && first < length_left ? at_most(length_left - first, each) : 0;
-        const X *at = left > 0 ? from + line * ld + first : from;
-        X *there = to + line * (length + PAD) + first;
+        const uint16_t *at = left > 0 ? from + line * ld + first : from;
+        uint16_t *there = to + line * (length + PAD) + first;
         if (aligned) {
-            copy_16(there, at, (int)(left * sizeof(X)));
+            copy_16(there, at, (int)(left * sizeof *to));
         } else {
             for (unsigned j = 0; j < each; j++) {
-                there[j] = j < left ? at[j] : X();
+                there[j] = j < left ? at[j] : 0;
             }
         }
     }
@@ -85,19 +85,6 @@ take_a(uint32_t to[4], const uint16_t *stage, unsigned row, unsigned k)
     }
 }
 
-template <bool turned, unsigned length>
-static __device__ inline void
-take_a(uint32_t to[4], const float *stage, unsigned row, unsigned k)
-{
-    static_assert(!turned, "float32 rows come with the depth along them");
-    unsigned lane = threadIdx.x % WARP;
-    for (unsigned i = 0; i < 4; i++) {
-        const float *at = stage + (row + lane / 4 + i % 2 * 8) * (length + PAD) + k + lane % 4 * 2 + i / 2 * 8;
-        float2 two = *reinterpret_cast<const float2 *>(at);
-        to[i] = round_pair(two.x, two.y);
-    }
-}
-
 /* Columns column .. + 15 of b: two fragments of 8. */
 template <bool turned, unsigned length>
 static __device__ inline void
@@ -114,9 +101,9 @@ take_b(uint32_t to[4], const uint16_t *stage, unsigned column, unsigned k)
 }
 
 /* c += a b over the first `terms` of a stage; row, column: of this warp in the tile. */
-template <form F, tile T, class A>
+template <form F, tile T>
 static __device__ inline void
-multiply(float (*c)[warp_side(T) / 8][4], const A *a, const uint16_t *b, unsigned row, unsigned column,
+multiply(float (*c)[warp_side(T) / 8][4], const uint16_t *a, const uint16_t *b, unsigned row, unsigned column,
          unsigned terms)
 {
     constexpr unsigned ROWS = warp_side(T) / 16, COLUMNS = warp_side(T) / 16;
@@ -144,7 +131,7 @@ multiply(float (*c)[warp_side(T) / 8][4], const A *a, const uint16_t *b, unsigne
     }
 }
 
-template <form F, tile T, class A>
+template <form F, tile T>
 static __global__ void __launch_bounds__(bf16_threads(T), 1)
 product_bf16_kernel(r1_tensor c, r1_tensor a, r1_tensor b, const float *bias, const int32_t *offsets,
                     product p)
@@ -154,18 +141,18 @@ product_bf16_kernel(r1_tensor c, r1_tensor a, r1_tensor b, const float *bias, co
     constexpr unsigned B_STAGE = stage_of(T, T.columns, F != FORM_NT);
     constexpr unsigned A_LINES = F == FORM_TN ? T.depth : T.rows, B_LINES = F == FORM_NT ? T.columns : T.depth;
     constexpr unsigned A_LENGTH = A_STAGE / A_LINES - PAD, B_LENGTH = B_STAGE / B_LINES - PAD;
-    DYNAMIC_SHARED(A, a_stages);
-    uint16_t *b_stages = reinterpret_cast<uint16_t *>(a_stages + T.stages * A_STAGE);
+    DYNAMIC_SHARED(uint16_t, a_stages);
+    uint16_t *b_stages = a_stages + T.stages * A_STAGE;
     part t;
     if (!find_part<F, T>(&t, p, offsets)) {
         return;
     }
     unsigned warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     unsigned row = warp % (T.rows / SIDE) * SIDE, column = warp / (T.rows / SIDE) * SIDE;
-    const A *a0 = static_cast<const A *>(a.data) + a_begin<F>(p, t, a.ld);
+    const uint16_t *a0 = static_cast<const uint16_t *>(a.data) + a_begin<F>(p, t, a.ld);
     const uint16_t *b0 = static_cast<const uint16_t *>(b.data) + b_begin<F>(p, t, b.ld);
     float *c0 = static_cast<float *>(c.data) + c_begin<F>(p, t, c.ld);
-    bool a_aligned = ((uintptr_t)a.data | a.ld * sizeof(A)) % 16 == 0;
+    bool a_aligned = ((uintptr_t)a.data | a.ld * sizeof *a0) % 16 == 0;
     bool b_aligned = ((uintptr_t)b.data | b.ld * sizeof *b0) % 16 == 0;
     bool pairs = ((uintptr_t)c.data | c.ld * sizeof *c0) % sizeof(float2) == 0;
 
@@ -193,17 +180,16 @@ product_bf16_kernel(r1_tensor c, r1_tensor a, r1_tensor b, const float *bias, co
             size_t k = step * T.depth, at = step % T.stages;
             unsigned left = at_most(t.depth - k, T.depth);
             bool a_turned = F == FORM_TN, b_turned = F != FORM_NT;
-            fetch<A, A_LINES, A_LENGTH, THREADS>(a_stages + at * A_STAGE, a0 + (a_turned ? k * a.ld : k), a.ld,
-                                                 a_turned ? left : t.rows, a_turned ? t.rows : left, a_aligned);
-            fetch<uint16_t, B_LINES, B_LENGTH, THREADS>(
-                b_stages + at * B_STAGE, b0 + (b_turned ? k * b.ld : k), b.ld, b_turned ? left : t.columns,
-                b_turned ? t.columns : left, b_aligned);
+            fetch<A_LINES, A_LENGTH, THREADS>(a_stages + at * A_STAGE, a0 + (a_turned ? k * a.ld : k), a.ld,
+                                              a_turned ? left : t.rows, a_turned ? t.rows : left, a_aligned);
+            fetch<B_LINES, B_LENGTH, THREADS>(b_stages + at * B_STAGE, b0 + (b_turned ? k * b.ld : k), b.ld,
+                                              b_turned ? left : t.columns, b_turned ? t.columns : left, b_aligned);
         }
         copy_commit();
         if (step >= AHEAD) {
             size_t now = step - AHEAD, at = now % T.stages;
             unsigned left = at_most(t.depth - now * T.depth, T.depth);
-            const A *av = a_stages + at * A_STAGE;
+            const uint16_t *av = a_stages + at * A_STAGE;
             const uint16_t *bv = b_stages + at * B_STAGE;
             if (left == T.depth) { /* compiled without a branch */
                 multiply<F, T>(sum, av, bv, row, column, T.depth);
@@ -219,14 +205,14 @@ product_bf16_kernel(r1_tensor c, r1_tensor a, r1_tensor b, const float *bias, co
 #pragma unroll
             for (unsigned k = 0; k < 4; k += 2) {
                 unsigned y = row + 16 * i + lane / 4 + k / 2 * 8, x = column + 8 * j + lane % 4 * 2;
-                float *to = c0 + y * c.ld + x;
+                float *to = c0 + y * c.ld + x, one = sum[i][j][k], two = sum[i][j][k + 1];
                 if (y < t.rows && x + 1 < t.columns && pairs) {
-                    *reinterpret_cast<float2 *>(to) = make_float2(sum[i][j][k], sum[i][j][k + 1]);
-                } else if (y < t.rows) {
-                    for (unsigned h = 0; h < 2; h++) {
-                        if (x + h < t.columns) {
-                            to[h] = sum[i][j][k + h];
-                        }
+                    float2 *both = reinterpret_cast<float2 *>(to);
+                    *both = p.add ? make_float2(both->x + one, both->y + two) : make_float2(one, two);
+                } else if (y < t.rows && x < t.columns) {
+                    to[0] = p.add ? to[0] + one : one;
+                    if (x + 1 < t.columns) {
+                        to[1] = p.add ? to[1] + two : two;
                     }
                 }
             }

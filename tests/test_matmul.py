@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from conftest import GPU
 from op_testing import (assert_same_bits, check, check_threads, ints, matrix_unit, nan, normal, seen,
                         tensor_cores)
 from r1grpo import _core
@@ -178,6 +179,38 @@ def test_a_row_does_not_depend_on_how_many_there_are(device, rng, dtype, I):
     _core.matmul_nt(device, y1, x, experts, None, offsets, True)
     _core.matmul_nn(device, dx1, dy, experts, offsets, False)
     assert_same_bits((y1, dx1), (y, dx))
+
+
+def chains(start: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """chain, by segments of at most 2,048 terms as a GPU's bf16 has them: the first from start, others from 0."""
+    count = -(-a.shape[1] // 2048)
+    length = -(-a.shape[1] // count // 64) * 64
+    sums = [chain(start if k == 0 else np.zeros_like(start), a[:, k:k + length], b[k:k + length])
+            for k in range(0, a.shape[1], length)]
+    return np.add.accumulate(np.stack(sums), dtype=np.float32)[-1]
+
+
+@pytest.mark.parametrize("devices", ["emulated-cuda", *(["cuda"] if GPU else [])], indirect=True)
+@pytest.mark.parametrize(("I", "O"), [(70, 4100), (2050, 26), (4144, 21)])
+def test_long_sums_are_cut_alike_for_every_number_of_rows(device, rng, I, O):
+    N = 400 if O < 100 else 20  # large tiles, medium ones, few rows; narrow and wide blocks of those
+    x, w, y0, bias = coarse(rng, N, I), coarse(rng, O, I), coarse(rng, N, O), coarse(rng, O)
+    weight = _core.Weight(device, w, 1, "bfloat16")
+    y, biased = y0.copy(), nan(N, O)
+    _core.matmul_nt(device, y, x, weight, None, None, True)
+    _core.matmul_nt(device, biased, x, weight, bias, None, False)
+    for n in (1, 5, 16, 17, 130):
+        few, more = y0[:n].copy(), nan(min(n, N), O)
+        _core.matmul_nt(device, few, x[:n], weight, None, None, True)
+        _core.matmul_nt(device, more, x[:n], weight, bias, None, False)
+        assert_same_bits((few, more), (y[:n], biased[:n]))
+    if device.tier == "emulated":  # a real one has an order of its own inside 16 terms
+        assert_same_bits([y[:3], biased[:3]], [chains(y0[:3], x[:3], w.T),
+                                               chains(np.tile(bias, (3, 1)), x[:3], w.T)])
+    experts, offsets = _core.Weight(device, np.tile(w, (2, 1)), 2, "bfloat16"), ints(0, 3, 18)
+    few = y0[:20].copy()
+    _core.matmul_nt(device, few, x[:20], experts, None, offsets, True)
+    assert_same_bits([few[:18], few[18:]], [y[:18], y0[18:20]])
 
 
 def test_a_sum_over_many_rows(devices, rng, dtype):
