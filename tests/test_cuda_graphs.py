@@ -94,6 +94,14 @@ def test_memory_that_moves_between_slices(gpu: Gpu) -> None:
     assert run(model, lambda: model.logprobs(longer, longer)) == undisturbed
 
 
+def test_steps_that_are_padded_but_not_recorded(gpu: Gpu) -> None:
+    """Where layers come from the host's memory nothing is recorded; padding keeps to its own block there too."""
+    model, row = make("dense", device="cuda"), prompts(66)
+    near, away = (one.generate(row, 3, max_new_tokens=6, seed=2, stop_token_ids=())
+                  for one in (model, model.freeze(offload="unused")))
+    assert bits(near.completion_ids) == bits(away.completion_ids) and bits(near.logprobs) == bits(away.logprobs)
+
+
 def test_speculation_is_recorded_too(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("r1grpo.model._SLOTS", 3)
     for name in ("dense_mtp", "moe"):

@@ -114,7 +114,7 @@ device_open(r1_decode *d, r1_status *st)
     }
     R1_TRY(graphs_open(d, s->slots * (s->speculative ? 2 : 1), st));
     R1_TRY(kvpool_open(&d->pool, m, m->config.L + (size_t)s->speculative, size.blocks, st));
-    if (d->graphs.parts != NULL) {
+    if (m->ops->graph_begin != NULL) { /* steps are padded, recorded or not */
         kvpool_take(&d->pool, &d->spare, 1);
     }
     return R1_OK;
