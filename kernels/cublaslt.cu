@@ -5,9 +5,10 @@
  * proposes for so many, the first that gives every row, with the fewest and with the most rows that it would
  * serve, the bits that the row has among 4,096 (find_equal). If a number of rows has none, our own kernel
  * computes the form for all. Gradients need the same bits in every run alone, and the fast mode no more than that
- * for all forms: there the library's first proposal is taken. In all of them an algorithm is fixed for good when
- * the first weight of its shape is opened, works in one fixed workspace, and never adds up in the order in which
- * parts happen to be done (reductions in place).
+ * for all forms: there the library's first proposal is taken, untried, and where it turns out not to do some
+ * number of rows (its parts outgrow the workspace), our kernel multiplies those. In all of them an algorithm is
+ * fixed for good when the first weight of its shape is opened, works in one fixed workspace, and never adds up
+ * in the order in which parts happen to be done (reductions in place).
  *
  * The bits are compared on rows and weights of noise: what is proven is the order of sums, not a value. */
 #include <stdarg.h>
@@ -43,7 +44,7 @@ lt_serves(const r1_dev *dev, lt_form form, size_t O, size_t I)
 
 r1_code
 lt_multiply(r1_dev *dev, lt_form form, size_t O, size_t I, const r1_tensor &c, const r1_tensor &a,
-            const r1_tensor &b, const float *bias, int accumulate, r1_status *st)
+            const r1_tensor &b, const float *bias, int accumulate, bool *refused, r1_status *st)
 {
     const lt_shape *shape = find_shape(dev, O, I);
     size_t i = 0;
@@ -52,8 +53,11 @@ lt_multiply(r1_dev *dev, lt_form form, size_t O, size_t I, const r1_tensor &c, c
     }
     assert(shape != NULL && shape->serves[form] && a.rows > 0);
     R1_TRY(dev_ready(dev, st));
-    return lt_check(lt_queue(dev, form, {c, a, b}, bias, accumulate || form == LT_NT_ADD ? 1.0f : 0.0f,
-                             &shape->algorithm[form][i]), "Matmul", st);
+    int status = lt_queue(dev, form, {c, a, b}, bias, accumulate || form == LT_NT_ADD ? 1.0f : 0.0f,
+                          &shape->algorithm[form][i]);
+    bool bound = !dev->fast && form <= LT_NT_ADD; /* by the rule, to this one algorithm */
+    *refused = !bound && (status == LT_INVALID || status == LT_UNSUPPORTED);
+    return *refused ? R1_OK : lt_check(status, "Matmul", st);
 }
 
 /* ---- planning ---- */

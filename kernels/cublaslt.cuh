@@ -23,8 +23,8 @@ r1_code lt_plan(r1_dev *dev, size_t O, size_t I, r1_status *st);
 /* May cuBLASLt compute this form? One answer for every number of rows. */
 bool lt_serves(const r1_dev *dev, lt_form form, size_t O, size_t I);
 /* c [+]= a b as the form has them; a (y's x, dx's dy, dW's dy) and b in bf16, c in float32, each aligned to 16
- * bytes with its rows; no size 0. */
+ * bytes with its rows; no size 0. *refused: c is as it was, and our kernel may compute this one. */
 r1_code lt_multiply(r1_dev *dev, lt_form form, size_t O, size_t I, const r1_tensor &c, const r1_tensor &a,
-                    const r1_tensor &b, const float *bias, int accumulate, r1_status *st);
+                    const r1_tensor &b, const float *bias, int accumulate, bool *refused, r1_status *st);
 
 #endif

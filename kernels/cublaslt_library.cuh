@@ -17,6 +17,8 @@ enum {
     LT_IN_WORKSPACE = 2 /* parts in the workspace, added in order */
 };
 
+enum { LT_INVALID = 7, LT_UNSUPPORTED = 15 }; /* answers: an algorithm that cannot do this product */
+
 enum { LT_ID = 0, LT_TILE = 1, LT_STAGES = 6 }; /* of an algorithm */
 
 struct lt_algorithm {

@@ -256,10 +256,11 @@ copy_rows(r1_dev *dev, const r1_tensor &to, const r1_tensor &from, r1_status *st
                                             dev->stream), "copying rows", st);
 }
 
-/* The product of j by cuBLASLt, all of whose operands lie aligned: in scratch memory where they do not. */
+/* The product of j by cuBLASLt, all of whose operands lie aligned: in scratch memory where they do not.
+ * *refused: nothing has been written, and our kernel computes it. */
 template <form F>
 static r1_code
-run_lt(r1_dev *dev, const job &given, const lt_job &how, r1_status *st)
+run_lt(r1_dev *dev, const job &given, const lt_job &how, bool *refused, r1_status *st)
 {
     job j = given;
     bool move = ((uintptr_t)j.c.data | j.c.ld * sizeof(float)) % 16 != 0;
@@ -287,8 +288,8 @@ run_lt(r1_dev *dev, const job &given, const lt_job &how, r1_status *st)
     if (move && j.p.accumulate) {
         R1_TRY(copy_rows(dev, j.c, given.c, st));
     }
-    R1_TRY(lt_multiply(dev, how.form, how.O, how.I, j.c, j.a, j.b, j.bias, j.p.accumulate, st));
-    return move ? copy_rows(dev, given.c, j.c, st) : R1_OK;
+    R1_TRY(lt_multiply(dev, how.form, how.O, how.I, j.c, j.a, j.b, j.bias, j.p.accumulate, refused, st));
+    return move && !*refused ? copy_rows(dev, given.c, j.c, st) : R1_OK;
 }
 
 /* The product of j in this dtype; its operands that are float32 are rounded, its segments added up. */
@@ -301,7 +302,11 @@ run(r1_dev *dev, const job &given, r1_dtype dtype, r1_status *st)
     job j = given;
     lt_job how = lt_job_of<F>(j);
     if (bf16 && j.offsets == NULL && j.p.N > 0 && lt_serves(dev, how.form, how.O, how.I)) {
-        return run_lt<F>(dev, given, how, st);
+        bool refused;
+        R1_TRY(run_lt<F>(dev, given, how, &refused, st));
+        if (!refused) {
+            return R1_OK;
+        }
     }
     if (F == FORM_TN && j.offsets == NULL) {
         cut_segments(&j.p, tiles[LARGE]);

@@ -20,6 +20,7 @@ BY_ROWS = 2  # ... whatever its algorithm
 SECOND = 3  # ... by the first algorithm that it proposes for so many, not by the second
 MANY_ROWS, NOTHING = 4, 5  # no algorithm for so few rows; for none
 INSIDE = 6  # from the beginning where there are 8 to 30 rows, which an algorithm serves that is right at 64
+PICKY = 7  # an algorithm does the number of rows that it was proposed for alone
 I, O = 24, 16
 MANY = 300
 ROWS = (1, 2, 7, 8, 64, 65, 257, 258)
@@ -135,6 +136,24 @@ def test_the_fast_mode_takes_what_it_is_given(library: Library, rng: np.random.G
     _core.matmul_nt(device, few, x[:64], weight, None, None, False)
     assert np.any(few != y[:64])
     assert device.tier == "emulated-fast" and library.products() == 2
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_our_kernel_does_what_an_untried_algorithm_refuses(library: Library, rng: np.random.Generator,
+                                                           fast: bool) -> None:
+    """Gradients, and in the fast mode all forms; not aligned ones, and sums that go on, among them."""
+    without, device = library.open(ABSENT, fast), library.open(PICKY, fast)
+    x, dy, bias, y, dx = (normal(rng, *s)[:, 1:] for s in ((64, I + 1), (64, O + 1), (1, O + 1), (64, O + 1),
+                                                           (64, I + 1)))
+    w, dw = normal(rng, O, I), normal(rng, O, I)
+    weights = [_core.Weight(one, w, 1, "bfloat16") for one in (without, device)]
+    library.products()
+    for n, served in ((33, 0), (64, 7 if fast else 4)):
+        want, got = (forward(one, weight, x[:n], bias[0].copy(), y) + backward(one, weight, x[:n], dy[:n], dx[:n], dw)
+                     for one, weight in zip((without, device), weights))
+        assert library.products() == served
+        if not served:
+            assert_same_bits(got, want)
 
 
 def test_what_it_does_not_serve(library: Library, rng: np.random.Generator) -> None:

@@ -3,12 +3,14 @@ depends on it, though the emulated GPUs do copies and kernels at different times
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
+import cuda_emulation
 from models import batch, configs, make
 from op_testing import bits
 from r1grpo import GRPOConfig, GRPOTrainer, Model, SFTConfig, plan_memory, plan_training
@@ -115,6 +117,26 @@ def test_parts_of_an_experts_moments() -> None:
         model.update(1e-2)
         return bits([*model.logprobs([[1, 2]], [[3, 4]]), *model.optimizer_state().values()])
     assert run(True) == run(False)
+
+
+def test_what_is_loaded_from_pinned_memory_may_change_afterwards(gpu: Gpu, request: pytest.FixtureRequest) -> None:
+    """A GPU reads such memory, torch's for one, when its stream comes to it: the call waits for that."""
+    if request.node.callspec.params["gpu"] != "emulated":
+        pytest.skip("nothing here pins memory")
+    gpu(0)  # its streams do nothing before somebody waits
+    model = make("dense", dtype="bfloat16", device="cuda")
+    model.offload_optimizer()
+    model.sft_gradient([[1]], [[2]])
+    model.update(1e-3)
+    pin = ctypes.CDLL(cuda_emulation.load().__file__).emulated_pin
+    pin.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    for parameter in model.parameters().values():
+        values = np.full(parameter.shape, 0.5, np.float32)
+        pin(values.ctypes.data, values.nbytes)
+        parameter.load(values)
+        values[:] = 7.0
+        pin(values.ctypes.data, 0)
+        assert np.all(np.asarray(parameter) == 0.5)
 
 
 def test_when_moments_may_move(gpu: Gpu) -> None:

@@ -41,7 +41,8 @@ typedef struct {
 typedef struct {
     size_t sizes;
     r1_recorded *parts;  /* (R1_PARTS, sizes); NULL: the backend has no graphs */
-    const void *know[3]; /* what they were recorded with: device, workspace, rotary table */
+    const r1_dev *dev;   /* what they were recorded with: the model's device, and its `moved` */
+    uint64_t moved;
 } r1_graphs;
 
 struct r1_decode {

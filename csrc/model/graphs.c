@@ -8,11 +8,10 @@
  * The first run of a part and size does its ops one by one, and so finds every op's memory; the second
  * records them. What differs between steps - tokens, positions, tables, counters - is uploaded before, to
  * the same places (decode_upload). A graph ends with what it knows the address of: the session's memory
- * never moves, the model's workspace and rotary table may between two runs of the session, the device's
- * scratch memory at any time. Knows nothing about what a part does.
+ * never moves, the model's workspace and rotary table may between two runs of the session (m->moved counts
+ * that: an address may come back with other things at it), the device's scratch memory at any time. Then the
+ * ops are done one by one once more. Knows nothing about what a part does.
  */
-#include <string.h>
-
 #include "decode.h"
 
 enum { TILE = 16 }; /* rows that tensor cores compute at a time: fewer cost the same */
@@ -76,10 +75,10 @@ graphs_close(r1_decode *d)
 void
 graphs_check(r1_decode *d)
 {
-    const void *now[] = {d->m->dev, d->ws->memory, d->m->rope.data};
-    if (memcmp(now, d->graphs.know, sizeof now) != 0) {
+    if (d->graphs.dev != d->m->dev || d->graphs.moved != d->m->moved) {
         graphs_clear(d);
-        memcpy(d->graphs.know, now, sizeof now);
+        d->graphs.dev = d->m->dev;
+        d->graphs.moved = d->m->moved;
     }
 }
 
@@ -110,21 +109,22 @@ part_run(r1_decode *d, decode_part part, part_body body, size_t rows, r1_status 
         return body(d, rows, st);
     }
     r1_recorded *r = &d->graphs.parts[(size_t)part * d->graphs.sizes + size_index(rows)];
-    if (!r->ran) {
-        R1_TRY(body(d, rows, st));
-        r->ran = 1;
-        return R1_OK;
-    }
-    for (;;) {
-        int stale = 0;
-        if (r->graph == NULL) {
-            R1_TRY(record(d, body, rows, &r->graph, st));
-        }
+    int stale = 0;
+    if (r->graph != NULL) {
         R1_TRY(ops->graph_run(d->m->dev, r->graph, &stale, st));
         if (!stale) {
             return R1_OK;
         }
         ops->graph_close(d->m->dev, r->graph);
-        r->graph = NULL;
+        *r = (r1_recorded){0};
     }
+    if (!r->ran) {
+        R1_TRY(body(d, rows, st));
+        r->ran = 1;
+        return R1_OK;
+    }
+    r1_code code = record(d, body, rows, &r->graph, st);
+    r->ran = code == R1_OK; /* else the memory that it found has gone since */
+    R1_TRY(code);
+    return ops->graph_run(d->m->dev, r->graph, &stale, st);
 }

@@ -196,14 +196,15 @@ r1_param_write(r1_model *m, size_t i, int what, const float *in, r1_status *st)
         int away = offload_layer(m, i, &layer);
         R1_TRY(away ? offload_enter(m, layer, st) : R1_OK);
         R1_TRY(m->ops->weight_write(m->dev, m->params[i].weight, in, st));
-        return away ? offload_keep(m, layer, &m->params[i], st) : R1_OK;
+        return away ? offload_keep(m, layer, &m->params[i], st) : m->ops->mem_join(m->dev, 1, st);
     }
     R1_TRY(param_tensor(m, i, what, &x, st));
     if (on_host(m, what)) {
         memcpy(x.data, in, x.rows * x.cols * sizeof(float));
         return R1_OK;
     }
-    return m->ops->mem_upload(m->dev, x.data, in, x.rows * x.cols * sizeof(float), st);
+    R1_TRY(m->ops->mem_upload(m->dev, x.data, in, x.rows * x.cols * sizeof(float), st));
+    return m->ops->mem_join(m->dev, 1, st);
 }
 
 r1_code

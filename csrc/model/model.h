@@ -247,6 +247,7 @@ typedef struct {
     int64_t *loads;                       /* (L + mtp, E) */
     uint64_t step;                        /* optimiser updates so far */
     uint64_t version;                     /* counts every change of a weight */
+    uint64_t moved;                       /* and of where a workspace or the rotary table lies */
     r1_workspace train, infer;
     int (*poll)(void *);                  /* nonzero: stop with R1_EINTR */
     void *poll_ctx;

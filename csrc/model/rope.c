@@ -104,6 +104,7 @@ rope_reserve(r1_model *m, size_t positions, r1_status *st)
     if (code == R1_OK) {
         unused = m->rope.data;
         m->rope = r1_f32(table, T, Dr);
+        m->moved++;
     }
     if (unused != NULL) {
         m->ops->mem_free(m->dev, unused);

@@ -245,6 +245,7 @@ workspace_reserve(r1_model *m, r1_workspace *ws, size_t rows, size_t seqs, size_
     }
     r1_workspace old = *ws;
     workspace_release(m, ws);
+    m->moved++;
     R1_TRY(workspace_shape(m, ws, rows > old.rows ? rows : old.rows,
                            seqs > old.seqs ? seqs : old.seqs,
                            blocks > old.blocks ? blocks : old.blocks,

@@ -14,8 +14,9 @@ namespace {
 
 /* absent; as it should be; a product of few rows goes from the beginning whatever its algorithm; the first
  * proposal for few rows does, the second does not; only products of many rows are supported; none is; of the
- * products that may share an algorithm with 64 rows, those of 8 to 30 go from the beginning */
-enum behaviour { ABSENT, EQUAL, BY_ROWS, SECOND, MANY_ROWS, NOTHING, INSIDE };
+ * products that may share an algorithm with 64 rows, those of 8 to 30 go from the beginning; an algorithm does
+ * the number of rows that it was proposed for alone */
+enum behaviour { ABSENT, EQUAL, BY_ROWS, SECOND, MANY_ROWS, NOTHING, INSIDE, PICKY };
 enum { FEW_ROWS = 64, OK = 0, INVALID = 7, UNSUPPORTED = 15, VERSION = 130100 };
 
 behaviour now;
@@ -197,6 +198,9 @@ multiply(void *, const description *how, const float *alpha, const uint16_t *a, 
         !reachable(b, lb, 2) || !reachable(d, ld, 4) || !emulated_reachable(workspace, 1) ||
         (how->epilogue == 4 && !emulated_reachable(how->bias, ld->rows * sizeof(float)))) {
         return INVALID;
+    }
+    if (now == PICKY && lb->cols != algo->data[1]) {
+        return UNSUPPORTED;
     }
     bool rising = algo->data[0] == 1 || (now == BY_ROWS && lb->cols <= FEW_ROWS) ||
                   (now == INSIDE && lb->cols >= 8 && lb->cols <= 30);

@@ -274,6 +274,12 @@ cudaHostUnregister(void *p)
     return mapped.erase((char *)p) == 1 ? cudaSuccess : cudaErrorInvalidValue;
 }
 
+void
+emulated_pin(void *p, size_t bytes)
+{
+    (void)(bytes > 0 ? cudaHostRegister(p, bytes, 0) : cudaHostUnregister(p));
+}
+
 /* Registered, as what cudaHostRegister is given: page-locked either way. */
 cudaError_t
 cudaHostAlloc(void **p, size_t bytes, unsigned)
