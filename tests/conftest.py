@@ -22,12 +22,22 @@ import pytest
 
 from r1grpo import _core, doctor, set_num_threads
 from r1grpo.cuda import cuda_ops
+from r1grpo.verifiers.sandbox import try_level
 
 THREADS = (1, 2, 3, 7)
 
 
 def pytest_report_header() -> str:
     return f"sandbox for generated programs: {doctor.sandbox()}"
+
+
+@pytest.fixture(scope="session")
+def level() -> str:
+    """The best level of the sandbox that this machine has."""
+    for one in ("full", "restricted"):
+        if try_level(one)[1]:
+            return one
+    pytest.skip(f"no sandbox: full: {try_level('full')[0]}; restricted: {try_level('restricted')[0]}")
 
 
 @pytest.fixture

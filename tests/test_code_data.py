@@ -1,15 +1,11 @@
 """The solutions that come with HumanEval and MBPP pass their own tests, but for those listed here."""
 
-import gzip
-import json
-import os
-from pathlib import Path
-
 import pytest
+from real_data import data_file
 
+from r1grpo.json_rows import open_text, read_lines
 from r1grpo.layouts import LAYOUTS
 from r1grpo.verifiers import verify_code
-from r1grpo.verifiers.sandbox import try_level
 
 # task_id -> why a right program cannot be seen to be right
 MBPP = {367: "takes trees that the program's own class makes", 927: "takes trees, as 367",
@@ -18,19 +14,8 @@ MBPP = {367: "takes trees that the program's own class makes", 927: "takes trees
 
 
 def rows(name):
-    folder = os.environ.get("R1GRPO_TEST_DATA")
-    if not folder or not (path := Path(folder) / name).exists():
-        pytest.skip(f"R1GRPO_TEST_DATA names no folder with {name}")
-    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    return [json.loads(line) for line in data.splitlines()]
-
-
-@pytest.fixture(scope="module")
-def level():
-    for one in ("full", "restricted"):
-        if try_level(one)[1]:
-            return one
-    pytest.skip(f"no sandbox: {try_level('full')[0]}; {try_level('restricted')[0]}")
+    with open_text(data_file(name)) as stream:
+        return [row for _, row in read_lines(stream, name)]
 
 
 @pytest.mark.parametrize("part", range(4))

@@ -10,15 +10,6 @@ from r1grpo.rewards.named import named_reward
 from r1grpo.tasks.functions import FAMILIES, HIDDEN, sample_functions
 from r1grpo.tokenizer import WordTokenizer
 from r1grpo.verifiers import verify_code
-from r1grpo.verifiers.sandbox import try_level
-
-
-@pytest.fixture(scope="module")
-def level():
-    for one in ("full", "restricted"):
-        if try_level(one)[1]:
-            return one
-    pytest.skip(f"no sandbox: {try_level('full')[0]}; {try_level('restricted')[0]}")
 
 
 def test_problems_are_a_function_of_their_arguments():

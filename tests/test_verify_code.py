@@ -10,16 +10,7 @@ from r1grpo.verifiers import VerifierPool, verify_code
 from r1grpo.verifiers.code import extract_program
 from r1grpo.verifiers.code_tests import FunctionCall, InputOutput, Script, read_tests, same_output
 from r1grpo.verifiers.plain_values import decode, render, same
-from r1grpo.verifiers.sandbox import SandboxUnavailable, require_level, try_level
-
-
-@pytest.fixture(scope="module")
-def level():
-    """The best level that this machine has."""
-    for one in ("full", "restricted"):
-        if try_level(one)[1]:
-            return one
-    pytest.skip(f"no sandbox: full: {try_level('full')[0]}; restricted: {try_level('restricted')[0]}")
+from r1grpo.verifiers.sandbox import SandboxUnavailable, require_level
 
 
 # ---- hacks --------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from ..trackers import tracker_names
 from .checks import require, run_config
 
 # options that a resumed run may give differently: they cannot change the bits of a step that both
-# runs take (those of verifiers: of verdicts that were given). The length is one where no learning rate depends on it: under the constant schedule
+# runs take (those of verifiers: of verdicts that were given). The length is one where no learning rate
+# depends on it: under the constant schedule
 FREE_OPTIONS = {"output_dir", "save_steps", "save_total_limit", "logging_steps",
                 "logging_first_step", "log_completions", "num_completions_to_print", "disable_tqdm",
                 "report_to", "run_name", "micro_batch_tokens", "gradient_checkpointing",

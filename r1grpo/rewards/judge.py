@@ -18,6 +18,7 @@ from ..verifiers import Verdict
 from .pooled import Pooled
 from .text import Completion, texts
 
+
 def judge_reward(prompts: Sequence[Any], completions: Sequence[Completion],
                  completion_ids: Sequence[Sequence[int]], *, judge_options: dict[str, Any],
                  prefilled: Sequence[bool] | None = None, **_: Any) -> list[float | Verdict]:
