@@ -3,7 +3,8 @@
  * THE RULE. In exact mode a row's bits may not depend on how many rows there are. For each form y = x W^T of a
  * weight's shape there is one algorithm for 1 row, up to 7, 64, 257, and more rows: of those that the library
  * proposes for so many, the first that gives every row, with the fewest and with the most rows that it would
- * serve, the bits that the row has among 4,096 (find_equal). If a number of rows has none, our own kernel
+ * serve and with some number between (TRIED), the bits that the row has among 4,096 (find_equal). Products of more
+ * rows than were tried are done in parts (lt_shape.most). If a number of rows has no algorithm, our own kernel
  * computes the form for all. Gradients need the same bits in every run alone, and the fast mode no more than that
  * for all forms: there the library's first proposal is taken, untried, and where it turns out not to do some
  * number of rows (its parts outgrow the workspace), our kernel multiplies those. In all of them an algorithm is
@@ -17,7 +18,10 @@
 #include "cublaslt_library.cuh"
 #include "math.cuh"
 
-constexpr size_t ROWS[LT_CLASSES] = {1, 7, 64, 257, 4096}, MOST = ROWS[LT_CLASSES - 1];
+constexpr size_t ROWS[LT_CLASSES] = {1, 7, 64, 257, 4096};
+constexpr size_t MOST = 3 * 4096 + 1, WIDE = 16384; /* so many rows at once, of more columns no more than 4,096 */
+/* What an algorithm is tried with beside ROWS: the fewest of its class, one just above a likely tile, the most. */
+constexpr size_t TRIED[LT_CLASSES][3] = {{}, {2, 4}, {8, 33}, {65, 129}, {258, 2049, MOST}};
 constexpr size_t PERIOD = 257; /* test rows repeat after so many: row n is row n % 257 of the first */
 constexpr size_t ALIGNED = 8;  /* O and I are multiples of so many elements: 16 bytes of bf16 */
 constexpr int PROPOSALS = 8;
@@ -42,20 +46,43 @@ lt_serves(const r1_dev *dev, lt_form form, size_t O, size_t I)
     return shape != NULL && shape->serves[form];
 }
 
+static size_t
+class_of(size_t rows)
+{
+    size_t i = 0;
+    while (i < LT_CLASSES - 1 && rows > ROWS[i]) {
+        i++;
+    }
+    return i;
+}
+
+/* `count` rows of x, or as many as there are, from `first` on. */
+static r1_tensor
+rows_from(const r1_tensor &x, size_t first, size_t count)
+{
+    size_t left = x.rows - first, width = x.dtype == R1_BF16 ? sizeof(uint16_t) : sizeof(float);
+    return {static_cast<unsigned char *>(x.data) + first * x.ld * width, x.dtype, left < count ? left : count, x.cols,
+            x.ld};
+}
+
 r1_code
 lt_multiply(r1_dev *dev, lt_form form, size_t O, size_t I, const r1_tensor &c, const r1_tensor &a,
             const r1_tensor &b, const float *bias, int accumulate, bool *refused, r1_status *st)
 {
     const lt_shape *shape = find_shape(dev, O, I);
-    size_t i = 0;
-    while (i < LT_CLASSES - 1 && a.rows > ROWS[i]) {
-        i++;
-    }
-    assert(shape != NULL && shape->serves[form] && a.rows > 0);
+    bool bound = !dev->fast && form <= LT_NT_ADD; /* by the rule, to its algorithms and what they were tried with */
+    size_t parts = bound ? (a.rows - 1) / shape->most + 1 : 1, each = (a.rows - 1) / parts + 1;
+    int status = 0;
+    assert(shape->serves[form] && a.rows > 0);
     R1_TRY(dev_ready(dev, st));
-    int status = lt_queue(dev, form, {c, a, b}, bias, accumulate || form == LT_NT_ADD ? 1.0f : 0.0f,
-                          &shape->algorithm[form][i]);
-    bool bound = !dev->fast && form <= LT_NT_ADD; /* by the rule, to this one algorithm */
+    for (size_t first = 0; first < a.rows && status == 0; first += each) {
+        operands o = {c, a, b};
+        if (parts > 1) {
+            o = {rows_from(c, first, each), rows_from(a, first, each), b};
+        }
+        status = lt_queue(dev, form, o, bias, accumulate || form == LT_NT_ADD ? 1.0f : 0.0f,
+                          &shape->algorithm[form][class_of(o.a.rows)]);
+    }
     *refused = !bound && (status == LT_INVALID || status == LT_UNSUPPORTED);
     return *refused ? R1_OK : lt_check(status, "Matmul", st);
 }
@@ -109,8 +136,8 @@ take_first(lt *t, lt_shape *shape, lt_form form)
 
 /* What equal rows are looked for with; device memory. */
 struct trial {
-    float *c, *first; /* results (4096, O); those that rows must have, (PERIOD, O) */
-    uint16_t *x, *w;  /* (4096, I), (O, I) */
+    float *c, *first; /* results (most, O); those that rows must have, (PERIOD, O) */
+    uint16_t *x, *w;  /* (most, I), (O, I) */
     float *bias;      /* (O) */
     int32_t *differ;
     void *memory;
@@ -170,13 +197,14 @@ differ_kernel(int32_t *differ, const float *c, const float *first, size_t count,
 }
 
 static r1_code
-open_trial(r1_dev *dev, trial *t, size_t O, size_t I, r1_status *st)
+open_trial(r1_dev *dev, trial *t, const lt_shape *shape, r1_status *st)
 {
+    size_t O = shape->O, I = shape->I, most = shape->most;
     r1_arena memory = {};
     for (int placing = 0; placing < 2; placing++) { /* measured, then placed */
-        t->c = static_cast<float *>(r1_arena_push(&memory, MOST * O, sizeof(float)));
+        t->c = static_cast<float *>(r1_arena_push(&memory, most * O, sizeof(float)));
         t->first = static_cast<float *>(r1_arena_push(&memory, PERIOD * O, sizeof(float)));
-        t->x = static_cast<uint16_t *>(r1_arena_push(&memory, MOST * I, sizeof(uint16_t)));
+        t->x = static_cast<uint16_t *>(r1_arena_push(&memory, most * I, sizeof(uint16_t)));
         t->w = static_cast<uint16_t *>(r1_arena_push(&memory, O * I, sizeof(uint16_t)));
         t->bias = static_cast<float *>(r1_arena_push(&memory, O, sizeof(float)));
         t->differ = static_cast<int32_t *>(r1_arena_push(&memory, 1, sizeof(int32_t)));
@@ -186,7 +214,7 @@ open_trial(r1_dev *dev, trial *t, size_t O, size_t I, r1_status *st)
             memory = {static_cast<unsigned char *>(t->memory), memory.used, 0};
         }
     }
-    R1_TRY(LAUNCH(dev, st, noise_bf16_kernel, grid_of(MOST * I, THREADS * EACH), THREADS, 0, t->x, MOST * I, I));
+    R1_TRY(LAUNCH(dev, st, noise_bf16_kernel, grid_of(most * I, THREADS * EACH), THREADS, 0, t->x, most * I, I));
     R1_TRY(LAUNCH(dev, st, noise_bf16_kernel, grid_of(O * I, THREADS * EACH), THREADS, 0, t->w, O * I, I));
     return LAUNCH(dev, st, noise_kernel, grid_of(O, THREADS * EACH), THREADS, 0, t->bias, O, O);
 }
@@ -222,14 +250,15 @@ find_equal(r1_dev *dev, const trial &t, lt_shape *shape, lt_form form, r1_status
 {
     for (size_t i = LT_CLASSES; i-- > 0;) { /* the most rows first: they say what the bits are */
         lt_proposal found[PROPOSALS];
-        size_t fewest = i > 0 ? ROWS[i - 1] + 1 : 1;
         int count = propose(dev->lt, form, shape->O, shape->I, ROWS[i], LT_ONE_SUM, found), k = 0;
         bool equal = false;
         for (; k < count && !equal; k++) {
             const lt_algorithm *one = &found[k].algorithm;
             R1_TRY(rows_are_equal(dev, t, form, shape, ROWS[i], i == LT_CLASSES - 1, one, &equal, st));
-            if (equal) {
-                R1_TRY(rows_are_equal(dev, t, form, shape, fewest, false, one, &equal, st));
+            for (size_t rows : TRIED[i]) {
+                if (equal && rows > 0 && rows <= shape->most) {
+                    R1_TRY(rows_are_equal(dev, t, form, shape, rows, false, one, &equal, st));
+                }
             }
         }
         if (!equal) {
@@ -245,7 +274,7 @@ static r1_code
 plan_forward(r1_dev *dev, lt_shape *shape, r1_status *st)
 {
     trial t = {};
-    r1_code code = open_trial(dev, &t, shape->O, shape->I, st);
+    r1_code code = open_trial(dev, &t, shape, st);
     for (int form = LT_NT; form <= LT_NT_ADD && code == R1_OK; form++) {
         code = find_equal(dev, t, shape, (lt_form)form, st);
     }
@@ -267,6 +296,7 @@ lt_plan(r1_dev *dev, size_t O, size_t I, r1_status *st)
     }
     shape->O = O;
     shape->I = I;
+    shape->most = O > WIDE ? ROWS[LT_CLASSES - 1] : MOST;
     for (int form = 0; form < LT_FORMS; form++) {
         shape->serves[form] = (dev->fast || form > LT_NT_ADD) && take_first(t, shape, (lt_form)form);
     }

@@ -57,8 +57,9 @@ struct lt_calls { /* cublasLt...: 0 is success */
 
 struct lt_shape {
     size_t O, I;
+    size_t most; /* rows at once, where the rule holds */
     bool serves[LT_FORMS];
-    lt_algorithm algorithm[LT_FORMS][LT_CLASSES]; /* for up to so many rows; the last for more too */
+    lt_algorithm algorithm[LT_FORMS][LT_CLASSES]; /* by the number of rows */
     lt_shape *next;
 };
 

@@ -19,12 +19,12 @@ ABSENT, EQUAL = 0, 1
 BY_ROWS = 2  # ... whatever its algorithm
 SECOND = 3  # ... by the first algorithm that it proposes for so many, not by the second
 MANY_ROWS, NOTHING = 4, 5  # no algorithm for so few rows; for none
-INSIDE = 6  # from the beginning where there are 8 to 30 rows, which an algorithm serves that is right at 64
+BETWEEN = 6  # ... where their number is in a range
 PICKY = 7  # an algorithm does the number of rows that it was proposed for alone
 I, O = 24, 16
 MANY = 300
 ROWS = (1, 2, 7, 8, 64, 65, 257, 258)
-
+MOST = 12_289  # rows at once
 
 
 class Library:
@@ -32,13 +32,18 @@ class Library:
 
     def __init__(self) -> None:
         self._backend = emulated_backend()
-        self._set = ctypes.CDLL(self._backend.__file__).emulated_cublaslt
+        library = ctypes.CDLL(self._backend.__file__)
+        self._set, self._between = library.emulated_cublaslt, library.emulated_cublaslt_between
         self.how = ABSENT
 
     def open(self, how: int, fast: bool = False, ordinal: int = 1) -> _core.Device:
         self.how = how
         self._set(how)
         return _core.Device(ops=self._backend.fast_ops if fast else self._backend.ops, ordinal=ordinal)
+
+    def open_between(self, fewest: int, most: int) -> _core.Device:
+        self._between(ctypes.c_uint64(fewest), ctypes.c_uint64(most))
+        return self.open(BETWEEN)
 
     def products(self) -> int:
         """That it has computed since the last call."""
@@ -108,7 +113,7 @@ def test_it_serves_where_a_row_does_not_depend_on_how_many_there_are(library: Li
     assert_same_bits(forward(device, weight, x[-1:], bias, y[-1:]), last)
 
 
-@pytest.mark.parametrize("how", [BY_ROWS, MANY_ROWS, NOTHING, INSIDE])
+@pytest.mark.parametrize("how", [BY_ROWS, MANY_ROWS, NOTHING])
 def test_our_kernel_serves_all_rows_where_it_does(library: Library, rng: np.random.Generator, how: int) -> None:
     x, dy, bias, y = (normal(rng, *s) for s in ((70, I), (70, O), (O,), (70, O)))
     w = normal(rng, O, I)
@@ -123,8 +128,34 @@ def test_our_kernel_serves_all_rows_where_it_does(library: Library, rng: np.rand
     assert library.products() == 0
     dx = nan(70, I)
     _core.matmul_nn(device, dx, dy, weight, None, False)  # a gradient may depend on it
-    assert library.products() == (how in (BY_ROWS, INSIDE))
-    assert device.pins.count(": our kernel") == (3 if how in (BY_ROWS, INSIDE) else 5)
+    assert library.products() == (how == BY_ROWS)
+    assert device.pins.count(": our kernel") == (3 if how == BY_ROWS else 5)
+
+
+@pytest.mark.parametrize("fewest, most", [(1, 1), (2, 3), (3, 6), (8, 30), (20, 60), (65, 66), (100, 200), (258, 300),
+                                          (1000, 3000), (4097, 10 ** 6)])
+def test_other_sums_for_some_numbers_of_rows_are_found(library: Library, rng: np.random.Generator, fewest: int,
+                                                       most: int) -> None:
+    """At the ends of what one algorithm serves, between them, and above 4,096."""
+    device = library.open_between(fewest, most)
+    weight_of(device, rng)
+    assert device.pins.count(": our kernel") == 3
+
+
+def test_more_rows_than_were_tried_are_multiplied_in_parts(library: Library, rng: np.random.Generator) -> None:
+    """Other sums for more rows at once do no harm; those of a gradient are not cut."""
+    device = library.open_between(MOST + 1, 10 ** 6)
+    weight, _ = weight_of(device, rng, 8, 8)
+    x, y = normal(rng, MOST + 2, 8), nan(MOST + 2, 8)
+    library.products()
+    _core.matmul_nt(device, y, x, weight, None, None, False)
+    assert library.products() == 2
+    _core.matmul_nn(device, nan(MOST + 2, 8), y, weight, None, False)
+    assert library.products() == 1
+    for rows in (slice(0, 3), slice(6144, 6147), slice(MOST, MOST + 2)):
+        some = nan(rows.stop - rows.start, 8)
+        _core.matmul_nt(device, some, x[rows], weight, None, None, False)
+        assert_same_bits(some, y[rows])
 
 
 def test_the_fast_mode_takes_what_it_is_given(library: Library, rng: np.random.Generator) -> None:

@@ -13,13 +13,14 @@
 namespace {
 
 /* absent; as it should be; a product of few rows goes from the beginning whatever its algorithm; the first
- * proposal for few rows does, the second does not; only products of many rows are supported; none is; of the
- * products that may share an algorithm with 64 rows, those of 8 to 30 go from the beginning; an algorithm does
- * the number of rows that it was proposed for alone */
-enum behaviour { ABSENT, EQUAL, BY_ROWS, SECOND, MANY_ROWS, NOTHING, INSIDE, PICKY };
+ * proposal for few rows does, the second does not; only products of many rows are supported; none is; products
+ * of a range of rows go from the beginning, others not; an algorithm does the number of rows that it was proposed
+ * for alone */
+enum behaviour { ABSENT, EQUAL, BY_ROWS, SECOND, MANY_ROWS, NOTHING, BETWEEN, PICKY };
 enum { FEW_ROWS = 64, OK = 0, INVALID = 7, UNSUPPORTED = 15, VERSION = 130100 };
 
 behaviour now;
+uint64_t range[2]; /* of BETWEEN: the fewest rows and the most */
 int products;
 
 struct algorithm {
@@ -203,7 +204,7 @@ multiply(void *, const description *how, const float *alpha, const uint16_t *a, 
         return UNSUPPORTED;
     }
     bool rising = algo->data[0] == 1 || (now == BY_ROWS && lb->cols <= FEW_ROWS) ||
-                  (now == INSIDE && lb->cols >= 8 && lb->cols <= 30);
+                  (now == BETWEEN && lb->cols >= range[0] && lb->cols <= range[1]);
     auto work = [=, how = *how, la = *la, lb = *lb, ld = *ld, beta = *beta]() {
         return compute(how, a, la, b, lb, d, ld, beta, rising);
     };
@@ -254,6 +255,14 @@ int
 emulated_dlclose(void *)
 {
     return 0;
+}
+
+/* What BETWEEN means from now on. */
+SHOWN void
+emulated_cublaslt_between(uint64_t fewest, uint64_t most)
+{
+    range[0] = fewest;
+    range[1] = most;
 }
 
 /* From now on it behaves so. How many products it has computed since the last call. */
