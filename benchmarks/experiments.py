@@ -1,8 +1,8 @@
 """experiments.py - finished pipeline runs -> docs/experiments.md, and the results block of the README.
 
-    python -m benchmarks.experiments RUN [RUN ...] [--controls JSON] --docs docs
+    python -m benchmarks.experiments RUN [RUN ...] [--controls JSON] [--ablations DIR] --docs docs
 
-Tables are views of the runs' summary.json and of the JSON of benchmarks.controls; nothing is typed in.
+Tables are views of the runs' summary.json and of the JSON of benchmarks.controls and ablations; nothing is typed in.
 The README's block and picture come from the first run.
 """
 
@@ -17,6 +17,8 @@ from typing import Any
 
 from r1grpo.charts import Series, interval_chart, line_chart
 from r1grpo.rundir import read_jsonl
+
+from .ablations.tables import sections
 
 COLUMNS = {"pass@1": "pass@1", "pass@16": "pass@16", "cons@k": "cons@16",
            "wellformed_accuracy": "acc. if well-formed", "format": "format",
@@ -120,6 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--controls", type=Path)
+    parser.add_argument("--ablations", type=Path, help="what benchmarks.ablations wrote")
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     options = parser.parse_args(arguments)
     summaries = [json.loads((run / "summary.json").read_text()) for run in options.runs]
@@ -144,6 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lines += ["## Controls", "", f"R1-Zero's RL on the base of seed {controls['seed']}, with one "
                   "thing taken away; what each is: benchmarks/controls.py. The last weights are "
                   "measured.", "", *control_table(controls), ""]
+    if options.ablations:
+        lines += sections(options.ablations, options.docs)
     (options.docs / "experiments.md").write_text("\n".join(lines))
     pictures(options.runs[0], options.docs / "img")
     readme = options.docs.parent / "README.md"

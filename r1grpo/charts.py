@@ -1,6 +1,7 @@
 """charts.py - the few SVG pictures that reports and notebooks need, as strings.
 
     line_chart       one figure over steps, several segments side by side
+    overlay_chart    several figures over the same x, which may be logarithmic
     interval_chart   one value with its interval a row
     graph_chart      which box came from which, solid and dashed arrows
 
@@ -121,10 +122,50 @@ def line_chart(title: str, segments: Sequence[Series], top: float | None = None)
     return _svg(width, height, title, body)
 
 
+def overlay_chart(title: str, series: Sequence[Series], top: float | None = None,
+                  log_x: bool = False) -> str:
+    """Lines over one x axis, named at the side. log_x: x above 0, on a logarithmic axis whose ticks are
+    the first line's points; else from 0 on."""
+    width, height, left, right, up, down = 600.0, 240.0, 46.0, 150.0, 30.0, 28.0
+    series = [one for one in series if one.points]
+    body = [_text(0, 14, title, 13, ink="ink", bold=True)]
+    if not series:
+        return _svg(width, height, title, [*body, _text(width / 2, height / 2, "not measured", 12, "middle")])
+    xs = [x for one in series for x, _ in one.points]
+    scale = math.log if log_x else float
+    low, high = (scale(min(xs)) if log_x else 0.0), scale(max(xs))
+    ticks = nice_ticks(top or max(y for one in series for _, y in one.points))
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return (left + (width - left - right) * (scale(x) - low) / ((high - low) or 1.0),
+                height - down - (height - up - down) * y / ticks[-1])
+
+    for tick in ticks:
+        y = place(max(xs), tick)[1]
+        body += [_line(left, y, width - right, y), _text(left - 6, y + 4, format_figure(tick), anchor="end")]
+    for x in [x for x, _ in series[0].points] if log_x else nice_ticks(max(xs), 5):
+        if x <= max(xs):
+            body.append(_text(place(x, 0.0)[0], height - down + 16, format_figure(x), anchor="middle"))
+    for number, one in enumerate(series):
+        places = [place(*point) for point in one.points]
+        body.append(f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in places)}" '
+                    f'style="fill:none;{_color("stroke", one.color)};stroke-width:1.6"/>')
+        body += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" style="'
+                 f'{_color("fill", one.color) if one.dots else "fill:transparent"}"><title>'
+                 f"{html.escape(one.name)}, {format_figure(at)}: {format_figure(value)}</title></circle>"
+                 for (x, y), (at, value) in zip(places, one.points)]
+        y = up + 8 + 17 * number
+        body += [f'<rect x="{width - right + 12:.1f}" y="{y - 5:.1f}" width="14" height="4" '
+                 f'style="{_color("fill", one.color)}"/>',
+                 _text(width - right + 32, y + 1, one.name, 11, ink="ink")]
+    return _svg(width, height, title, body)
+
+
 def interval_chart(title: str, rows: Sequence[tuple[str, float, Sequence[float] | None, int]],
                    top: float = 1.0) -> str:
     """A row a (name, value, interval or None, colour): a dot on a line from 0 to `top`."""
-    width, row, left, right, up = 600.0, 26.0, 118.0, 124.0, 10.0
+    width, row, right, up = 600.0, 26.0, 124.0, 10.0
+    left = max(118.0, 12.0 + 6.6 * max((len(name) for name, *_ in rows), default=0))
     height = up + row * len(rows) + 24
     ticks, body = nice_ticks(top, 5), []
 

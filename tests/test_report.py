@@ -6,7 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from r1grpo.charts import Series, format_figure, graph_chart, line_chart, nice_ticks
+from r1grpo.charts import (Series, format_figure, graph_chart, line_chart, nice_ticks,
+                           overlay_chart)
 from r1grpo.safe_files import CheckpointError
 from r1grpo.report import STAGES, write_report
 
@@ -242,6 +243,14 @@ def test_ticks_start_at_zero_and_cover():
         ticks = nice_ticks(top)
         assert ticks[0] == 0 and ticks[-1] >= top * (1 - 1e-9) and 2 <= len(ticks) <= 6
     assert nice_ticks(0.0)[-1] == 1.0 and nice_ticks(1.0) == [0.0, 0.5, 1.0]
+
+
+def test_overlay_chart_shares_one_axis():
+    chart = overlay_chart("t", [Series("a", [(1, 0.0), (100, 1.0)]), Series("b<", [(10, 0.5)], 1)],
+                          top=1.0, log_x=True)
+    assert "46.0,212.0 450.0,30.0" in chart and 'points="248.0,121.0"' in chart and "b&lt;" in chart
+    assert 'points="86.4,121.0"' in overlay_chart("t", [Series("b", [(10, 0.5)]), Series("a", [(100, 1.0)])])
+    assert "not measured" in overlay_chart("t", [])
 
 
 def test_line_chart_places_points():
