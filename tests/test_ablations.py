@@ -51,9 +51,13 @@ def test_reinforce_compares_with_the_whole_rollout(finished: Path) -> None:
             seen.append((self.rewards.total(parts), super()._compare(parts)))
             return seen[-1][1]
 
+    def first_id(completion_ids: Any, **_: Any) -> list[float]:
+        return [float(ids[0] % 7) for ids in completion_ids]
+
     ref = Reference(finished)
-    reinforce(ref, "r1_zero", "zero", ref.load("base"), RULE, (1.0, 0.1), trainer_class=Seen, max_steps=2)
+    reinforce(ref, "r1_zero", "zero", ref.load("base"), (first_id,), (1.0,), trainer_class=Seen, max_steps=2)
     for rewards, advantages in seen:
+        assert rewards.std() > 0.1
         np.testing.assert_allclose(advantages, rewards - rewards.mean(), atol=1e-6)
 
 
