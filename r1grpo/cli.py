@@ -2,6 +2,7 @@
 
     r1grpo pipeline [--out DIR] [--recipe FILE.toml] [--seed N] [--resume] [--quick]
     r1grpo sft | grpo | curate | reject | distill --model FOLDER --data FILE --out DIR [...]
+    r1grpo judge --model NAME --data FILE --out DIR --set url=URL [...]
     r1grpo eval DIR/STAGE [--check] | --model FOLDER --data FILE [...]
     r1grpo generate DIR/STAGE "problem" | --model FOLDER "prompt" | --model FOLDER --chat
     r1grpo report DIR
@@ -25,7 +26,7 @@ from typing import Any
 
 from . import __version__
 from .checkpoint import load_checkpoint
-from .commands.options import CURATE, DISTILL, EVAL, GRPO, REJECT, SFT, Command
+from .commands.options import CURATE, DISTILL, EVAL, GRPO, JUDGE, REJECT, SFT, Command
 from .config import ConfigError
 from .doctor import examine
 from .monitor import format_seconds
@@ -96,6 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     stage_options(distill, DISTILL)
     distill.add_argument("--teacher", metavar="FOLDER",
                          help="who is asked the problems first; without: data are its rows")
+    stage_options(command("judge", _stage("judge"), "pairs or labels of responses, by a model behind an "
+                                                    "OpenAI-compatible endpoint"), JUDGE)
     check = command("eval", _eval, "measure a checkpoint of a run on its held-out problems, or a "
                                    "model folder on a data file")
     check.add_argument("checkpoint", type=Path, metavar="DIR/STAGE", nargs="?")
@@ -158,10 +161,14 @@ def model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def stage_options(parser: argparse.ArgumentParser, stage: Command) -> None:
-    """The flags of a command on a model folder and a data file, and the keys of --set."""
+    """The flags of a command on a data file, mostly with a model folder, and the keys of --set."""
     keys = stage.keys()
     parser.epilog = f"KEY, as in FILE.toml (docs/real_models.md): {', '.join(keys)}"
-    model_options(parser)
+    asks_folder = "device" in keys
+    if asks_folder:
+        model_options(parser)
+    else:
+        parser.add_argument("--model", metavar="NAME", help="as the endpoint calls it")
     parser.add_argument("--data", metavar="FILE", help="rows: .jsonl, .json, .parquet, a folder")
     parser.add_argument("--layout", metavar="NAME", help="what the columns mean (found by itself)")
     if "reward" in keys:
@@ -175,14 +182,18 @@ def stage_options(parser: argparse.ArgumentParser, stage: Command) -> None:
                             help="train low-rank adapters of rank R alone; more: --set lora.KEY=VALUE")
         parser.add_argument("--merge", action="store_true", default=None,
                             help="DIR/final is a whole model, its adapters merged")
-    parser.add_argument("--dtype", help="float32 or bfloat16")
-    parser.add_argument("--device", help="cpu, cuda or cuda/fast")
+    if asks_folder:
+        parser.add_argument("--dtype", help="float32 or bfloat16")
+        parser.add_argument("--device", help="cpu, cuda or cuda/fast")
     parser.add_argument("--config", type=Path, metavar="FILE.toml", help="options")
     parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE",
                         help="options, such as learning_rate=2e-6; over those of the file")
     parser.add_argument("--out", type=Path, metavar="DIR", help="directory of the run")
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
-    parser.add_argument("--plan", action="store_true", help="show what memory it takes, and stop")
+    if asks_folder:
+        parser.add_argument("--plan", action="store_true", help="show what memory it takes, and stop")
+    else:
+        parser.set_defaults(plan=False)
 
 
 def _stage(name: str) -> Callable[[argparse.Namespace], int]:

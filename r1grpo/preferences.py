@@ -1,6 +1,7 @@
 """preferences.py - what a generative judge makes of responses: the rows that RewardTrainer learns from.
 
     rows      prompt (text or messages), responses (whole texts); finish_reasons ('stop' where missing)
+              or prompt, completion of each sample, as runs write them: with_responses
     pairs     prompt, chosen, rejected, chosen_finish_reason, rejected_finish_reason, judge
     labels    prompt, completion, label (1 safe, 0 not), finish_reason, judge
 
@@ -15,6 +16,7 @@ judged, and how.
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +28,9 @@ from .judge import SCALE, Judge, JudgeError, Refused
 from .tokenizer import split_thinking
 
 Row = dict[str, Any]
+Tell = Callable[[int], None]
 MAX_FAILURES = 20  # questions in a row without a verdict: the judge is gone
+_OF_A_SAMPLE = {"completion", "completion_ids", "prompt_ids", "logprobs", "finish_reason"}
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,33 @@ class Judged:
     counts: dict[str, int]
 
 
+def with_responses(rows: Iterable[Row]) -> list[Row]:
+    """Rows of one sample each (prompt, completion, finish_reason) as rows of a prompt and its responses, with
+    the columns that all of them share; rows that have responses as they are. ValueError for any other."""
+    done: dict[Any, Row] = {}
+    for i, row in enumerate(rows):
+        if "responses" in row:
+            done[i] = row
+            continue
+        if "prompt" not in row or not isinstance(row.get("completion"), str):
+            raise ValueError(f"row {i} needs a 'prompt' and 'responses', a list of texts, or a 'completion'")
+        group = done.setdefault(json.dumps(row["prompt"]), {**row, "responses": [], "finish_reasons": []})
+        group["responses"].append(row["completion"])
+        group["finish_reasons"].append(row.get("finish_reason", "stop"))
+        for name in [name for name in group.keys() - {"responses", "finish_reasons"}
+                     if name in _OF_A_SAMPLE or group[name] != row.get(name)]:
+            del group[name]
+    found = list(done.values())
+    list(_checked(found))
+    return found
+
+
 def judge_pairs(judge: Judge, rows: Iterable[Row], *, n: int = 4, margin: float = 1.0,
-                length_ratio: float = 1.5, threads: int = 4) -> Judged:
+                length_ratio: float = 1.5, threads: int = 4, tell: Tell = lambda done: None) -> Judged:
     """Preference pairs. n: judgements of a pair, an even number; margin: of their mean, which must be
-    above it; length_ratio: of the longer text to the shorter, in characters, at most. JudgeError where
-    the judge fails on and on."""
+    above it; length_ratio: of the longer text to the shorter, in characters, at most; tell: called now
+    and then with the number of rows that are done, and may raise. JudgeError where the judge fails on and
+    on."""
     if isinstance(n, bool) or not isinstance(n, int) or n < 2 or n % 2:
         raise ValueError(f"judge_pairs: n is {brief(n)}, expected an even number: both orders as often")
     if not 0 <= margin < 2 or not length_ratio >= 1:
@@ -49,7 +75,7 @@ def judge_pairs(judge: Judge, rows: Iterable[Row], *, n: int = 4, margin: float 
                          f"{brief(length_ratio)}, expected 1 or more")
     counts: Counter[str] = Counter()
     pairs = []
-    for row, answers in _checked(rows):
+    for i, (row, answers) in enumerate(_checked(rows)):
         seen = {}  # by what the judge and the reward model see; the first of those that share it
         for text, end in answers:
             seen.setdefault(split_thinking(text)[1], (text, end))
@@ -58,10 +84,10 @@ def judge_pairs(judge: Judge, rows: Iterable[Row], *, n: int = 4, margin: float 
             if short == 0 or long > length_ratio * short:
                 counts["lengths"] += 1
             else:
-                pairs.append((row, (one, *seen[one]), (two, *seen[two])))
+                pairs.append((i, row, (one, *seen[one]), (two, *seen[two])))
 
-    def judged(pair: tuple[Row, Any, Any]) -> Row | None:
-        row, one, two = pair
+    def judged(pair: tuple[int, Row, Any, Any]) -> Row | None:
+        _, row, one, two = pair
         verdicts = [judge.compare(row["prompt"], *((two[0], one[0]) if i % 2 else (one[0], two[0])), i // 2)
                     for i in range(n)]
         gap = sum(-SCALE[said] if i % 2 else SCALE[said] for i, said in enumerate(verdicts)) / n
@@ -74,19 +100,21 @@ def judge_pairs(judge: Judge, rows: Iterable[Row], *, n: int = 4, margin: float 
                 "judge": {"model": judge.model, "gap": abs(gap), "verdicts": [
                     {"A": firsts[i % 2], "verdict": said} for i, said in enumerate(verdicts)]}}
 
-    return _all(judged, pairs, counts, threads)
+    return _all(judged, pairs, counts, threads, tell)
 
 
-def judge_labels(judge: Judge, rows: Iterable[Row], *, threads: int = 4) -> Judged:
-    """Responses labelled safe or not, each once."""
-    responses = [(row, text, end) for row, answers in _checked(rows) for text, end in dict.fromkeys(answers)]
+def judge_labels(judge: Judge, rows: Iterable[Row], *, threads: int = 4, tell: Tell = lambda done: None
+                 ) -> Judged:
+    """Responses labelled safe or not, each once; tell as in judge_pairs."""
+    responses = [(i, row, text, end) for i, (row, answers) in enumerate(_checked(rows))
+                 for text, end in dict.fromkeys(answers)]
 
-    def judged(response: tuple[Row, str, str]) -> Row:
-        row, text, end = response
+    def judged(response: tuple[int, Row, str, str]) -> Row:
+        _, row, text, end = response
         return {**row, "completion": text, "label": int(judge.is_safe(row["prompt"], text)),
                 "finish_reason": end, "judge": {"model": judge.model}}
 
-    return _all(judged, responses, Counter(), threads)
+    return _all(judged, responses, Counter(), threads, tell)
 
 
 def _checked(rows: Iterable[Row]) -> Iterator[tuple[Row, list[tuple[str, str]]]]:
@@ -104,8 +132,9 @@ def _checked(rows: Iterable[Row]) -> Iterator[tuple[Row, list[tuple[str, str]]]]
 
 
 def _all(judged: Callable[[Any], Row | None], items: Sequence[Any], counts: Counter[str],
-         threads: int) -> Judged:
-    """What judged makes of the items, several at a time, in their order; None is one below the margin."""
+         threads: int, tell: Tell) -> Judged:
+    """What judged makes of the items, each of which begins with the number of its row, several at a time, in
+    their order; None is one below the margin."""
 
     def tried(item: Any) -> Row | None | JudgeError:
         try:
@@ -116,7 +145,8 @@ def _all(judged: Callable[[Any], Row | None], items: Sequence[Any], counts: Coun
     kept, failures = [], 0
     executor = ThreadPoolExecutor(threads, thread_name_prefix="judge")
     try:
-        for found in executor.map(tried, items):
+        for item, found in zip(items, executor.map(tried, items), strict=True):
+            tell(item[0])
             failed = isinstance(found, JudgeError) and not isinstance(found, Refused)
             failures = failures + 1 if failed else 0
             if isinstance(found, JudgeError):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from .config import EvalConfig, GRPOConfig, SFTConfig
+from .config import EvalConfig, GRPOConfig, JudgeConfig, SFTConfig
 
 __all__ = ["refusal"]
 
@@ -60,9 +60,9 @@ _FLAGS = {
 _INPUTS = {"columns", "split", "limit", "system", "instruction", "template", "chat", "eval_data",
            "ngram", "long_prompts", "max_per_problem", "samples", "temperature",
            "max_completion_length", "teacher_revision", "audit", "reward_options", "low", "high", "balance",
-           "per_type"}
+           "per_type", "ask"}
 _STAGES = {"sft": SFTConfig, "distill": SFTConfig, "grpo": GRPOConfig, "reject": EvalConfig,
-           "curate": EvalConfig, "eval": EvalConfig}
+           "curate": EvalConfig, "eval": EvalConfig, "judge": JudgeConfig}
 
 
 def refusal(arguments: Sequence[str]) -> str | None:
@@ -71,7 +71,7 @@ def refusal(arguments: Sequence[str]) -> str | None:
     if arguments and arguments[0] in _COMMANDS:
         return f"there is no command {arguments[0]!r}: {_COMMANDS[arguments[0]]}"
     stage = _STAGES.get(arguments[0]) if arguments else None
-    options = _INPUTS | {field.name for field in dataclasses.fields(stage)} if stage else set()
+    options = (_INPUTS | {field.name for field in dataclasses.fields(stage)}) - {"model"} if stage else set()
     for one in arguments:
         flag = one.partition("=")[0].replace("_", "-")
         name = flag.removeprefix("--").replace("-", "_")

@@ -39,7 +39,7 @@ from ..toml import ConfigError, suggest
 from ..trainer import prompt_ids_of
 from ..verifiers import gold_problems
 from ..verifiers.code_tests import read_tests
-from .options import Inputs, TrainInputs
+from .options import DataInputs, Inputs, TrainInputs
 
 Row = dict[str, Any]
 
@@ -52,7 +52,7 @@ TEMPLATES = {
 }
 
 
-def require(inputs: Inputs, *names: str) -> None:
+def require(inputs: Any, *names: str) -> None:
     """Refuse a request that lacks one of the options."""
     for name in names:
         if not getattr(inputs, name):
@@ -120,7 +120,7 @@ def sampling_plan(inputs: Inputs, args: EvalConfig, rows: Sequence[Row]) -> Memo
                        speculative=args.speculative)
 
 
-def read_rows(inputs: Inputs) -> list[Row]:
+def read_rows(inputs: DataInputs) -> list[Row]:
     """All rows of the data file; says what they are."""
     rows = load_rows(inputs.data, inputs.layout, inputs.columns, inputs.split, inputs.limit)
     print(rows.note)

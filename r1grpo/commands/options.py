@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..brief import brief
-from ..config import EvalConfig, GRPOConfig, SFTConfig
+from ..config import EvalConfig, GRPOConfig, JudgeConfig, SFTConfig
 from ..config.checks import require
 from ..config.training import FREE_OPTIONS, LENGTH_OPTIONS
 from ..lora import LoraConfig
@@ -41,16 +41,29 @@ _PLACES = {"model", "data", "eval_data", "teacher"}
 
 
 @dataclass
-class Inputs:
-    """What every command on a model and a data file takes."""
+class DataInputs:
+    """What every command on a data file takes."""
 
-    model: str = ""  # a folder of weights or of adapters, or an id of the hub
-    revision: str | None = None  # branch, tag or commit of an id of the hub
     data: str = ""
     layout: str | None = None  # of the data's columns; None: found by the first row
     columns: dict[str, str] = field(default_factory=dict)  # our name -> the file's
     split: str | None = None  # where data is a folder of files
     limit: int | None = None  # the first rows alone
+
+
+@dataclass
+class JudgeInputs(DataInputs):
+    """And what a judge is asked: for preference pairs, or which responses are safe."""
+
+    ask: Literal["pairs", "labels"] = "pairs"
+
+
+@dataclass
+class Inputs(DataInputs):
+    """What every command on a model and a data file takes."""
+
+    model: str = ""  # a folder of weights or of adapters, or an id of the hub
+    revision: str | None = None  # branch, tag or commit of an id of the hub
     system: str | None = None  # a system message in front of every prompt
     instruction: str | None = None  # behind every question
     template: str | None = None  # of a text prompt, with {prompt} in it; or a name: zero
@@ -148,7 +161,7 @@ class Command:
     """The two halves of a command's options, its defaults and its presets."""
 
     name: str
-    inputs: type[Inputs]
+    inputs: type[DataInputs]
     trainer: type
     presets: Mapping[str, Callable[..., Any]]
     defaults: Mapping[str, Any]
@@ -328,4 +341,6 @@ DISTILL = Command("distill", DistillInputs, SFTConfig, _STUDENTS, {"save_steps":
 REJECT = Command("reject", RejectInputs, EvalConfig, {}, {"batch_prompts": 16})
 CURATE = Command("curate", CurateInputs, EvalConfig, {}, {"batch_prompts": 16, "k": 8},
                  frozenset({"low", "high", "balance", "per_type"}))
+JUDGE = Command("judge", JudgeInputs, JudgeConfig, {}, {},
+                frozenset({"url", "key_env", "threads", "timeout", "retries", "deadline", "cache"}))
 EVAL = Command("eval", EvalInputs, EvalConfig, {}, {"batch_prompts": 16})

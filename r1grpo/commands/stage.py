@@ -65,11 +65,14 @@ def options_of(command: Command, flags: argparse.Namespace, *names: str) -> Opti
 
 
 @contextlib.contextmanager
-def working(options: Options, out: Path, resumed: bool) -> Iterator[Work]:
-    """The directory of a run in work; when the block ends well the run is finished."""
+def working(options: Options, out: Path, resumed: bool, facts: Mapping[str, Any] | None = None
+            ) -> Iterator[Work]:
+    """The directory of a run in work; when the block ends well the run is finished. facts: what its
+    manifest says of it; None: those of a run with a model."""
     command = f"r1grpo {options.command.name}"
-    inputs = options.inputs
-    facts = {**run_facts(options.args.seed, inputs.dtype, inputs.device), "model": inputs.model}
+    if facts is None:
+        inputs = options.inputs
+        facts = {**run_facts(options.args.seed, inputs.dtype, inputs.device), "model": inputs.model}
     with RunDir(out, options.hash(), facts, resumed, command) as rundir, StopRequest() as stop:
         work = Work(rundir, stop, resumed, f"{command} --out {out} --resume")
         write_atomic(out / CONFIG, options.toml())

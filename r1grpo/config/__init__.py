@@ -18,10 +18,11 @@ result. "Ours" marks what a preset's source does not say. Knows nothing about mo
 
 from ..toml import ConfigError
 from .grpo import GRPOConfig
+from .judge import JudgeConfig
 from .reward import RewardConfig
 from .sampling import EvalConfig, Sampling
 from .sft import SFTConfig
 from .training import TrainingConfig
 
-__all__ = ["ConfigError", "EvalConfig", "GRPOConfig", "RewardConfig", "Sampling", "SFTConfig",
-           "TrainingConfig"]
+__all__ = ["ConfigError", "EvalConfig", "GRPOConfig", "JudgeConfig", "RewardConfig", "Sampling",
+           "SFTConfig", "TrainingConfig"]
