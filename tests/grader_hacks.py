@@ -166,6 +166,8 @@ def solve(a, b): return Last()""",
     "two answers": "spray(b'=7\\n=13'); os._exit(0)",
     "an object twice over": "spray(b'={\"d\": [[1, 7], [1, 13]]}'); os._exit(0)",
     "an object of two tags": "spray(b'={\"t\": [7], \"s\": [7]}'); os._exit(0)",
+    "nesting as deep as json reads": "spray(b'=' + b'[' * 900 + b']' * 900); os._exit(0)",
+    "nesting that Python cannot read": "spray(b'=' + b'[' * 250 + b']' * 250); os._exit(0)",
     "deep nesting": "spray(b'=' + b'[' * 500000); os._exit(0)",
     "a large answer": "def solve(a, b): return 'x' * 100_000_000\nprint('x' * 100_000_000)",
     "a long number": "spray(b'=' + b'7' * 500000); os._exit(0)",
@@ -195,5 +197,10 @@ def solve(a, b):
 if input() == '2': print(7)
 else:
     while True: pass""",
+    "the end of a loop": "def solve(a, b): raise StopIteration\nprint(end='')",
+    "another loop's end": "def solve(a, b): raise StopAsyncIteration",
+    "a forged exception": "spray(b'![\"StopIteration\", [], \"\"]'); os._exit(0)",
+    "an exception that is none": "spray(b'![\"print\", [], \"\"]'); os._exit(0)",
+    "a fault in the tests": "def solve(a, b): return '('\nprint('(')",
     "no program at all": "pass",
 }

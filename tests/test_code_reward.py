@@ -41,11 +41,23 @@ def test_the_reward(level):
     tests = [row["tests"]] * 4
     found = code_reward(["p"] * 4, texts, [[1]] * 4, tests=tests, level=level, seconds=0.3)
     assert [one.reason for one in found] == ["correct", "wrong", "unparsed", "wrong"]
-    shares = code_reward(["p"] * 4, texts, [[1]] * 4, tests=tests, level=level, seconds=0.3, partial=True)
-    assert shares[0] == 1.0 and 0.0 <= shares[1] < 1.0 and shares[2:] == [0.0, 0.0]
+    parts = code_reward(["p"] * 4, texts, [[1]] * 4, tests=tests, level=level, seconds=0.3, partial=True)
+    assert parts == found and "test 1 of 6" in parts[1].detail
+    assert [one.share for one in parts if one.reason != "wrong"] == [1.0, 0.0] and parts[3].share == 0.0
+    assert all(one.share is None for one in found) and 0.0 <= parts[1].share < 1.0
     chat = [[{"role": "assistant", "content": f"</think>\n```python\n{row['solution']}```"}]]
     assert code_reward(["p"], chat, [[1]], tests=[row["tests"]], prefilled=[True], level=level)[0].correct
     assert code_reward(["p"], ["x"], [[1]], tests=[None], level=level) == [None]
+
+
+def test_shares_are_rewards_and_reasons_are_logged(level):
+    row = {"prompt": "a", "tests": [f"assert f({i}) == {i}" for i in range(4)]}
+    words = ["def\\x20f(x):return\\x20min(x,2)", "f=abs"]
+    tokenizer = WordTokenizer([*(f"exec('{one}');" for one in words), "a", "Q"])
+    trainer = make(rewards=get_code_reward(level=level, partial=True), tokenizer=tokenizer, rows=[row] * 2,
+                   max_completion_length=1, max_steps=1)
+    next(iter(trainer))
+    assert (0.75, "wrong") in list(zip(trainer.batch.parts[:, 0], trainer.batch.reasons["code_reward"]))
 
 
 def test_by_name_and_refused_before_a_run(monkeypatch):

@@ -2,8 +2,9 @@
 
 import pytest
 
+from r1grpo.verifiers import verify_code
 from r1grpo.verifiers.code_tests import read_tests
-from r1grpo.verifiers.plain_values import decode
+from r1grpo.verifiers.plain_values import MAX_DEPTH, decode
 
 
 @pytest.mark.parametrize("tests", [
@@ -25,3 +26,90 @@ def test_keys_that_share_a_hash_are_refused_before_they_cost_anything(form):
         decode(data((1 << 61) - 1, 20_000))
     assert len(decode(data(1 << 20, 20_000))) == 19_999
     assert len(decode(data((1 << 61) - 1, 50))) == 49
+
+
+# ---- tests that expect an exception -------------------------------------------------------------
+
+ROOT = "def root(x):\n    if x < 0: raise {}\n    return x ** 0.5\n"
+EXPECTS = ["try:\n    root(-4)\n    assert False\nexcept ValueError as error:\n    assert 'negative' in str(error)",
+           "import unittest\nwith unittest.TestCase().assertRaisesRegex(ValueError, 'negative'): root(-1)",
+           "def raises(kind, f, *args):\n    try: f(*args)\n    except kind as error: return error\n"
+           "assert raises(ValueError, root, -2).args == ('negative', -2)", "assert root(4) == 2"]
+
+
+def test_the_tests_see_the_exceptions_of_python(level):
+    for raised in ("ValueError('negative', x)", "Negative('negative', x)"):  # a ValueError of its own
+        program = "class Negative(ValueError): pass\n" + ROOT.format(raised)
+        assert verify_code(program, EXPECTS, level=level).correct
+    for raised in ("TypeError('negative', x)", "Exception('negative', x)", "ValueError", "ValueError('bad', x)",
+                   "SystemExit('negative')", "Negative('negative', x)"):
+        found = verify_code(ROOT.format(raised), EXPECTS, level=level)
+        assert found.reason == "wrong" and found.detail.startswith("test 1 of 4: "), (raised, found)
+    for raised in ("KeyError('key')", "OSError(2, 'gone')", "UnicodeDecodeError('a', b'b', 0, 1, 'c')",
+                   "ZeroDivisionError()", "ValueError(object())"):  # str and arguments are the same
+        test = f"try: root(-1)\nexcept {raised.partition('(')[0]} as error: assert str(error)[:8] == str({raised})[:8]"
+        assert verify_code(ROOT.format(raised), [test], level=level).correct, raised
+
+
+@pytest.mark.parametrize("program", [
+    "import os\ndef f(x): os._exit(0)", "import os\ndef f(x): os.abort()", "def f(x): raise SystemExit",
+    "def f(x): return iter(())", "def g(x): return 1", "raise ValueError", "def f(x): return 'x' * 10 ** 7",
+    "import os\ndef f(x): os.write(3, b'![\"ValueError\", [], 5]'); os._exit(0)"])
+def test_what_is_no_answer_is_no_exception_either(level, program):
+    found = verify_code(program, ["try: f(1)\nexcept BaseException: pass"], level=level)
+    assert found.reason == "wrong", found
+
+
+@pytest.mark.parametrize("kind", ["StopIteration", "StopAsyncIteration", "GeneratorExit"])
+def test_no_exception_of_the_program_ends_a_loop_of_the_tests(level, kind):
+    found = verify_code(f"def f(x): raise {kind}", ["assert all(map(lambda x: f(x) == 2 * x, range(9)))"], level=level)
+    assert found.reason == "wrong", found
+    forged = f"import os\ndef f(x): os.write(3, b'![\"{kind}\", [], \"\"]'); os._exit(0)"
+    found = verify_code(forged, ["assert list(map(f, [])) == list(map(f, [1]))"], level=level)
+    assert found.reason == "wrong", found
+
+
+@pytest.mark.parametrize(("test", "match"), [
+    ("try: f(1)\nexcept (ValueError, Bad): pass", "catches Bad, which the program is to define"),
+    ("import pytest\nwith pytest.raises(ValueError): f(1)", "imports pytest; a sandbox has the standard library"),
+    ("from solution import f\nassert f(1) == [1]", "imports solution"), ("from . import f\nassert f(1)", "imports ."),
+])
+def test_what_cannot_be_tested_is_refused_before_a_run(test, match):
+    with pytest.raises(ValueError, match=rf"tests\[1\]: {match}"):
+        read_tests(["assert f(1) == 2", test])
+
+
+# ---- whose fault it is --------------------------------------------------------------------------
+
+@pytest.mark.parametrize("test", ["def test_f():\n    assert f(1) == 2", "if 1 > 2: f(1)", "assert 1 == 2, f",
+                                  "import sys\nsys.undefined\nassert f(1) == 2"])
+def test_tests_that_never_ask_say_nothing_about_a_program(level, test):
+    found = verify_code("def f(x): return x + 1", [test], level=level)
+    assert found.reason == "error" and found.failed, found
+
+
+@pytest.mark.parametrize("answer", ["'('", "'__import__(\"numpy\")'", "'1 +'", "b'='"])
+def test_a_program_cannot_make_its_fault_the_tests(level, answer):
+    """As an error it would be left out of the baseline, which is better than being wrong."""
+    found = verify_code(f"def f(x): return {answer}", ["assert eval(f(1)) == 2"], level=level)
+    assert found.reason == "wrong", found
+
+
+@pytest.mark.parametrize("depth", [MAX_DEPTH, MAX_DEPTH + 1, 250, 500, 900, 1100, 100_000])
+def test_an_answer_nested_deep_is_a_wrong_one(level, depth):
+    program = f"import os\ndef f(x): os.write(3, b'=' + b'[' * {depth} + b']' * {depth}); os._exit(0)"
+    for test in ("assert f(1) == 2", "assert not f(1)", "assert f(f(1)) == 2"):
+        found = verify_code(program, [test], level=level)
+        assert found.reason == "wrong", (test, found)
+
+
+def test_arguments_that_are_nested_deep_are_refused_before_a_run():
+    with pytest.raises(ValueError, match="lists in each other"):
+        read_tests([{"function": "f", "args": [_nested(MAX_DEPTH + 1)], "expected": 1}])
+
+
+def _nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value

@@ -12,7 +12,6 @@ from r1grpo.verifiers.code_tests import FunctionCall, InputOutput, Script, read_
 from r1grpo.verifiers.plain_values import decode, render, same
 from r1grpo.verifiers.sandbox import SandboxUnavailable, require_level
 
-
 # ---- hacks --------------------------------------------------------------------------------------
 
 FORMS = {
@@ -20,6 +19,7 @@ FORMS = {
     "assert": ["assert solve(2, 3) == 7", "assert solve(3, 4) == 13"],
     "check": ["def check(f):\n    for a, b in ((2, 3), (3, 4)):\n        assert f(a, b) == a * b + 1\n"
               "check(solve)"],
+    "all": ["assert all(map(lambda case: solve(*case) == case[0] * case[1] + 1, [(2, 3), (3, 4)]))"],
     "output": [{"input": "2\n3\n", "output": "7\n"}, {"input": "3\n4\n", "output": "13\n"}],
 }
 HONEST = "def solve(a, b): return a * b + 1\nif __name__ == '__main__': print(solve(int(input()), int(input())))"

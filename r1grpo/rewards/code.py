@@ -1,5 +1,6 @@
-"""Code: 1 if the program in a completion passes every test of its row, 0 if not; None for rows without
-tests. The program runs in the sandbox (verifiers/sandbox.py), at the level that is asked for and no other."""
+"""Code: 1 if the program in a completion passes every test of its row, 0 if not, or with partial=True the
+share that it passes; None for rows without tests. The program runs in the sandbox
+(verifiers/sandbox.py), at the level that is asked for and no other."""
 
 from __future__ import annotations
 
@@ -19,19 +20,15 @@ def code_reward(prompts: Sequence[Any], completions: Sequence[Completion],
                 prefilled: Sequence[bool] | None = None, level: str = "full",
                 code_language: str = "python", partial: bool = False, seconds: float = 5.0,
                 total_seconds: float = 15.0, accept_no_sandbox: bool = False,
-                **_: Any) -> list[Verdict | float | None]:
-    """The verdicts; with partial the shares of tests that pass. Column: tests (code_tests.py). seconds:
-    of one test, total_seconds: of all tests of a program."""
+                **_: Any) -> list[Verdict | None]:
+    """The verdicts; with partial they carry the share of tests that pass, which is the reward then.
+    Column: tests (code_tests.py). seconds: of one test, total_seconds: of all tests of a program."""
     limits = Limits(seconds=seconds, total_seconds=total_seconds)
-    found: list[Verdict | float | None] = []
-    for text, wanted, inside in zip(texts(completions), tests, prefilled or [False] * len(tests),
-                                    strict=True):
-        verdict = None if wanted is None else verify_code(
-            text, wanted, level=level, language=code_language, partial=partial, limits=limits,
-            accept_no_sandbox=accept_no_sandbox, inside=inside)
-        known = verdict is not None and not verdict.failed
-        found.append(verdict.share or 0.0 if partial and known else verdict)
-    return found
+    return [None if wanted is None else verify_code(
+                text, wanted, level=level, language=code_language, partial=partial, limits=limits,
+                accept_no_sandbox=accept_no_sandbox, inside=inside)
+            for text, wanted, inside in zip(texts(completions), tests, prefilled or [False] * len(tests),
+                                            strict=True)]
 
 
 def get_code_reward(level: str = "full", code_language: str = "python", partial: bool = False,

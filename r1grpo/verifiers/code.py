@@ -28,7 +28,7 @@ import re
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from .code_tests import FunctionCall, InputOutput, Script, Test, read_tests
 from .plain_values import decode, render
@@ -53,13 +53,14 @@ def verify_code(program: str, tests: Sequence[Any], *, level: str = "full", lang
     wanted = read_tests(tests, language)
     require_level(level, accept_no_sandbox)
     source = extract_program(program, language, inside)
+    nothing = 0.0 if partial else None
     if source is None:
-        return Verdict(False, "unparsed", "no program")
+        return Verdict(False, "unparsed", "no program", nothing)
     with _Trial(level, language, source, limits or Limits()) as trial:
         try:
             failures = trial.failures(wanted, partial)
         except _Unparsed as error:
-            return Verdict(False, "unparsed", str(error), share=0.0 if partial else None)
+            return Verdict(False, "unparsed", str(error), nothing)
         except (_BadTest, SandboxUnavailable, OSError) as error:
             return Verdict(False, "error", f"sandbox {level}: {error}")
     share = 1.0 - len(failures) / len(wanted) if partial else None
@@ -172,29 +173,32 @@ class _Trial:
             return _how_it_ended(ended) or (None if test.passes(ended.output) else "another output")
         if isinstance(test, FunctionCall):
             answer = self._call(test.function, test.args, test.kwargs)
-            if isinstance(answer, str):
-                return answer
-            return None if test.passes(answer[0]) else "another value"
+            if isinstance(answer, _Returned):
+                return None if test.passes(answer.value) else "another value"
+            return answer if isinstance(answer, str) else answer.words
         return self._run_script(test)
 
-    def _call(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any] | str:
-        """The value that a call returns, in a tuple, or what happened instead."""
+    def _call(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Returned | _Raised | str:
+        """What a call returned or raised, or what happened instead."""
         ended = self._ask(b"f", render([name, list(args), dict(kwargs)]))
         if failure := _how_it_ended(ended):
             return failure
         kind, body = ended.output[:1], ended.output[1:]
-        if kind == b"=":
-            try:
-                return (decode(body),)
-            except ValueError:
-                return "an answer that is no value"
-        words = body[:200].decode("utf-8", "replace") if kind == b"!" else "no answer"
+        try:
+            if kind == b"=":
+                return _Returned(decode(body))
+            if kind == b"!":
+                return _raised(decode(body))
+        except ValueError:
+            return "an answer that is no value"
+        words = body[:200].decode("utf-8", "replace") if kind == b"?" else "no answer"
         if words.startswith(("SyntaxError", "IndentationError", "TabError")):
             raise _Unparsed(words)
         return words
 
     def _run_script(self, test: Script) -> str | None:
-        """Run a test's text in a sandbox of its own, and its calls in the program's."""
+        """Run a test's text in a sandbox of its own, and its calls in the program's. It learns what a
+        call returned or raised; a program that did neither is wrong, whatever the test would catch."""
         with Sandbox(self.level, "python", "", self.limits) as tester:
             tester.send(b"t" + render([test.text, list(test.names)]).encode("utf-8", "surrogatepass"),
                         self._left())
@@ -205,14 +209,41 @@ class _Trial:
                 if word != b"call":
                     break
                 began = time.monotonic()
-                name, args, kwargs = decode(rest)
+                try:
+                    name, args, kwargs = decode(rest)
+                except ValueError:  # made of earlier answers
+                    return "an answer that makes no argument"
                 answer = self._call(name, args, kwargs)
-                reply = f"!{answer}" if isinstance(answer, str) else f"={render(answer[0])}"
+                if isinstance(answer, str):
+                    return answer
+                reply = "=" + render(answer.value) if isinstance(answer, _Returned) else "!" + render([*answer])
                 tester.send(reply.encode("utf-8", "surrogatepass"), self._left())
                 until += time.monotonic() - began  # the program's time is its own
         if word == b"error":
             raise _BadTest(rest.decode("utf-8", "replace"))
         return None if word == b"right" else rest.decode("utf-8", "replace") or "the tests ended"
+
+
+class _Returned(NamedTuple):
+    """What a call returned."""
+
+    value: Any
+
+
+class _Raised(NamedTuple):
+    """What a call raised: the name of the nearest of Python's own exceptions, its arguments, in words."""
+
+    kind: str
+    arguments: list[Any]
+    words: str
+
+
+def _raised(said: Any) -> _Raised:
+    """What warden.py's _raised says, which the program may have written; ValueError for anything else."""
+    if not (type(said) is list and list(map(type, said)) == [str, list, str]):
+        raise ValueError("no exception")
+    kind, arguments, words = said
+    return _Raised(kind, arguments, words[:200].encode("utf-8", "replace").decode("utf-8"))
 
 
 def _how_it_ended(ended: Outcome) -> str | None:

@@ -7,7 +7,10 @@
 Text that is nothing but `assert name(literals) == literal` is taken apart into calls and expected
 values. Other text becomes a Script: it runs in a sandbox of its own, in which the functions that it
 does not define itself are stand-ins that ask the program's. Either way an expected value is never where
-the program is, and what the program answers is plain data (plain_values.py).
+the program is, and what the program answers is plain data (plain_values.py). A stand-in raises what the
+call raised: of Python's own exceptions the nearest, with its arguments; none of iteration's, which would
+end a loop. A Script that imports more than the standard library, or catches an exception that the
+program is to define, is refused.
 
 Output is compared line by line, white space at the ends of lines and empty lines at the end aside. In a
 line that differs, numbers that the test writes with a point or an exponent are compared as floats; all
@@ -22,10 +25,11 @@ import builtins
 import math
 import re
 import symtable
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .plain_values import close, render, same
+from .plain_values import check_depth, close, render, same
 
 _FLOAT = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -103,6 +107,7 @@ def _read(test: Any) -> list[Test]:
                 call.kwargs, Mapping) or not all(isinstance(name, str) for name in call.kwargs):
             raise ValueError("function is a name, args a list, kwargs a dict of names")
         render([call.args, dict(call.kwargs), call.expected])  # plain values, or TypeError
+        check_depth([call.args, call.kwargs, call.expected])
         return [call]
     raise ValueError(f"expected {_FORMS}")
 
@@ -112,7 +117,29 @@ def _split(text: str) -> list[Test]:
     if not tree.body:
         raise ValueError("no test in this text")
     calls = [_assertion(statement) for statement in tree.body]
-    return calls if all(calls) else [Script(text, _missing_names(text))]
+    if all(calls):
+        return calls
+    script = Script(text, _missing_names(text))
+    for node in ast.walk(tree):
+        _refuse(node, script.names)
+    return [script]
+
+
+def _refuse(node: ast.AST, missing: Sequence[str]) -> None:
+    """ValueError where a Script with this in it would judge no program."""
+    modules: list[str] = []
+    if isinstance(node, ast.Import):
+        modules = [one.name for one in node.names]
+    elif isinstance(node, ast.ImportFrom):
+        modules = ["." * node.level + (node.module or "")]
+    elif isinstance(node, ast.ExceptHandler) and node.type:
+        for one in ast.walk(node.type):
+            if isinstance(one, ast.Name) and one.id in missing:
+                raise ValueError(f"catches {one.id}, which the program is to define: of what a program "
+                                 "raises, only Python's own exceptions can be told apart")
+    for name in modules:
+        if name.partition(".")[0] not in sys.stdlib_module_names:
+            raise ValueError(f"imports {name}; a sandbox has the standard library alone")
 
 
 def _assertion(statement: ast.stmt) -> FunctionCall | None:

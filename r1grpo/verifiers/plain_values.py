@@ -5,7 +5,9 @@
     same(got, want)     whether an answer is the expected value
 
 Plain is None, bool, int, float, str, bytes, complex, list, tuple, set and dict. What decode returns is
-built here, of exactly these types: an object that claims to equal everything does not get through.
+built here, of exactly these types: an object that claims to equal everything does not get through. It is
+nested at most MAX_DEPTH deep, since Python cannot read what is much deeper, and to fail at that would be
+our failure, not the program's.
 
 Equal are values of one type: True is not 1, "1" is not 1. Numbers: against an expected int, exactly
 (3.0 is 3; 2.0**53 is not 2**53 + 1); against an expected float, within RELATIVE of it or ABSOLUTE;
@@ -21,6 +23,7 @@ from typing import Any
 
 RELATIVE, ABSOLUTE = 1e-6, 1e-9
 MAX_SAME_HASHES = 100  # in a set or a dict: its time grows with their square
+MAX_DEPTH = 100  # Python's parser reads 200 brackets in each other
 
 
 def render(value: Any) -> str:
@@ -44,10 +47,23 @@ def render(value: Any) -> str:
 def decode(data: bytes) -> Any:
     """The value of one JSON document, see the head of the file."""
     try:
-        return json.loads(data.decode("ascii"), object_pairs_hook=_tagged, parse_float=_finite,
-                          parse_constant=_refused)
+        value = json.loads(data.decode("ascii"), object_pairs_hook=_tagged, parse_float=_finite,
+                           parse_constant=_refused)
     except (RecursionError, TypeError, OverflowError) as error:
         raise ValueError(f"no plain value: {error}") from None
+    check_depth(value)
+    return value
+
+
+def check_depth(value: Any) -> None:
+    """ValueError for a value that is nested too deep to be rendered and read again."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [one for group in level if isinstance(group, (list, tuple, set, frozenset, dict))
+                 for one in ([*group, *group.values()] if isinstance(group, dict) else group)]
+        if not level:
+            return
+    raise ValueError(f"a value of more than {MAX_DEPTH} lists in each other")
 
 
 def _tagged(pairs: list[tuple[str, Any]]) -> Any:

@@ -8,7 +8,9 @@ standard input and output in frames: four bytes of length, then the body.
                                                              output was over its limit, the output
     b"c"    compile the program (C, C++)                     what the compiler says
     b"s"    run it with the rest as standard input           its standard output
-    b"f"    call (name, args, kwargs), a literal             b"=" and JSON, or b"!" and an error's text
+    b"f"    call (name, args, kwargs), a literal             b"=" and JSON of the value; b"!" and JSON of
+                                                             the exception, as _raised says; or b"?" and
+                                                             why there is neither, as text
     b"t"    run the rest, tests, as _test says               its own frames come first
 
 Every program runs in a child of its own, forked here, that gives up its user, its rights and its files
@@ -169,14 +171,32 @@ def _call_function(source, request):
         first, *rest = name.split(".")
         if first not in found:
             raise NameError(f"the program defines no {first}")
-        value = found[first]
+        function = found[first]
         for attribute in rest:  # of an instance, as in Solution.method
-            value = getattr(value() if isinstance(value, type) else value, attribute)
-        answer = b"=" + encode(value(*arguments, **keywords)).encode("ascii")
-    except BaseException as error:
-        answer = b"!" + f"{type(error).__name__}: {error}"[:200].encode("utf-8", "replace")
+            function = getattr(function() if isinstance(function, type) else function, attribute)
+        try:
+            value = function(*arguments, **keywords)
+        except Exception as error:
+            answer = b"!" + _raised(error).encode("ascii")
+        else:
+            answer = b"=" + encode(value).encode("ascii")
+    except BaseException as error:  # of the program's own text, of its end, of a value that is not plain
+        answer = b"?" + _words(error).encode("utf-8", "replace")
     write_all(RESULT, answer)
     os._exit(0)
+
+
+def _raised(error):
+    """JSON of [name of the nearest of Python's own exceptions, arguments, in words]."""
+    kind = next(one.__name__ for one in type(error).__mro__ if one.__module__ == "builtins")
+    try:
+        return encode([kind, list(error.args), _words(error)])
+    except TypeError:  # an argument that is not plain
+        return encode([kind, [str(error)], _words(error)])
+
+
+def _words(error):
+    return f"{type(error).__name__}: {error}"[:200]
 
 
 def _run_program(source):
@@ -200,16 +220,20 @@ def _run_program(source):
 
 
 def _test(request, calls_in=RESULT, calls_out=RESULT + 1):
-    """Run tests whose functions are elsewhere. request: (source, names) as a literal. A call of one of the names is a frame b"call " and JSON of [name, args, kwargs]; its answer
-    is b"=" and a literal, or b"!" and an error. Ends with b"right", b"wrong <why>" or, where no program
-    could be tested with these, b"error <why>"."""
+    """Run tests whose functions are elsewhere. request: (source, names) as a literal. A call of one of
+    the names is a frame b"call " and JSON of [name, args, kwargs]; its answer is b"=" and a literal, or
+    b"!" and what _raised says, as a literal. Ends with b"right", b"wrong <why>" or, where these are no
+    tests of any program, b"error <why>". Until a call has been answered nothing of the program is here,
+    so that all that goes wrong is the tests' own fault; after that it may be the program's."""
     source, names = literal(request)
+    answered = False
 
     class NotPlain(Exception):
         pass
 
     def proxy(name):
         def call(*arguments, **keywords):
+            nonlocal answered
             try:
                 text = encode([name, list(arguments), keywords])
             except TypeError as error:
@@ -218,20 +242,34 @@ def _test(request, calls_in=RESULT, calls_out=RESULT + 1):
             answer = read_frame(calls_in)
             if answer is None:
                 os._exit(1)
-            if answer[:1] != b"=":
-                raise RuntimeError(answer[1:].decode("utf-8", "replace"))
-            return literal(answer[1:])
+            answered, value = True, literal(answer[1:])
+            if answer[:1] == b"!":
+                raise _as_raised(*value)
+            return value
         return call
 
     try:
         _module(source, "tests", {name: proxy(name) for name in names})
-        outcome = b"right"
-    except (NotPlain, SyntaxError, ImportError) as error:
-        outcome = f"error {type(error).__name__}: {error}".encode("utf-8", "replace")
+        outcome = "right" if answered or not names else f"error calls none of {', '.join(names)}"
+    except NotPlain as error:
+        outcome = f"error {error}"
     except BaseException as error:
-        outcome = f"wrong {type(error).__name__}: {error}"[:300].encode("utf-8", "replace")
-    write_frame(calls_out, outcome)
+        outcome = f"{'wrong' if answered else 'error'} {_words(error)}"
+    write_frame(calls_out, outcome.encode("utf-8", "replace"))
     os._exit(0)
+
+
+def _as_raised(kind, arguments, words):
+    """An exception to raise in the tests in place of the program's. None that ends a loop in silence:
+    all(map(check, cases)) is true where the first check raises StopIteration."""
+    made = getattr(builtins, kind, None)
+    if isinstance(made, type) and issubclass(made, Exception) \
+            and not issubclass(made, (StopIteration, StopAsyncIteration)):
+        try:
+            return made(*arguments)
+        except Exception:  # other arguments than this class takes
+            pass
+    return RuntimeError(words)
 
 
 def literal(data):
