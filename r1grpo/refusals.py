@@ -60,7 +60,7 @@ _FLAGS = {
 _INPUTS = {"columns", "split", "limit", "system", "instruction", "template", "chat", "eval_data",
            "ngram", "long_prompts", "max_per_problem", "samples", "temperature",
            "max_completion_length", "teacher_revision", "audit", "reward_options", "low", "high", "balance",
-           "per_type", "ask"}
+           "per_type", "ask", "ranker"}
 _STAGES = {"sft": SFTConfig, "distill": SFTConfig, "grpo": GRPOConfig, "reject": EvalConfig,
            "curate": EvalConfig, "eval": EvalConfig, "judge": JudgeConfig}
 

@@ -1,17 +1,22 @@
 """rejection.py - rejection sampling: many samples in, rows worth learning from out.
 
-    k samples a prompt -> correct -> filters (readable, ...) -> rewritten -> unique -> at most m
+    k samples a prompt -> correct -> filters (readable, ...) -> rewritten -> unique -> the best m
 
 DeepSeek-R1 makes its reasoning data so: several samples a prompt, only correct ones kept, those of
 mixed language, long paragraphs or code blocks dropped (arXiv 2501.12948v2, B.3.3); the cold-start
 data are rewritten besides (B.3.2). How many samples a prompt and how many are kept is not
 published: ours. Every kept row says where it comes from, every dropped one is counted by reason.
 
-The row's correct function and filters are given: nothing here knows what an answer is.
+The best are the first, or those that a ranking puts first. Where there is one, rows that no rule can
+check (general prompts) are kept by it alone. A row with the column thought = False is a trivial query:
+its answer is learned without a chain of thought, as the paper has it for a greeting (B.3.3).
+
+The row's correct function, filters and ranking are given: nothing here knows what an answer is.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +28,7 @@ from .config import EvalConfig
 from .folder import asked_and_tokenizer
 from .rollout import rollout
 from .scoring import RewardFunction, Rewards
+from .tokenizer import END_THINK, THINK, split_thinking
 from .trainer import completion_ids_of, prompt_ids_of, require_policy
 
 Row = dict[str, Any]
@@ -47,6 +53,7 @@ def rejection_sample(model: Any, problems: Sequence[Row], args: EvalConfig | Non
                      correct: RewardFunction, processing_class: Any = None,
                      filters: Mapping[str, Callable[[Row, str], bool]] | None = None,
                      rewrite: Callable[[Row, str], str | None] | None = None,
+                     rank: Callable[[Row, list[str]], Sequence[float]] | None = None,
                      max_per_problem: int = 1, source: str = "", first: int = 0) -> Rejection:
     """Sample args.k completions of each problem (a dataset row) and keep the good ones.
 
@@ -55,6 +62,8 @@ def rejection_sample(model: Any, problems: Sequence[Row], args: EvalConfig | Non
     correct: a reward function, 1.0 is right. filters: name -> f(row, completion), False drops.
     rewrite: f(row, completion) -> the text to learn, None drops ("rewrite"). The completion_ids of
     a row are the sampled ids, or, rewritten, the encoded text and the end-of-text token.
+    rank: f(row, texts to learn) -> a score each; the highest are kept, first, with their score in
+    source, and rows that correct says nothing about are too.
     source: the name of the checkpoint, kept in each row with seed, problem and sample number.
     first: the number of problems[0], where they are a part of a longer list: a problem's samples
     are those of its number, however the list is cut.
@@ -77,36 +86,70 @@ def rejection_sample(model: Any, problems: Sequence[Row], args: EvalConfig | Non
                    for number, row in zip(numbers, part)]
         done = rollout(model, prompts, args.k, args.sampling(), args.stop_strings,
                        processing_class, args.seed, 0, numbers)
-        verdicts = judge.score(part, done).parts[:, 0]
+        scores = judge.score(part, done)
+        verdicts, failed = scores.parts[:, 0], scores.failed
         sampled += len(done)
         tokens += sum(map(len, done.completion_ids))
         for p, problem in enumerate(part):
-            kept: dict[str, Row] = {}
+            passed: dict[str, int] = {}  # what is to be learned -> its sample
             for i in done.group(p):
-                text, reason = done.texts[i], None
-                if done.finish_reasons[i] == "length":
-                    reason = "truncated"
-                elif verdicts[i] != 1.0:
-                    reason = "wrong"
-                else:
+                learned = text = done.texts[i]
+                reason = _refused(done.finish_reasons[i], verdicts[i], failed[i] or rank is None)
+                if reason is None:
                     reason = next((name for name, keep in (filters or {}).items()
                                    if not keep(problem, text)), None)
-                learned = text
+                if reason is None and problem.get("thought") is False:
+                    learned = without_thought(text, done.prefilled[i])
+                    reason = None if learned else "no_answer"
                 if reason is None and rewrite is not None:
-                    rewritten = rewrite(problem, text)
+                    rewritten = rewrite(problem, learned)
                     reason, learned = ("rewrite", "") if rewritten is None else (None, rewritten)
-                if reason is None and learned in kept:
+                if reason is None and learned in passed:
                     reason = "duplicate"
-                if reason is None and len(kept) == max_per_problem:
-                    reason = "surplus"
-                if reason is not None:
+                if reason is None:
+                    passed[learned] = i
+                else:
                     dropped[reason] += 1
-                    continue
-                ids = done.completion_ids[i].tolist() if rewrite is None else \
+            ranked = _ranked(rank, problem, list(passed))
+            for learned, score in ranked[:max_per_problem]:
+                i = passed[learned]
+                ids = done.completion_ids[i].tolist() if learned == done.texts[i] else \
                     completion_ids_of(learned, processing_class)
-                kept[learned] = {**problem, "prompt_ids": prompts[p], "completion": learned,
-                                 "completion_ids": ids,
-                                 "source": {"model": source, "seed": args.seed,
-                                            "problem": numbers[p], "sample": i - p * args.k}}
-            rows += kept.values()
+                rows.append({**problem, "prompt_ids": prompts[p], "completion": learned,
+                             "completion_ids": ids,
+                             "source": {"model": source, "seed": args.seed, "problem": numbers[p],
+                                        "sample": i - p * args.k, **score}})
+            if surplus := len(ranked[max_per_problem:]):
+                dropped["surplus"] += surplus
     return Rejection(rows, len(rows), sampled, tokens, dict(sorted(dropped.items())))
+
+
+def without_thought(text: str, prefilled: bool = False) -> str:
+    """A completion with an empty thought; "" where nothing follows the thought.
+
+    >>> without_thought("<think>they greet me</think>Hello!")
+    '<think>\\n\\n</think>\\n\\nHello!'
+    """
+    answer = split_thinking(text, prefilled)[1]
+    return f"{'' if prefilled else THINK}\n\n{END_THINK}\n\n{answer}" if answer else ""
+
+
+def _refused(finish_reason: str, verdict: float, must_be_right: bool) -> str | None:
+    """Why a sample is not kept whatever it says; verdict NaN: there is none."""
+    if finish_reason == "length":
+        return "truncated"
+    if math.isnan(verdict):
+        return "no_verdict" if must_be_right else None
+    return None if verdict == 1.0 else "wrong"
+
+
+def _ranked(rank: Callable[[Row, list[str]], Sequence[float]] | None, problem: Row, texts: list[str]
+            ) -> list[tuple[str, dict[str, float]]]:
+    """Texts in the order in which they are kept, each with its score where there are scores."""
+    if rank is None or not texts:
+        return [(text, {}) for text in texts]
+    scores = [float(one) for one in rank(problem, texts)]
+    if len(scores) != len(texts) or not all(map(math.isfinite, scores)):
+        raise ValueError(f"rank gave {scores}, expected {len(texts)} finite numbers")
+    order = sorted(range(len(texts)), key=lambda i: -scores[i])  # of equals the first sampled
+    return [(texts[i], {"score": scores[i]}) for i in order]

@@ -6,12 +6,13 @@ import signal
 
 import numpy as np
 import pytest
-from command_run import ENDS, SFT_SET, command, outcome, sft, write
+from command_run import ENDS, SFT_SET, command, outcome, refused, sft, write
 
 from models import make
-from r1grpo import EvalConfig, cli
+from r1grpo import EvalConfig, Model, Tokenizer, cli
 from r1grpo.commands.inputs import sampling_plan
 from r1grpo.commands.options import Inputs
+from r1grpo.reward_model import scored_ids
 from r1grpo.rundir import read_jsonl
 
 
@@ -30,6 +31,34 @@ def test_reject_keeps_right_samples_and_sft_learns_their_ids(here, tmp_path, cap
     lengths = sum(len(row["completion_ids"]) for row in rows)
     assert f"{len(rows):,} rows, {lengths + sum(len(r['prompt_ids']) for r in rows):,} tokens" \
         in capsys.readouterr().out
+
+
+def test_reject_keeps_the_best_by_a_reward_model(here, tmp_path, capsys):
+    Model.from_pretrained("student").add_score_head().save_pretrained("ranker")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (here / "ranker" / name).write_bytes((here / "student" / name).read_bytes())
+    settings = ("k=8", "max_completion_length=8", ENDS, "max_per_problem=8")
+    reward = ("--reward", "rewards.py:even")
+    assert cli.main(command("reject", tmp_path / "all", *reward, settings=settings)) == 0
+    assert cli.main(command("reject", tmp_path / "best", *reward, settings=(
+        *settings[:3], "ranker=ranker"))) == 0
+    judge, tokenizer = Model.from_pretrained("ranker"), Tokenizer.from_pretrained("ranker")
+    everything = list(read_jsonl(tmp_path / "all" / "rows.jsonl"))
+    best = list(read_jsonl(tmp_path / "best" / "rows.jsonl"))
+    assert [row["prompt"] for row in best] == list(dict.fromkeys(row["prompt"] for row in everything))
+    for row in best:
+        rivals = [one["completion"] for one in everything if one["prompt"] == row["prompt"]]
+        scores = judge.score([scored_ids(tokenizer.encode(row["prompt"]), text, "summary", tokenizer)
+                              for text in rivals]).tolist()
+        assert row["completion"] == rivals[int(np.argmax(scores))] and row["source"]["score"] == max(scores)
+    assert best != [row for i, row in enumerate(everything) if i == 0 or everything[i - 1]["prompt"] != row["prompt"]]
+    for ranker, words in (("student", "no scalar head"), ("nowhere", "nowhere")):
+        line = refused(capsys, command("reject", tmp_path / "run", *reward, settings=(f"ranker={ranker}",)),
+                       tmp_path / "run")
+        assert words in line
+    write(here / "ids.jsonl", [{"prompt_ids": [1, 2], "answer": "1"}])
+    assert "row 0 has no column 'prompt'" in refused(capsys, command(
+        "reject", tmp_path / "run", *reward, data="ids.jsonl", settings=("ranker=ranker",)), tmp_path / "run")
 
 
 @pytest.mark.parametrize("name, products", [("reject", ["rows.jsonl"]),

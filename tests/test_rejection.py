@@ -4,8 +4,9 @@ import pytest
 from fakes import FakeModel
 
 from r1grpo.config import EvalConfig
-from r1grpo.rejection import rejection_sample
+from r1grpo.rejection import rejection_sample, without_thought
 from r1grpo.tokenizer import WordTokenizer
+from r1grpo.verifiers import Verdict
 
 TOKENIZER = WordTokenizer([*"abcdefgh"])
 MODEL = FakeModel(TOKENIZER.vocab_size)
@@ -66,3 +67,63 @@ def test_surplus_is_counted_and_the_batch_cannot_matter():
     with pytest.raises(ValueError, match="max_per_problem"):
         sample(max_per_problem=0)
     assert "of 256 samples kept" in str(one)
+
+
+def test_the_best_by_a_ranking_are_kept_first_and_their_scores_are_told():
+    asked = []
+
+    def rank(row, texts):
+        asked.append((row["problem_key"], texts))
+        return [len(text) + ("e" in text) / 2 for text in texts]
+
+    done = sample(max_per_problem=3, rank=rank)
+    everything = {row["problem_key"]: [] for row in ROWS}
+    for row in sample(max_per_problem=64).rows:
+        everything[row["problem_key"]].append(row["completion"])
+    assert dict(asked) == everything  # right ones alone are ranked, each text once
+    for key, texts in everything.items():
+        best = sorted(texts, key=lambda text: -(len(text) + ("e" in text) / 2))[:3]
+        found = [row for row in done.rows if row["problem_key"] == key]
+        assert [row["completion"] for row in found] == best
+        assert [row["source"]["score"] for row in found] == rank({"problem_key": key}, best)
+    assert done.kept + sum(done.dropped.values()) == done.sampled
+    for bad in (lambda row, texts: [0.0], lambda row, texts: [float("nan")] * len(texts)):
+        with pytest.raises(ValueError, match="finite numbers"):
+            sample(rank=bad)
+
+
+def test_rows_without_a_rule_are_kept_by_the_ranking_alone():
+    def some(prompts, completions, completion_ids, **columns):
+        return [None if prompt == "a" else float(len(ids) <= 4) for prompt, ids in zip(prompts, completion_ids)]
+
+    def draw(**options):
+        return rejection_sample(MODEL, ROWS, ARGS, correct=some, processing_class=TOKENIZER, **options)
+
+    plain = draw()
+    assert not [row for row in plain.rows if row["prompt"] == "a"] and plain.dropped["no_verdict"] > 0
+    ranked = draw(rank=lambda row, texts: [len(text) for text in texts])
+    [general] = [row for row in ranked.rows if row["prompt"] == "a"]
+    assert "no_verdict" not in ranked.dropped and len(general["completion_ids"]) > 4
+
+
+def test_a_failed_verifier_says_nothing_whatever_the_ranking_says():
+    def failing(prompts, completions, completion_ids, **columns):
+        return [Verdict(False, "timeout", "no result")] * len(completions)
+
+    done = rejection_sample(MODEL, ROWS, ARGS, correct=failing, processing_class=TOKENIZER,
+                            rank=lambda row, texts: [1.0] * len(texts))
+    assert done.rows == [] and done.dropped["no_verdict"] + done.dropped["truncated"] == done.sampled
+
+
+def test_trivial_queries_are_learned_without_a_thought():
+    rows = [{**row, "thought": row["prompt"] != "a"} for row in ROWS]
+    done = rejection_sample(MODEL, rows, ARGS, correct=short, processing_class=TOKENIZER, max_per_problem=9)
+    for row in done.rows:
+        if row["prompt"] == "a":
+            assert row["completion"].startswith("<think>\n\n</think>\n\n")
+            assert row["completion_ids"] == [*TOKENIZER.encode(row["completion"]), TOKENIZER.eos_token_id]
+        else:
+            assert row["completion_ids"][-1] == TOKENIZER.eos_token_id and "\n" not in row["completion"]
+    assert {row["prompt"] for row in done.rows} == set("abcd")
+    assert without_thought("they greet </think> hello", prefilled=True) == "\n\n</think>\n\nhello"
+    assert without_thought("<think> they greet me </think> ") == without_thought("<think> they") == ""

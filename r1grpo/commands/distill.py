@@ -17,7 +17,7 @@ from ..work import Work
 from .inputs import (Row, check_columns, open_model, open_rows, open_sampler, open_tokenizer, require,
                      sampling_plan, with_prompt_ids)
 from .options import ADAPTERS, DISTILL, MODEL, Options
-from .reject import ROWS, describe, draw_rows, open_correct
+from .reject import ROWS, check_ranker, describe, draw_rows, open_correct, open_rank
 from .sft import sft_plan, without_weights
 from .stage import (FINAL, check_fits, fits, options_of, planned, show_sft, showing, train, working,
                     write_rows)
@@ -71,6 +71,7 @@ def _teacher(options: Options, flags: argparse.Namespace) -> Callable[[Work], li
     tokenizer = open_tokenizer(inputs)
     problems = open_rows(inputs, tokenizer)
     check_columns(inputs, problems)
+    check_ranker(inputs, problems)
     args = EvalConfig(k=inputs.samples, temperature=inputs.temperature,
                       max_completion_length=inputs.max_completion_length, batch_prompts=16,
                       seed=options.args.seed)
@@ -78,9 +79,9 @@ def _teacher(options: Options, flags: argparse.Namespace) -> Callable[[Work], li
         return None
 
     def ask(work: Work) -> list[Row]:
-        model = open_sampler(inputs, tokenizer)
+        rank, model = open_rank(inputs), open_sampler(inputs, tokenizer)
         with showing(work, {"samples": len(problems)}):
-            rows, counts = draw_rows(work, model, problems, args, tokenizer, correct, inputs)
+            rows, counts = draw_rows(work, model, problems, args, tokenizer, correct, inputs, rank)
         print(describe(counts))
         if not rows:
             raise ValueError(f"no sample of {inputs.model} is right: there is nothing to learn")

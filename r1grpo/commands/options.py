@@ -37,7 +37,7 @@ Table = dict[str, Any]
 
 # where a run finds things may change between two of its processes: what it finds is compared
 # (the dataset's fingerprint, the state's tensors)
-_PLACES = {"model", "data", "eval_data", "teacher"}
+_PLACES = {"model", "data", "eval_data", "teacher", "ranker"}
 
 
 @dataclass
@@ -123,6 +123,7 @@ class RejectInputs(RewardInputs):
     """And what is kept of the samples."""
 
     max_per_problem: int = 1
+    ranker: str | None = None  # folder of a reward model: the best by its score are kept
 
 
 @dataclass

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..config import EvalConfig
+from ..folder import tokenizer_of
+from ..load_folder import ModelFolder
 from ..model import Model
+from ..model_source import find_model
 from ..rejection import Row, rejection_sample
+from ..reward_model import score_in_batches, scored_ids
 from ..scoring import RewardFunction
 from ..toml import ConfigError
+from ..trainer import prompt_ids_of
 from ..work import Work
 from .inputs import (check_columns, open_rewards, open_rows, open_sampler, open_tokenizer, require,
                      sampling_plan, tokenizer_mark)
@@ -20,6 +25,8 @@ from .options import MODEL, REJECT, RejectInputs
 from .stage import fits, in_chunks, options_of, showing, working, write_rows
 
 ROWS = "rows.jsonl"
+
+Rank = Callable[[Row, list[str]], Sequence[float]]
 
 
 def run(flags: argparse.Namespace) -> int:
@@ -31,12 +38,14 @@ def run(flags: argparse.Namespace) -> int:
     tokenizer = open_tokenizer(inputs)
     rows = open_rows(inputs, tokenizer)
     check_columns(inputs, rows)
+    check_ranker(inputs, rows)
     if not fits(flags, sampling_plan(inputs, args, rows)):
         return 0
+    rank = open_rank(inputs)
     model = open_sampler(inputs, tokenizer)
     with working(options, flags.out, flags.resume) as work, \
             showing(work, {"samples": len(rows)}):
-        kept, counts = draw_rows(work, model, rows, args, tokenizer, correct, inputs)
+        kept, counts = draw_rows(work, model, rows, args, tokenizer, correct, inputs, rank)
         write_rows(flags.out / ROWS, kept)
     print(describe(counts))
     print(flags.out / ROWS)
@@ -50,13 +59,45 @@ def open_correct(names: Sequence[str]) -> RewardFunction:
     return open_rewards(names)[0]
 
 
+def check_ranker(inputs: RejectInputs, rows: Sequence[Row]) -> None:
+    """Refuse a ranker that is no reward model, or could not read the rows, before anything is loaded."""
+    if inputs.ranker is None:
+        return
+    with ModelFolder(find_model(inputs.ranker).weights) as folder:
+        if not folder.config.score_head:
+            raise ConfigError(f"ranker: {inputs.ranker} has no scalar head, so it is no reward model")
+    tokenizer = tokenizer_of(find_model(inputs.ranker).tokenizer)
+    for i, row in enumerate(rows):
+        where = f"ranker: {inputs.data} row {i}"
+        if "prompt" not in row:
+            raise ValueError(f"{where} has no column 'prompt', and the ids are another tokenizer's")
+        prompt_ids_of({"prompt": row["prompt"]}, tokenizer, where)
+
+
+def open_rank(inputs: RejectInputs) -> Rank | None:
+    """The ranking by a reward model, which sees a row's prompt and what stands behind the thought, as
+    RewardTrainer shows it pairs."""
+    if inputs.ranker is None:
+        return None
+    model = Model.from_pretrained(inputs.ranker, inputs.device, inputs.dtype, frozen=True)
+    tokenizer = tokenizer_of(find_model(inputs.ranker).tokenizer)
+
+    def rank(row: Row, texts: list[str]) -> list[float]:
+        prompt = prompt_ids_of({"prompt": row["prompt"]}, tokenizer, "prompt")
+        ids = [scored_ids(prompt, text, "summary", tokenizer) for text in texts]
+        return score_in_batches(model.score, ids).tolist()
+
+    return rank
+
+
 def draw_rows(work: Work, model: Model, problems: Sequence[Row], args: EvalConfig, tokenizer: Any,
-              correct: RewardFunction, inputs: RejectInputs) -> tuple[list[Row], dict[str, Any]]:
+              correct: RewardFunction, inputs: RejectInputs, rank: Rank | None = None
+              ) -> tuple[list[Row], dict[str, Any]]:
     """The kept rows, and what was sampled and dropped; the model is that of inputs."""
     mark = tokenizer_mark(inputs)
 
     def make(first: int, part: Sequence[Row]) -> Row:
-        found = rejection_sample(model, part, args, correct=correct, processing_class=tokenizer,
+        found = rejection_sample(model, part, args, correct=correct, processing_class=tokenizer, rank=rank,
                                  max_per_problem=inputs.max_per_problem,
                                  source=Path(inputs.model).name, first=first)
         return {"rows": [{**row, "tokenizer": mark} for row in found.rows],
