@@ -45,8 +45,7 @@ dev_ready(r1_dev *dev, r1_status *st)
     return dev_check(dev, cudaSetDevice(dev->ordinal), "cudaSetDevice", st);
 }
 
-/* R1_EDEVICE while ops are recorded: `what` cannot be. */
-static r1_code
+r1_code
 dev_not_recording(const r1_dev *dev, const char *what, r1_status *st)
 {
     return dev->recording ? R1_FAIL(st, R1_EDEVICE, "%s while ops are recorded", what) : R1_OK;
@@ -279,6 +278,7 @@ r1_code
 CUDA(mem_share)(r1_dev *dev, uintptr_t stream, r1_status *st)
 {
     R1_TRY(dev_ready(dev, st));
+    R1_TRY(dev_not_recording(dev, "mem_share", st));
     R1_TRY(dev_check(dev, cudaEventRecord(dev->reached, dev->stream), "mem_share", st));
     return dev_check(dev, cudaStreamWaitEvent((cudaStream_t)stream, dev->reached, 0), "mem_share", st);
 }

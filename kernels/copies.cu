@@ -13,7 +13,7 @@ void *
 CUDA(mem_alloc_host)(r1_dev *dev, size_t bytes, r1_status *st)
 {
     void *p = NULL;
-    if (dev_ready(dev, st) != R1_OK) {
+    if (dev_ready(dev, st) != R1_OK || dev_not_recording(dev, "mem_alloc_host", st) != R1_OK) {
         return NULL;
     }
     cudaError_t error = cudaHostAlloc(&p, bytes > 0 ? bytes : 1, cudaHostAllocDefault);
@@ -37,6 +37,7 @@ copy_beside(r1_dev *dev, void *dst, const void *src, size_t bytes, cudaMemcpyKin
             r1_status *st)
 {
     R1_TRY(dev_ready(dev, st));
+    R1_TRY(dev_not_recording(dev, what, st));
     if (dev->copies == NULL) {
         R1_TRY(dev_check(dev, cudaStreamCreateWithFlags(&dev->copies, cudaStreamNonBlocking), what, st));
     }
@@ -61,6 +62,7 @@ r1_code
 CUDA(mem_join)(r1_dev *dev, int host, r1_status *st)
 {
     R1_TRY(dev_ready(dev, st));
+    R1_TRY(dev_not_recording(dev, "mem_join", st));
     if (dev->copies != NULL) {
         R1_TRY(dev_check(dev, cudaEventRecord(dev->reached, dev->copies), "mem_join", st));
         R1_TRY(dev_check(dev, cudaStreamWaitEvent(dev->stream, dev->reached, 0), "mem_join", st));

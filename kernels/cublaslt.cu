@@ -344,6 +344,8 @@ CUDA(dev_pins)(r1_dev *dev, char *text, size_t bytes)
     if (t != NULL) {
         used = append(text, bytes, used, "cuBLASLt: version %zu, %zu bytes of workspace\n",
                       t->call.GetVersion(), LT_WORKSPACE);
+    } else if (dev->no_lt.code != R1_OK) {
+        used = append(text, bytes, used, "%s; our kernels compute all products\n", dev->no_lt.message);
     }
     for (const lt_shape *shape = t != NULL ? t->shapes : NULL; shape != NULL; shape = shape->next) {
         for (int form = 0; form < LT_FORMS; form++) {

@@ -14,7 +14,8 @@
 
 enum lt_form { LT_NT, LT_NT_BIAS, LT_NT_ADD, LT_NN, LT_TN, LT_FORMS };
 
-/* dev->lt: the library, workspace and plans; stays NULL where r1grpo/cuda.py has opened no cuBLASLt. */
+/* dev->lt: the library, workspace and plans; stays NULL where r1grpo/cuda.py has opened no cuBLASLt, and, with
+ * the reason in dev->no_lt, where the one that is open cannot be used: our kernels need none. */
 r1_code lt_open(r1_dev *dev, r1_status *st);
 void lt_close(r1_dev *dev);
 

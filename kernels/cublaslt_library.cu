@@ -42,7 +42,7 @@ find_calls(lt *t, r1_status *st)
 #define LT_FIND(name)                                                                              \
     t->call.name = reinterpret_cast<decltype(t->call.name)>(dlsym(t->library, "cublasLt" #name)); \
     if (t->call.name == NULL) {                                                                   \
-        return R1_FAIL(st, R1_EDEVICE, "cuBLASLt has no function cublasLt" #name);                \
+        return R1_FAIL(st, R1_EDEVICE, "cuBLASLt: there is no function cublasLt" #name);                \
     }
     LT_CALLS(LT_FIND)
     return R1_OK;
@@ -98,7 +98,12 @@ lt_open(r1_dev *dev, r1_status *st)
         return R1_FAIL(st, R1_ENOMEM, "no memory for cuBLASLt");
     }
     dev->lt->library = library;
-    return set_up(dev, dev->lt, st); /* dev_close does the rest where it fails */
+    r1_code code = set_up(dev, dev->lt, &dev->no_lt);
+    if (code == R1_OK) {
+        return R1_OK;
+    }
+    lt_close(dev);
+    return code == R1_EDEVICE && !dev->dead ? R1_OK : R1_FAIL(st, code, "%s", dev->no_lt.message);
 }
 
 void

@@ -36,6 +36,12 @@ def get_device(name: str = "cpu") -> _core.Device:
     return _current[0]
 
 
+def reading_gpu() -> _core.Device:
+    """What reads arrays on this process's GPU: the device that is open there, in whichever mode, else
+    "cuda"."""
+    return next(iter(_gpu.values()), None) or get_device("cuda")
+
+
 def set_num_threads(n: int) -> None:
     """Compute on n threads from now on, more than there are cores if asked. No result depends on it."""
     n = as_count(n, "set_num_threads: n", 1)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import _core
-from .device import get_device
+from .device import get_device, reading_gpu
 from .number_formats import ITEM_BYTES, widen
 
 __all__ = ["Foreign", "as_array"]
@@ -42,7 +42,7 @@ class Foreign:
         self.dtype = _FORMATS.get(element) or "DLPack's type {}, {} bits, {} lanes".format(*element)
 
     def _capsule(self) -> object:
-        stream = {} if self.kind in _HOST else {"stream": get_device("cuda").place[2]}
+        stream = {} if self.kind in _HOST else {"stream": reading_gpu().place[2]}
         try:
             return self._value.__dlpack__(max_version=(1, 0), **stream)
         except TypeError:  # of before 2024
@@ -52,7 +52,8 @@ class Foreign:
         if copy is False:
             raise ValueError("NumPy cannot have this array without a copy")
         raw = np.empty(math.prod(self.shape) * ITEM_BYTES[self.dtype], np.uint8)
-        _core.dlpack_read(get_device("cpu" if self.kind in _HOST else "cuda"), self._capsule(), raw)
+        reader = get_device() if self.kind in _HOST else reading_gpu()
+        _core.dlpack_read(reader, self._capsule(), raw)
         out = np.empty(math.prod(self.shape), np.float32)
         widen(raw, self.dtype, out)
         return out.reshape(self.shape).astype(dtype or np.float32, copy=False)

@@ -21,6 +21,7 @@ SECOND = 3  # ... by the first algorithm that it proposes for so many, not by th
 MANY_ROWS, NOTHING = 4, 5  # no algorithm for so few rows; for none
 BETWEEN = 6  # ... where their number is in a range
 PICKY = 7  # an algorithm does the number of rows that it was proposed for alone
+NO_HANDLE, NO_WISH, OLD = 8, 9, 10  # it cannot be set up
 I, O = 24, 16
 MANY = 300
 ROWS = (1, 2, 7, 8, 64, 65, 257, 258)
@@ -32,8 +33,10 @@ class Library:
 
     def __init__(self) -> None:
         self._backend = emulated_backend()
-        library = ctypes.CDLL(self._backend.__file__)
-        self._set, self._between = library.emulated_cublaslt, library.emulated_cublaslt_between
+        hooks = ctypes.CDLL(self._backend.__file__)
+        hooks.emulated_limit.argtypes = [ctypes.c_size_t]
+        self._set, self._between = hooks.emulated_cublaslt, hooks.emulated_cublaslt_between
+        self.handles, self.limit = hooks.emulated_cublaslt_handles, hooks.emulated_limit
         self.how = ABSENT
 
     def open(self, how: int, fast: bool = False, ordinal: int = 1) -> _core.Device:
@@ -237,6 +240,34 @@ def test_pins_say_what_serves(library: Library, rng: np.random.Generator) -> Non
     first = "1/1/0 1/7/0 1/64/0 0/257/0 0/4096/0"
     assert lines == [f"W (16, 24), {form}: {which}" for form, which in (
         ("x W^T", chosen), ("x W^T + bias", chosen), ("y + x W^T", chosen), ("dy W", first), ("dy^T x", first))]
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("how, why", [
+    (NO_HANDLE, "Create answers status 1"), (NO_WISH, "MatmulPreferenceCreate answers status 3"),
+    (OLD, "there is no function cublasLtMatmul")])
+def test_our_kernels_serve_where_it_cannot_be_set_up(library: Library, rng: np.random.Generator, how: int, why: str,
+                                                     fast: bool) -> None:
+    """The device opens, says why it goes without, and leaves nothing open."""
+    without, device = library.open(ABSENT, fast), library.open(how, fast)
+    x, dy, bias, y, dx = (normal(rng, *s) for s in ((20, I), (20, O), (O,), (20, O), (20, I)))
+    w, dw = normal(rng, O, I), normal(rng, O, I)
+    want, got = (forward(one, weight, x, bias, y) + backward(one, weight, x, dy, dx, dw)
+                 for one in (without, device) for weight in [_core.Weight(one, w, 1, "bfloat16")])
+    assert_same_bits(got, want)
+    assert library.products() == 0 == library.handles()
+    assert device.pins == f"cuBLASLt: {why}; our kernels compute all products\n"
+
+
+def test_no_memory_for_its_workspace(library: Library) -> None:
+    """That is a fault: the next run may have the memory, and other bits."""
+    library.limit(1 << 20)
+    try:
+        with pytest.raises(MemoryError, match="the workspace of cuBLASLt: no GPU memory"):
+            library.open(EQUAL)
+        assert library.handles() == 0
+    finally:
+        library.limit(1 << 31)
 
 
 @pytest.mark.parametrize("how", [EQUAL, BY_ROWS])

@@ -107,7 +107,9 @@ def test_a_graph_reads_memory_when_it_runs(probe: Probe) -> None:
 
 @pytest.mark.parametrize("what, says", [
     ("upload", "mem_upload while ops are recorded"), ("download", "mem_download while ops are recorded"),
-    ("scratch", "scratch memory grows while ops are recorded"), ("alloc", "mem_alloc while ops are recorded")])
+    ("scratch", "scratch memory grows while ops are recorded"), ("alloc", "mem_alloc while ops are recorded"),
+    ("alloc_host", "mem_alloc_host while ops are recorded"), ("fetch", "mem_fetch while ops are recorded"),
+    ("join", "mem_join while ops are recorded"), ("share", "mem_share while ops are recorded")])
 def test_what_a_graph_cannot_hold_is_refused(probe: Probe, what: str, says: str) -> None:
     probe(f"graph_{what}", np.zeros(8, np.float32), says=says)
 

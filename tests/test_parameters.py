@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from conftest import emulated_backend
 from models import batch, make
 from op_testing import bits
 from r1grpo import Model, _core
@@ -356,3 +357,30 @@ def test_a_gpus_arrays_in(gpu: Callable[[int], None]) -> None:
         return capsule
     with pytest.raises(ValueError, match="on a GPU arrays must be contiguous"):
         model.parameters()[MATRIX.replace("down", "gate")].load(Producer(turned, one.__dlpack_device__()))
+
+
+def test_the_gpu_that_is_open_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whichever mode: no second device is opened for it."""
+    backend = emulated_backend()
+    monkeypatch.setitem(sys.modules, "r1grpo._cuda", backend)
+    monkeypatch.setattr("r1grpo.device._gpu", opened := {})
+    model, cpu = make("dense", device="cuda/fast"), make("dense")
+    asked = []
+    parameters = {name: Producer(lambda one=one, **o: asked.append(o["stream"]) or one.__dlpack__(**o),
+                                 one.__dlpack_device__()) for name, one in model.parameters().items()}
+    cpu.load_state_dict(parameters)
+    assert bits(cpu.state_dict().values()) == bits(model.state_dict().values())
+    assert list(opened) == ["cuda/fast"] and set(asked) == {model.device.place[2]}
+
+
+def test_python_goes_on_while_a_copy_on_the_gpu_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU first does all that it was given."""
+    backend = emulated_backend()
+    monkeypatch.setattr("r1grpo.device._gpu", {"cuda": _core.Device(ops=backend.ops)})
+    one = make("dense", device="cuda").parameters()[MATRIX]
+    ask, python = ctypes.CDLL(backend.__file__).emulated_ask_at_free, ctypes.pythonapi
+    for question, answers in ((python.Py_IsInitialized, 1), (python.PyGILState_Check, 0)):
+        capsule = one.__dlpack__(copy=True, **NEW)
+        ask(ctypes.cast(question, ctypes.c_void_p))
+        del capsule
+        assert ask(None) == answers

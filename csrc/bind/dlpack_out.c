@@ -36,7 +36,9 @@ exported_free(exported *x)
     }
     PyGILState_STATE gil = PyGILState_Ensure();
     if (x->memory != NULL && x->dev != NULL) {
+        Py_BEGIN_ALLOW_THREADS /* a GPU first does all that it was given */
         x->ops->mem_free(x->dev, x->memory);
+        Py_END_ALLOW_THREADS
     } else {
         r1_free(x->memory);
     }

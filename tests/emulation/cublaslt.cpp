@@ -15,9 +15,10 @@ namespace {
 /* absent; as it should be; a product of few rows goes from the beginning whatever its algorithm; the first
  * proposal for few rows does, the second does not; only products of many rows are supported; none is; products
  * of a range of rows go from the beginning, others not; an algorithm does the number of rows that it was proposed
- * for alone */
-enum behaviour { ABSENT, EQUAL, BY_ROWS, SECOND, MANY_ROWS, NOTHING, BETWEEN, PICKY };
-enum { FEW_ROWS = 64, OK = 0, INVALID = 7, UNSUPPORTED = 15, VERSION = 130100 };
+ * for alone; it cannot be set up: no handle, no memory for the last of what it is asked for, a function that it
+ * lacks */
+enum behaviour { ABSENT, EQUAL, BY_ROWS, SECOND, MANY_ROWS, NOTHING, BETWEEN, PICKY, NO_HANDLE, NO_WISH, OLD };
+enum { FEW_ROWS = 64, OK = 0, UNREADY = 1, NO_MEMORY = 3, INVALID = 7, UNSUPPORTED = 15, VERSION = 130100 };
 
 behaviour now;
 uint64_t range[2]; /* of BETWEEN: the fewest rows and the most */
@@ -51,8 +52,27 @@ struct preference {
     uint32_t reductions;
 };
 
-int create(void **handle) { *handle = new int; return OK; }
-int destroy(void *handle) { delete static_cast<int *>(handle); return OK; }
+int opened; /* handles that are */
+
+int
+create(void **handle)
+{
+    if (now == NO_HANDLE) {
+        return UNREADY;
+    }
+    opened++;
+    *handle = new int;
+    return OK;
+}
+
+int
+destroy(void *handle)
+{
+    opened--;
+    delete static_cast<int *>(handle);
+    return OK;
+}
+
 size_t version() { return VERSION; }
 
 int
@@ -96,7 +116,16 @@ set_layout(layout *l, int what, const void *value, size_t bytes)
     return OK;
 }
 
-int create_preference(preference **p) { *p = new preference{0, 7}; return OK; }
+int
+create_preference(preference **p)
+{
+    if (now == NO_WISH) {
+        return NO_MEMORY;
+    }
+    *p = new preference{0, 7};
+    return OK;
+}
+
 int destroy_preference(preference *p) { delete p; return OK; }
 
 int
@@ -244,7 +273,7 @@ void *
 emulated_dlsym(void *, const char *name)
 {
     for (const auto &one : functions) {
-        if (strcmp(one.name, name) == 0) {
+        if (strcmp(one.name, name) == 0 && !(now == OLD && one.function == (void *)multiply)) {
             return one.function;
         }
     }
@@ -273,4 +302,11 @@ emulated_cublaslt(int how)
     now = (behaviour)how;
     products = 0;
     return before;
+}
+
+/* Handles that nobody has destroyed. */
+SHOWN int
+emulated_cublaslt_handles()
+{
+    return opened;
 }

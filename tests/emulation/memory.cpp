@@ -35,6 +35,8 @@ std::multimap<size_t, char *> freed; /* by size */
 std::map<const char *, size_t> given, mapped;
 bool explained, broken;
 std::string reason;
+int (*ask_at_free)(void);
+int answers;
 
 size_t
 rounded(size_t bytes)
@@ -158,12 +160,22 @@ cudaMalloc(void **p, size_t bytes)
     return cudaSuccess;
 }
 
+int
+emulated_ask_at_free(int (*ask)(void))
+{
+    int before = answers;
+    ask_at_free = ask;
+    answers = 0;
+    return before;
+}
+
 cudaError_t
 cudaFree(void *p)
 {
     if (p == NULL) {
         return cudaSuccess;
     }
+    answers += ask_at_free != NULL && ask_at_free() != 0;
     if (emulated_spoils()) {
         return cudaErrorStreamCaptureUnsupported;
     }

@@ -310,6 +310,43 @@ probe_graph_alloc(int device, const float *in, float *out, size_t count)
     });
 }
 
+PROBE
+probe_graph_alloc_host(int device, const float *in, float *out, size_t count)
+{
+    return run_probe(device, in, out, count, [](r1_dev *dev, float *from, float *to, size_t, r1_status *st) {
+        return refused(dev, from, to, st, [](r1_dev *d, float *, r1_status *s) {
+            void *p = CUDA(mem_alloc_host)(d, 64, s);
+            return p == NULL ? R1_FAIL(s, R1_ENOMEM, "and s has the reason already") : R1_OK;
+        });
+    });
+}
+
+PROBE
+probe_graph_fetch(int device, const float *in, float *out, size_t count)
+{
+    return run_probe(device, in, out, count, [](r1_dev *dev, float *from, float *to, size_t, r1_status *st) {
+        return refused(dev, from, to, st, [](r1_dev *d, float *p, r1_status *s) {
+            return CUDA(mem_fetch)(d, p, &d->ordinal, sizeof d->ordinal, s);
+        });
+    });
+}
+
+PROBE
+probe_graph_join(int device, const float *in, float *out, size_t count)
+{
+    return run_probe(device, in, out, count, [](r1_dev *dev, float *from, float *to, size_t, r1_status *st) {
+        return refused(dev, from, to, st, [](r1_dev *d, float *, r1_status *s) { return CUDA(mem_join)(d, 0, s); });
+    });
+}
+
+PROBE
+probe_graph_share(int device, const float *in, float *out, size_t count)
+{
+    return run_probe(device, in, out, count, [](r1_dev *dev, float *from, float *to, size_t, r1_status *st) {
+        return refused(dev, from, to, st, [](r1_dev *d, float *, r1_status *s) { return CUDA(mem_share)(d, 1, s); });
+    });
+}
+
 /* A kernel goes wrong while it runs: the next synchronisation says so, then every call. */
 PROBE
 probe_lost(int device, const float *in, float *out, size_t count)
