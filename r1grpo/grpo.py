@@ -152,7 +152,7 @@ class GRPOTrainer(Trainer):
         # a model with adapters is its own reference, without them
         self.reference = self._make_reference() if self.args.beta > 0 and not adapted else None
         self.verdicts = VerdictLog(self.args.output_dir and
-                                   Path(self.args.output_dir) / "verdicts.jsonl")
+                                   Path(self.args.output_dir) / "verdicts.jsonl", self.rewards.names)
         self.batch: Batch | None = None
         self.max_logprob_gap = 0.0  # over the whole run, at the first update of each rollout
         self.gap_tokens = 0
@@ -412,6 +412,7 @@ class GRPOTrainer(Trainer):
         meta: dict[str, Any] = {"max_logprob_gap": self.max_logprob_gap,
                                 "gap_tokens": self.gap_tokens,
                                 "sampled_tokens": self.sampled_tokens,
+                                "rewards": self.rewards.signature,
                                 "dataset": fingerprint(self._rows(self.step))}
         if self.reference:
             arrays = {f"reference/{k}": v for k, v in self.reference.state_dict().items()}
@@ -432,6 +433,11 @@ class GRPOTrainer(Trainer):
     def _load_state(self, arrays: dict[str, NDArray[Any]], meta: dict[str, Any]) -> None:
         if meta["dataset"] != fingerprint(self._rows(int(meta["step"]))):
             raise ConfigError("the saved run had another train_dataset")
+        now = self.rewards.signature
+        then = meta.get("rewards", now)  # older states say nothing of them
+        if then != now:
+            raise ConfigError(f"the saved run had other reward functions, or other weights of them: "
+                              f"{_listed(then)} -> {_listed(now)}")
         batch, saved = None, meta.get("rollout")
         if saved:
             rows = self._rows(saved["step"])
@@ -444,11 +450,16 @@ class GRPOTrainer(Trainer):
             if "rollout/trained" in arrays:
                 ends = np.cumsum(arrays["rollout/completion_lengths"])[:-1]
                 batch.trained = np.split(arrays["rollout/trained"], ends)
-        if self.reference:  # checks before it writes
+        self.verdicts.load()  # checks before it changes anything, and so does this:
+        if self.reference:
             self.reference.load_state_dict({k.removeprefix("reference/"): v
                                             for k, v in arrays.items()
                                             if k.startswith("reference/")})
         self.batch = batch
         self.max_logprob_gap, self.gap_tokens = meta["max_logprob_gap"], meta["gap_tokens"]
         self.sampled_tokens = meta["sampled_tokens"]
-        self.verdicts.load()
+
+
+def _listed(rewards: Sequence[Sequence[Any]]) -> str:
+    """A signature of Rewards as words."""
+    return ", ".join(f"{name} {weight:g}" for name, weight in rewards)

@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 from .brief import brief
 from .judging import ROUTE, Judging, RewardError, RewardFunction, Scores
 from .rollout import Completions, completion_text, prefilled
+from .toml import ConfigError
 from .verifiers import VerifierPool
 
 
@@ -81,6 +82,11 @@ class Rewards:
         self.weights = np.append(self.weights, np.zeros(len(audits)))
         self.counts = np.append(self.counts, np.zeros(len(audits), bool))
         self.pool = pool or VerifierPool()
+
+    @property
+    def signature(self) -> list[list[Any]]:
+        """[name, weight] of each part in order, audits with weight 0: what a resumed run must share."""
+        return [[name, weight] for name, weight in zip(self.names, self.weights.tolist())]
 
     def judging(self, rows: Sequence[dict[str, Any]], prompt_ids: Sequence[Sequence[int]],
                 group_size: int, audited: Iterable[int] = ()) -> Judging:
@@ -132,19 +138,20 @@ class Rewards:
 class VerdictLog:
     """Append-only JSONL of the verdicts of each rollout, and beside it samples.jsonl with what they are
     of (samples.py), which a line of verdicts says the length of: every sample stands there once. Without
-    a path it does nothing. A new run begins new logs at its first verdict, so another reward function in
-    the same folder never meets old verdicts; load() takes the files up, which is what a resume does."""
+    a path it does nothing. names: of the parts. A new run begins new logs at its first verdict, so another
+    reward function in the same folder never meets old verdicts; load() takes the files up, which is what
+    a resume does, and refuses those of other functions."""
 
-    def __init__(self, path: str | Path | None) -> None:
-        self.path = Path(path) if path else None
+    def __init__(self, path: str | Path | None, names: Sequence[str]) -> None:
+        self.path, self.names = Path(path) if path else None, list(names)
         self._known: dict[tuple[int, int, str], dict[str, Any]] = {}
         self._mode = "wb"
 
     def load(self) -> None:
-        """Remember what the file holds and go on behind it."""
-        self._mode = "ab"
+        """Remember what the file holds and go on behind it. ConfigError, with nothing changed, where
+        other functions gave its verdicts."""
         if self.path and self.path.exists():
-            whole = 0
+            whole, known = 0, {}
             with self.path.open("rb") as file:
                 for line in file:
                     try:
@@ -152,14 +159,20 @@ class VerdictLog:
                         key = (entry["step"], entry["attempt"], entry["completions"])
                         if not (line.endswith(b"\n") and "rewards" in entry):
                             break
-                        self._known[key] = entry
+                        known[key] = entry
                     except (ValueError, KeyError, TypeError):
                         break
+                    names = entry.get("names", self.names)  # older lines say nothing of them
+                    if names != self.names:
+                        raise ConfigError(f"{self.path}: its verdicts are those of {', '.join(names)}, this "
+                                          f"run's would be those of {', '.join(self.names)}")
                     whole += len(line)
+            self._known = known
             os.truncate(self.path, whole)  # a kill may have torn the last line
             if self.samples.exists():
                 os.truncate(self.samples, max((one.get("samples", 0) for one in self._known.values()),
                                               default=0))
+        self._mode = "ab"
 
     def foresees(self, step: int, attempt: int) -> bool:
         """Whether there are verdicts of this rollout, if it is what it was."""
@@ -186,7 +199,8 @@ class VerdictLog:
             return
         rows = [[None if math.isnan(v) else v for v in row] for row in scores.parts.tolist()]
         entry = {"step": step, "attempt": attempt, "completions": key[2],
-                 "rewards": rows, **({"reasons": scores.reasons} if scores.reasons else {})}
+                 "names": self.names, "rewards": rows,
+                 **({"reasons": scores.reasons} if scores.reasons else {})}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         entry["samples"] = self._append(self.samples, samples)
         self._append(self.path, [entry])

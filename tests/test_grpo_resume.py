@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from fakes import FakeModel
 from tiny_run import without_time
-from toy_grpo import ROWS, TOKENIZER, make, weights, wish_share
+from toy_grpo import ROWS, TOKENIZER, brevity, make, weights, wish_share
 
 from r1grpo.config import ConfigError
 from r1grpo.judging import Scores
@@ -110,13 +110,57 @@ def test_verdicts_are_replayed(tmp_path):
     assert len((tmp_path / "verdicts.jsonl").read_text().splitlines()) == 1
 
 
+def test_a_resume_with_other_reward_functions_is_refused(tmp_path):
+    """Others, another order, other weights, another audit: by the checkpoint, and nothing is changed."""
+    two = [wish_share, brevity]
+    first = make(rewards=two, audits=[brevity], reward_weights=[1.0, 0.5], output_dir=str(tmp_path))
+    next(first)
+    first.save_checkpoint()
+    said = "wish_share 1, brevity 0.5, audit_brevity 0 -> "
+    for now, given in ((f"{said}wish_share 1, audit_brevity 0", dict(rewards=[wish_share], audits=[brevity])),
+                       (f"{said}brevity 1, wish_share 0.5, audit_brevity 0",
+                        dict(rewards=two[::-1], audits=[brevity], reward_weights=[1.0, 0.5])),
+                       (f"{said}wish_share 1, brevity 0.5, audit_wish_share 0",
+                        dict(rewards=two, audits=[wish_share], reward_weights=[1.0, 0.5])),
+                       (f"{said}wish_share 1, brevity 0.5$",
+                        dict(rewards=two, reward_weights=[1.0, 0.5]))):
+        other = make(output_dir=str(tmp_path), **given)
+        other.args.reward_weights = first.args.reward_weights  # which the options would refuse first
+        with pytest.raises(ConfigError, match=now):
+            other.load_checkpoint()
+        assert other.batch is None and other.step == 0
+    state = first.state_dict()
+    del state["meta"]["rewards"]  # as older versions wrote it
+    make(rewards=two, audits=[brevity], reward_weights=[1.0, 0.5]).load_state_dict(state)
+
+
+def test_verdicts_of_other_reward_functions_are_refused(tmp_path):
+    """Those of updates behind the checkpoint too: the log stays as it is, lines without names are taken."""
+    log = tmp_path / "verdicts.jsonl"
+    first = make(output_dir=str(tmp_path))
+    first.save_checkpoint()
+    next(make(rewards=brevity, output_dir=str(tmp_path)))
+    written = log.read_bytes()
+    second = make(output_dir=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"verdicts.jsonl: .* those of brevity, this .* of wish_share"):
+        second.load_checkpoint()
+    assert log.read_bytes() == written
+    next(first)
+    [line] = map(json.loads, log.read_text().splitlines())
+    assert line.pop("names") == ["wish_share"]
+    log.write_text(json.dumps(line) + "\n")  # as older versions wrote it
+    second.load_checkpoint()
+    next(second)
+    assert weights(second) == weights(first) and len(log.read_text().splitlines()) == 1
+
+
 def test_verdict_log_keeps_none(tmp_path):
     trainer = make()
     next(trainer)
     done, parts = trainer.batch.completions, np.array([[np.nan, 0.1 + 0.2]] * 16)
     reasons = {"verifier": ["timeout", "wrong", None, "correct"] * 4}
-    VerdictLog(tmp_path / "v.jsonl").write(4, 0, done, Scores(parts, reasons))
-    log = VerdictLog(tmp_path / "v.jsonl")
+    VerdictLog(tmp_path / "v.jsonl", ["verifier"]).write(4, 0, done, Scores(parts, reasons))
+    log = VerdictLog(tmp_path / "v.jsonl", ["verifier"])
     assert log.recall(4, 0, done) is None and not log.foresees(4, 0)
     log.load()
     found = log.recall(4, 0, done)
