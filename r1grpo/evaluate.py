@@ -32,18 +32,20 @@ from .scoring import RewardFunction
 from .tasks.wording import reflection_count
 from .tokenizer import extract_answer
 from .trainer import prompt_ids_of, require_policy
-from .verifiers import exact_number, final_answer, parse_chain, spelling
+from .verifiers import Verdict, exact_number, final_answer, parse_chain, spelling
 
 Row = dict[str, Any]
 
 _OWN = ("problem", "generation", "prompt_ids", "completion", "completion_ids", "logprobs",
-        "finish_reason", "rewards")
+        "finish_reason", "prefilled", "rewards")
 
 
 def row_answer(row: Row, completion: str) -> str | None:
-    """The answer of a completion by its row's template, or the final answer of free text."""
+    """The answer of a completion by its row's template, or the final answer of free text, which may
+    begin inside a thought (prefilled)."""
     template = row.get("template")
-    return final_answer(completion) if template is None else extract_answer(completion, template)
+    return final_answer(completion, row.get("prefilled", False)) if template is None \
+        else extract_answer(completion, template)
 
 
 def row_format(completions: Sequence[Any], **call: Any) -> Sequence[float | None]:
@@ -73,8 +75,8 @@ class Graders:
 @dataclass
 class Evaluation:
     """Figures and the samples behind them. A sample is a JSON row: the problem's columns, problem
-    and generation number, prompt_ids, completion, completion_ids, logprobs, finish_reason, rewards.
-    """
+    and generation number, prompt_ids, completion, completion_ids, logprobs, finish_reason, prefilled
+    (true where the prompt opened the thought, else not there), rewards."""
 
     figures: dict[str, Any]
     samples: list[Row] = field(repr=False)
@@ -114,7 +116,8 @@ def draw_samples(model: Any, problems: Sequence[Row], args: EvalConfig | None = 
                             "prompt_ids": prompts[problem], "completion": done.texts[i],
                             "completion_ids": done.completion_ids[i].tolist(),
                             "logprobs": done.logprobs[i].tolist(),
-                            "finish_reason": done.finish_reasons[i]})
+                            "finish_reason": done.finish_reasons[i],
+                            **({"prefilled": True} if done.prefilled[i] else {})})
         if progress:
             progress(numbers[-1] + 1)
     return samples
@@ -136,8 +139,11 @@ def recompute(samples: Sequence[Row], graders: Graders = Graders()) -> dict[str,
             "completions": [one["completion"] for one in samples],
             "completion_ids": [one["completion_ids"] for one in samples],
             "finish_reasons": [one["finish_reason"] for one in samples], **columns}
-    parts = {"accuracy": graders.accuracy(**call), "format": graders.format(**call),
-             "language": graders.language(**call)}
+    if any(one.get("prefilled") for one in samples):
+        call["prefilled"] = [one.get("prefilled", False) for one in samples]
+    parts = {"accuracy": [one.value if isinstance(one, Verdict) else one
+                          for one in graders.accuracy(**call)],
+             "format": graders.format(**call), "language": graders.language(**call)}
     for i, one in enumerate(samples):
         if parts["accuracy"][i] is None:
             raise ValueError(f"problem {one['problem']} has no answer that a rule can check")
@@ -276,4 +282,6 @@ def check(model: Any, samples: Sequence[Row], args: EvalConfig, processing_class
                 wrong.append(f"{where}: other finish reason")
             elif done.texts[i] != one["completion"]:
                 wrong.append(f"{where}: other text")
+            elif done.prefilled[i] != one.get("prefilled", False):
+                wrong.append(f"{where}: prefilled is {done.prefilled[i]}")
     return wrong

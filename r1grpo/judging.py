@@ -234,7 +234,7 @@ def _only(result: Any) -> Any:
 
 def _number(value: Any) -> float:
     if isinstance(value, Verdict):
-        return float(value.correct) if value.share is None else value.share
+        return value.value
     return math.nan if value is None else float(value)
 
 

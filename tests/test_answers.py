@@ -6,7 +6,7 @@ import pytest
 
 from r1grpo.evaluate import row_answer, row_vote
 from r1grpo.layouts import LAYOUTS
-from r1grpo.rewards import accuracy_reward, verdicts
+from r1grpo.rewards import accuracy_reward
 from r1grpo.rows import load_rows
 from r1grpo.verifiers import exact_number, final_answer, last_box, same_answer
 from real_data import data_file
@@ -58,16 +58,17 @@ def test_unequal_answers(one, other):
 def test_rows_without_a_template_are_checked_by_their_answer():
     texts = [r"\boxed{1080}", r"\boxed{2}", "none", r"\boxed{3}"]
     call = (["p"] * 4, texts, [[1]] * 4)
-    assert accuracy_reward(*call, answer=["1,080", "3", "3", None]) == [1.0, 0.0, 0.0, None]
-    assert [v and v.reason for v in verdicts(texts, answer=["1080", "3", "3", None])] \
-        == ["correct", "wrong", "missing", None]
-    assert accuracy_reward(*call, answer=[1080, 3, 3, 3]) == [1.0, 0.0, 0.0, 1.0]
-    assert accuracy_reward(*call) == [None] * 4
+    def reasons(**columns):
+        return [one and one.reason for one in accuracy_reward(*call, **columns)]
+
+    assert reasons(answer=["1,080", "3", "3", None]) == ["correct", "wrong", "missing", None]
+    assert reasons(answer=[1080, 3, 3, 3]) == ["correct", "wrong", "missing", "correct"]
+    assert reasons() == [None] * 4
     solutions = ["x #### 1,080", r"$2$", None, r"\boxed{1} so \boxed{3}"]
-    assert accuracy_reward(*call, solution=solutions) == [1.0, 1.0, None, 1.0]
+    assert reasons(solution=solutions) == ["correct", "correct", None, "correct"]
     mixed = {"template": ["r1", None, None, None], "task": ["arithmetic", None, None, None],
              "answer": ["1080", "2", "3", "3"]}
-    assert accuracy_reward(*call, **mixed) == [0.0, 1.0, 0.0, 1.0]
+    assert reasons(**mixed) == ["missing", "correct", "missing", "correct"]
 
 
 def test_votes_of_equal_numbers_are_one():
@@ -79,12 +80,12 @@ def test_votes_of_equal_numbers_are_one():
 def test_every_answer_of_gsm8k_is_a_number_and_right():
     rows = load_rows(data_file("gsm8k_train.jsonl"))
     columns = {name: [row[name] for row in rows] for name in ("answer", "solution")}
-    rewards = accuracy_reward([""] * len(rows), columns["solution"], [[1]] * len(rows), **columns)
-    assert rewards == [1.0] * len(rows)
+    verdicts = accuracy_reward([""] * len(rows), columns["solution"], [[1]] * len(rows), **columns)
+    assert all(one.correct for one in verdicts)
     shifted = columns["answer"][1:] + columns["answer"][:1]
-    rewards = accuracy_reward([""] * len(rows), columns["solution"], [[1]] * len(rows),
-                              answer=shifted)
-    assert sum(rewards) < 0.05 * len(rows)
+    verdicts = accuracy_reward([""] * len(rows), columns["solution"], [[1]] * len(rows),
+                               answer=shifted)
+    assert sum(one.correct for one in verdicts) < 0.05 * len(rows)
 
 
 @pytest.mark.parametrize("file", ["SVAMP.json", "deepscaler_math_train.json"])
@@ -92,10 +93,10 @@ def test_every_answer_is_equal_to_itself_in_a_box(file):
     rows = load_rows(data_file(file))
     answers = [row["answer"] for row in rows if row["answer"] is not None]
     boxed = [f"<think> </think> so \\boxed{{{one}}}." for one in answers]
-    assert accuracy_reward([""] * len(boxed), boxed, [[1]] * len(boxed), answer=answers) \
-        == [1.0] * len(boxed)
+    verdicts = accuracy_reward([""] * len(boxed), boxed, [[1]] * len(boxed), answer=answers)
+    assert all(one.correct for one in verdicts)
 
 
 def test_layouts_and_verifiers_agree_on_the_box():
     row = LAYOUTS["math"].apply({"problem": "p", "solution": r"a \boxed{\{1, 2\}} b"})
-    assert accuracy_reward(["p"], [r"\boxed{\{1,2\}}"], [[1]], answer=[row["answer"]]) == [1.0]
+    assert accuracy_reward(["p"], [r"\boxed{\{1,2\}}"], [[1]], answer=[row["answer"]])[0].correct

@@ -8,7 +8,7 @@ from fakes import FakeModel
 
 from r1grpo.config import EvalConfig
 from r1grpo.evaluate import (Graders, check, evaluate, interval, paired_difference,
-                             pass_at, recompute, row_vote)
+                             pass_at, recompute, row_answer, row_vote)
 from r1grpo.tokenizer import WordTokenizer
 
 TOKENIZER = WordTokenizer([*"abcdefgh"])
@@ -130,6 +130,9 @@ def test_a_stored_run_is_verified():
         forged[11][key] = "x" if isinstance(value, str) else [*value[:-1], value[-1] + 1e-3]
         assert check(MODEL, forged, ARGS, TOKENIZER) == \
             [f"problem 1, sample 3: other {words}" + (" reason" if words == "finish" else "")]
+    forged = copy.deepcopy(stored)
+    forged[11]["prefilled"] = True
+    assert check(MODEL, forged, ARGS, TOKENIZER) == ["problem 1, sample 3: prefilled is False"]
     other = FakeModel(TOKENIZER.vocab_size, seed=1)
     assert len(check(other, stored, ARGS, TOKENIZER)) == 40
 
@@ -168,6 +171,30 @@ def test_rows_of_a_data_set_are_judged_by_their_answers_alone():
     assert figures["pass@1"] == 0.5 and samples[0]["rewards"] == {
         "accuracy": 1.0, "format": None, "language": None}
     assert not figures.keys() & {"format", "wellformed_accuracy", "language_consistency", "no_words"}
+
+
+def test_a_thought_that_the_prompt_opened_holds_no_answer():
+    """Neither a right one nor a vote: what is boxed in a thought without an end is no answer."""
+    row = {"problem": 0, "answer": "4", "prompt": "x", "prompt_ids": [5], "completion_ids": [1],
+           "logprobs": [0.0], "finish_reason": "length"}
+    texts = (r"maybe \boxed{4}", r"maybe \boxed{4}", r"maybe \boxed{5} </think> \boxed{6}")
+    samples = [{**row, "generation": g, "completion": text} for g, text in enumerate(texts)]
+    plain = recompute(samples)
+    assert plain["pass@1"] == pytest.approx(2 / 3) and plain["cons@k"] == 1.0
+    samples = [{**one, "prefilled": True} for one in samples]
+    figures = recompute(samples)
+    assert figures["pass@1"] == figures["cons@k"] == 0.0
+    assert [row_answer(one, one["completion"]) for one in samples] == [None, None, "6"]
+
+
+def test_samples_say_where_the_prompt_opened_the_thought():
+    tokenizer = WordTokenizer([*"abcdefgh"])
+    opening = tokenizer.encode("a")
+    tokenizer.opens_thought = lambda ids: list(ids) == opening
+    done = evaluate(MODEL, ROWS, ARGS, tokenizer, GRADERS)
+    assert [one["prefilled"] for one in done.samples[:8]] == [True] * 8
+    assert not [one for one in done.samples[8:] if "prefilled" in one]
+    assert check(MODEL, done.samples, ARGS, tokenizer) == []
 
 
 def test_bad_input_is_named():

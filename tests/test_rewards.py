@@ -1,9 +1,11 @@
 """Rule rewards on hand-written completions."""
 
+import numpy as np
 import pytest
 
-from r1grpo.rewards import (accuracy_reward, format_reward, language_reward, language_share,
-                            verdicts)
+from r1grpo.rewards import accuracy_reward, format_reward, language_reward, language_share
+from r1grpo.rollout import Completions
+from r1grpo.scoring import Rewards
 from r1grpo.tasks import reflection_count, sample_problems, word_language
 
 ZERO = ["<think> try 7 * 5 = 35 + 2 = 37 yes </think> <answer> 7 * 5 + 2 </answer>",
@@ -16,16 +18,35 @@ CALL = (["p"] * 4, ZERO, [[1]] * 4)
 
 
 def test_accuracy_counts_the_answer_where_it_stands():
-    assert accuracy_reward(*CALL, **COLUMNS) == [1.0, 0.0, 0.0, 1.0]
-    assert [v.reason for v in verdicts(ZERO, **COLUMNS)] == [
-        "correct", "wrong", "missing", "correct"]
+    assert [(v.value, v.reason) for v in accuracy_reward(*CALL, **COLUMNS)] == [
+        (1.0, "correct"), (0.0, "wrong"), (0.0, "missing"), (1.0, "correct")]
+
+
+def scored(reward, finish_reasons):
+    """What a trainer has of ZERO."""
+    row = {name: column[0] for name, column in COLUMNS.items()}
+    return Rewards(reward).score([row], Completions([[1]], 4, [np.ones(1, np.int32)] * 4, [], finish_reasons,
+                                                    ZERO, [False] * 4))
+
+
+def test_a_trainer_knows_why_and_its_numbers_are_those_of_plain_rewards():
+    """truncated: there is no answer, and the end came by length; a wrong or right answer stays one."""
+    def plain(*call, **columns):
+        return [float(one.correct) for one in accuracy_reward(*call, **columns)]
+
+    for ends, reasons in ((["stop"] * 4, ["correct", "wrong", "missing", "correct"]),
+                          (["length"] * 4, ["correct", "wrong", "truncated", "correct"])):
+        found, bare = scored(accuracy_reward, ends), scored(plain, ends)
+        assert found.reasons == {"accuracy_reward": reasons} and bare.reasons == {}
+        assert found.parts.tobytes() == bare.parts.tobytes() and not found.failed.any()
 
 
 def test_accuracy_by_task_and_template():
     texts = [r"<think> </think> the answer is \boxed{ 54 } .", r"\boxed{ 54 }", "hello ."]
     columns = {"template": ["r1"] * 3, "task": ["arithmetic", "arithmetic", "greeting"],
                "answer": ["54", "54", None]}
-    assert accuracy_reward(["p"] * 3, texts, [[1]] * 3, **columns) == [1.0, 0.0, None]
+    found = accuracy_reward(["p"] * 3, texts, [[1]] * 3, **columns)
+    assert [one and one.value for one in found] == [1.0, 0.0, None]
 
 
 def test_format_and_truncation():
@@ -75,7 +96,7 @@ def test_columns_of_problems_are_what_rewards_take():
     rows = [problem.row("zero") for problem in problems]
     columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
     call = ([row["prompt"] for row in rows], ["<answer> 1 </answer>"] * 12, [[1]] * 12)
-    assert accuracy_reward(*call, **columns) == [0.0] * 12
+    assert {one.reason for one in accuracy_reward(*call, **columns)} == {"numbers", "wrong"}
     assert format_reward(*call, **columns) == [0.0] * 12
     assert language_reward(*call, **columns) == [0.0] * 12
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from r1grpo.rewards import accuracy_reward, verdicts
+from r1grpo.rewards import accuracy_reward
 from r1grpo.verifiers import verify_choice, verify_equation, verify_logic, verify_string
 
 
@@ -70,9 +70,13 @@ def test_rows_name_their_rule():
     columns = {"task": ["choice", "choice", "string", "logic", "equation", "math"],
                "answer": ["B", "C", "Oslo", "no", None, "3.0"],
                "numbers": [None] * 4 + [[3, 7, 25], None], "target": [None] * 4 + [100, None]}
-    assert accuracy_reward([""] * 6, texts, [[1]] * 6, **columns) == [1.0, 0.0, 1.0, 1.0, 1.0, 1.0]
-    [verdict] = verdicts(texts[:1], task=["equation"], answer=["x"], numbers=[[1]], target=[2])
-    assert verdict.reason == "unparsed"
-    assert verdicts([r"\boxed{B}"], task=["choice"], answer=["B"], prefilled=[True])[0].reason == "missing"
+    found = accuracy_reward([""] * 6, texts, [[1]] * 6, **columns)
+    assert [one.correct for one in found] == [True, False, True, True, True, True]
+
+    def reason(text, **columns):
+        [verdict] = accuracy_reward([""], [text], [[1]], **columns)
+        return verdict.reason
+    assert reason(texts[0], task=["equation"], answer=["x"], numbers=[[1]], target=[2]) == "unparsed"
+    assert reason(r"\boxed{B}", task=["choice"], answer=["B"], prefilled=[True]) == "missing"
     with pytest.raises(ValueError, match="numbers and target"):
-        verdicts(texts[:1], task=["equation"], answer=["1"])
+        reason(texts[0], task=["equation"], answer=["1"])

@@ -175,9 +175,10 @@ def test_only_what_follows_the_thinking_counts():
 
 def test_the_trainers_column_says_where_the_thought_began():
     call = (["p"], [r"I guess \boxed{4}"], [[1]])
-    assert accuracy_reward(*call, answer=["4"]) == [1.0]
-    assert accuracy_reward(*call, answer=["4"], prefilled=[True]) == [0.0]
-    assert accuracy_reward(*call, answer=["4"], algebra=["a column of the data"]) == [1.0]
+    for more, reason in (({}, "correct"), ({"prefilled": [True]}, "missing"),
+                         ({"algebra": ["a column of the data"]}, "correct")):
+        [verdict] = accuracy_reward(*call, answer=["4"], **more)
+        assert verdict.reason == reason
 
 
 @pytest.mark.parametrize("gold, why", [

@@ -1,5 +1,5 @@
-"""Accuracy: 1 if the final answer is right, 0 if not (arXiv 2501.12948 v2, 2.2); None for rows
-without a verifiable answer. The answer counts wherever the template says it stands, even where
+"""Accuracy: 1 if the final answer is right, 0 if not (arXiv 2501.12948 v2, 2.2), as Verdicts, which say
+why; None for rows without a verifiable answer. The answer counts wherever the template says it stands, even where
 the rest of the format is broken: format has a reward of its own."""
 
 from __future__ import annotations
@@ -15,10 +15,19 @@ from .text import Completion, texts
 RULES = {"choice": verify_choice, "string": verify_string, "logic": verify_logic}
 
 
-def verdicts(completions: Sequence[Completion], **columns: Any) -> list[Verdict | None]:
-    """The verdict on every completion with its reason; None for rows without a rule. Where there is
-    no column answer, the final answer of a worked solution is the reference."""
+def accuracy_reward(prompts: Sequence[Any], completions: Sequence[Completion],
+                    completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[Verdict | None]:
+    """Verdicts on the final answers; None where there is no rule. Columns: answer, or without one solution,
+    whose final answer is the reference; or, in rows of r1grpo.tasks, template, task and what the task
+    checks; prefilled, from the trainer."""
     return _verdicts(completions, False, **columns)
+
+
+def math_reward(prompts: Sequence[Any], completions: Sequence[Completion],
+                completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[Verdict | None]:
+    """accuracy_reward with math-verify where exact rules cannot decide. That keeps no time limit: for
+    worker processes, which do."""
+    return _verdicts(completions, True, **columns)
 
 
 def _verdicts(completions: Sequence[Completion], algebra: bool, /,
@@ -50,19 +59,3 @@ def _verdict(algebra: bool, text: str, inside: bool, template: str | None, task:
     if task in RULES:
         return None if answer is None else RULES[task](text, str(answer), inside)
     return None if answer is None else verify_answer(final_answer(text, inside), str(answer), algebra)
-
-
-def accuracy_reward(prompts: Sequence[Any], completions: Sequence[Completion],
-                    completion_ids: Sequence[Sequence[int]], **columns: Any
-                    ) -> list[float | None]:
-    """1.0 right, 0.0 wrong, None not verifiable. Columns: answer or solution; or, in rows of
-    r1grpo.tasks, template, task and what the task checks."""
-    return [None if verdict is None else float(verdict.correct)
-            for verdict in verdicts(completions, **columns)]
-
-
-def math_reward(prompts: Sequence[Any], completions: Sequence[Completion],
-                completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[Verdict | None]:
-    """accuracy_reward as verdicts, with math-verify where exact rules cannot decide. That keeps no time
-    limit: for worker processes, which do."""
-    return _verdicts(completions, True, **columns)

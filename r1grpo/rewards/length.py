@@ -27,7 +27,7 @@ from typing import Any
 
 from .accuracy import accuracy_reward
 
-Reward = Callable[..., list[float | None]]
+Reward = Callable[..., list[Any]]  # of numbers, Verdicts, None
 
 
 def get_cosine_scaled_reward(max_len: int = 14336, min_value_wrong: float = -10.0,

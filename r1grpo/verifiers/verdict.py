@@ -32,6 +32,11 @@ class Verdict:
     share: float | None = field(default=None, compare=False)
 
     @property
+    def value(self) -> float:
+        """The verdict as a reward: 1 or 0, or the share."""
+        return float(self.correct) if self.share is None else self.share
+
+    @property
     def failed(self) -> bool:
         """No verdict on the answer: the verifier itself came to no end."""
         return self.reason in FAILURES
