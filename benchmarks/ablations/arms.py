@@ -3,7 +3,8 @@
     arm                  changed                                              compared with
     repetition_penalty   r1_zero's RL with 0.5 x the share of repeated 8-grams taken off    r1_zero
     no_language          reasoning_rl without the language reward                            reasoning_rl
-    no_cold_start        reasoning_rl on the base model itself                               reasoning_rl
+    no_cold_start        reasoning_rl on the base model itself, in the template that it knows reasoning_rl
+    no_cold_start_chat   the same in the chat template, which the base has never seen        reasoning_rl
     reward_model         r1_zero's RL rewarded by a model that learned what right answers
                          look like from 3,200 judged samples; the last weights              r1_zero
     band                 r1_zero's RL on those of its prompts that the base solves with a
@@ -62,11 +63,11 @@ def no_language(ref: Reference, found: dict[str, Any]) -> tuple[Model, str]:
     return model, "r1"
 
 
-def no_cold_start(ref: Reference, found: dict[str, Any]) -> tuple[Model, str]:
+def no_cold_start(ref: Reference, found: dict[str, Any], template: str) -> tuple[Model, str]:
     model = ref.load("base")
     weights = ref.recipe.reasoning_rl.grpo.reward_weights or (1.0, 1.0, 1.0)
-    found["curve"] = reinforce(ref, "reasoning_rl", "r1", model, (*RULE, language_reward), weights)
-    return model, "r1"
+    found["curve"] = reinforce(ref, "reasoning_rl", template, model, (*RULE, language_reward), weights)
+    return model, template
 
 
 def reward_model(ref: Reference, found: dict[str, Any]) -> tuple[Model, str]:
@@ -179,7 +180,8 @@ def _sampled(ref: Reference, model: Model, purpose: str, problems: int, k: int,
 
 
 ARMS: dict[str, Arm] = {
-    "no_language": no_language, "no_cold_start": no_cold_start, "reinforce": reinforce_baseline,
+    "no_language": no_language, "no_cold_start": partial(no_cold_start, template="zero"),
+    "no_cold_start_chat": partial(no_cold_start, template="r1"), "reinforce": reinforce_baseline,
     "repetition_penalty": repetition_penalty, "cosine_length": cosine_length, "cap_64": cap_64,
     "band": band, "reward_model": reward_model,
     **{f"sft_{count}_{name}": partial(sft, count=count, filtered=name == "kept")

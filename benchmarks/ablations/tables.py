@@ -41,10 +41,12 @@ class Ablation:
 
 ABLATIONS = (
     Ablation("cold_start", "Without cold start",
-             "The first RL stage (reward accuracy + 0.5 format + 0.2 language, chat template) on the base "
-             "model itself instead of the cold-started one; same prompts, updates, random streams.",
+             "The first RL stage (reward accuracy + 0.5 format + 0.2 language) on the base model itself "
+             "instead of the cold-started one; same problems, updates, random streams. Once in the plain "
+             "template, which the base knows from its documents, and once in the chat template, which it "
+             "does not: there an answer has to be boxed behind the closed thought.",
              {"cold start, no RL": "cold_start", "cold start + RL": "reasoning_rl",
-              "RL without cold start": "no_cold_start"},
+              "RL on base": "no_cold_start", "RL on base, chat": "no_cold_start_chat"},
              ("cons@k", "format", "language_consistency", "mean_tokens", "reflection_per_response"),
              (("reasoning_rl", "no_cold_start"),)),
     Ablation("language", "Without the language reward",
