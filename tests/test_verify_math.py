@@ -6,13 +6,14 @@ restated here in our words; where our verdict differs, DIFFERENT says why.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 
 import pytest
 
 from r1grpo.commands.inputs import check_answers
-from r1grpo.rewards import accuracy_reward, math_reward
-from r1grpo.verifiers import Verdict, VerifierPool, gold_problem, gold_problems, verify_answer, verify_math
+from r1grpo.rewards import accuracy_reward, math_reward, reference_problem
+from r1grpo.verifiers import Verdict, VerifierPool, gold_problem, verify_answer, verify_math
 from r1grpo.verifiers.answers import decide
 from r1grpo.verifiers.mathematics import math_verify_slow, worth_algebra
 
@@ -198,8 +199,21 @@ def test_the_commands_refuse_data_whose_answers_cannot_be_right():
     check_answers(rows[:1] + rows[2:], "data")
 
 
-def test_problems_of_a_data_set_are_named_by_row():
-    assert gold_problems(["1", None, "{2", 3, " "]) == [(2, "its brackets do not match"), (4, "it is empty")]
+@pytest.mark.parametrize("row, why", [
+    ({"answer": "Paris"}, None), ({"task": "choice", "answer": "b"}, None),
+    ({"task": "choice", "answer": "Paris"}, "'Paris' is not a letter from A to J"),
+    ({"task": "string", "answer": "{none}"}, None), ({"task": "string", "answer": " ."}, "is not a text"),
+    ({"task": "logic", "answer": True}, None), ({"task": "logic", "answer": "perhaps"}, "is not yes, no"),
+    ({"task": "equation", "numbers": [1], "target": 1}, None),
+    ({"task": "equation", "answer": "{1", "target": 1}, "an equation row lacks numbers"),
+    ({"task": "choice", "answer": None}, None), ({"task": "other", "answer": "{1"}, "its brackets")])
+def test_a_reference_is_checked_by_the_rule_of_its_row(row, why):
+    """Rules with a form of their own raise at what is refused here, and at nothing else."""
+    found = reference_problem(row)
+    assert found is None if why is None else why in found
+    raises = why is not None and row.get("task") in ("choice", "string", "logic", "equation")
+    with pytest.raises(ValueError) if raises else contextlib.nullcontext():
+        accuracy_reward([""], [""], [[]], **{name: [value] for name, value in row.items()})
 
 
 # ---- hostile answers ------------------------------------------------------------------------------

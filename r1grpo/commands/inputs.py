@@ -30,14 +30,13 @@ from ..model import Model
 from ..model_config import ModelConfig
 from ..model_source import ModelSource, find_model
 from ..plan import MemoryPlan, plan_memory
-from ..rewards import Pooled
+from ..rewards import Pooled, reference_problem
 from ..rewards.named import COLUMNS, MAKERS, named_reward
 from ..rollout import fit_vocabulary
 from ..rows import load_rows
 from ..scoring import RewardFunction
 from ..toml import ConfigError, suggest
 from ..trainer import prompt_ids_of
-from ..verifiers import gold_problems
 from ..verifiers.code_tests import read_tests
 from .options import DataInputs, Inputs, TrainInputs
 
@@ -241,10 +240,10 @@ def check_tests(rows: Sequence[Row], name: str, language: str) -> None:
 
 
 def check_answers(rows: Sequence[Row], name: str) -> None:
-    """Refuse rows whose column answer no completion could match; rows of tasks have their own rules."""
-    found = gold_problems(None if row.get("template") else row.get("answer") for row in rows)
+    """Refuse rows whose reference no completion could match, by the rule of each."""
+    found = [(i, why) for i, row in enumerate(rows) if (why := reference_problem(row))]
     if found:
-        shown = "; ".join(f"row {row} ({brief(rows[row]['answer'])}): {why}" for row, why in found[:5])
+        shown = "; ".join(f"row {i} ({brief(rows[i].get('answer'))}): {why}" for i, why in found[:5])
         raise ValueError(f"{name}: {len(found)} of {len(rows)} answers cannot be checked: {shown}"
                          f"{'; ...' if len(found) > 5 else ''}")
 

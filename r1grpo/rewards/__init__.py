@@ -6,7 +6,7 @@ shape must be in `tokenizer`; here they only become numbers. get_... make a rewa
 options. Knows nothing about models.
 """
 
-from .accuracy import accuracy_reward, math_reward
+from .accuracy import accuracy_reward, math_reward, reference_problem
 from .code import code_reward, get_code_reward
 from .format import format_reward, think_format_reward
 from .gym import gym_reward
@@ -22,5 +22,5 @@ __all__ = ["DenseRepetitionPenalty", "Pooled", "accuracy_reward", "code_reward",
            "format_reward", "get_code_reward", "get_cosine_scaled_reward",
            "get_group_length_reward", "get_judge_reward", "get_language_reward", "get_length_scaled_reward",
            "get_repetition_penalty_reward", "get_soft_overlong_punishment", "gym_reward", "language_reward",
-           "language_share", "language_shares", "math_reward",
+           "language_share", "language_shares", "math_reward", "reference_problem",
            "script_share", "think_format_reward"]

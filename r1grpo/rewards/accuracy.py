@@ -4,12 +4,12 @@ the rest of the format is broken: format has a reward of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..tokenizer import extract_answer
-from ..verifiers import (Verdict, final_answer, verify, verify_answer, verify_choice, verify_equation,
-                         verify_logic, verify_string)
+from ..verifiers import (Verdict, final_answer, gold_problem, verify, verify_answer, verify_choice,
+                         verify_equation, verify_logic, verify_string)
 from .text import Completion, texts
 
 RULES = {"choice": verify_choice, "string": verify_string, "logic": verify_logic}
@@ -28,6 +28,24 @@ def math_reward(prompts: Sequence[Any], completions: Sequence[Completion],
     """accuracy_reward with math-verify where exact rules cannot decide. That keeps no time limit: for
     worker processes, which do."""
     return _verdicts(completions, True, **columns)
+
+
+def reference_problem(row: Mapping[str, Any]) -> str | None:
+    """Why no completion could be right about a row, by the rule that it takes; None where one could, or
+    where there is no rule, and for rows of r1grpo.tasks, whose references are their own."""
+    task, answer = row.get("task"), row.get("answer")
+    if row.get("template") is not None:
+        return None
+    if task == "equation":
+        lacks = [name for name in ("numbers", "target") if row.get(name) is None]
+        return f"an equation row lacks {' and '.join(lacks)}" if lacks else None
+    if answer is None or task not in RULES:
+        return None if answer is None else gold_problem(answer)
+    try:
+        RULES[task]("", str(answer))  # which reads the reference first
+    except ValueError as why:
+        return str(why)
+    return None
 
 
 def _verdicts(completions: Sequence[Completion], algebra: bool, /,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from .answers import exact_number, gold_problem, gold_problems, same_answer
+from .answers import exact_number, gold_problem, same_answer
 from .code import verify_code
 from .extract import final_answer, last_box
 from .latex import spelling
@@ -24,7 +24,7 @@ from .short_answers import verify_choice, verify_equation, verify_logic, verify_
 from .verdict import CORRECT, MISSING, NUMBERS, UNPARSED, WRONG, Verdict
 
 __all__ = ["Verdict", "VerifierPool", "apply_operator", "chain_value", "exact_number",
-           "final_answer", "gold_problem", "gold_problems", "last_box", "math_verify_slow", "parse_chain",
+           "final_answer", "gold_problem", "last_box", "math_verify_slow", "parse_chain",
            "same_answer", "spelling", "verify", "verify_answer", "verify_arithmetic",
            "verify_choice", "verify_code", "verify_countdown", "verify_equation", "verify_logic",
            "verify_math", "verify_string"]

@@ -13,7 +13,6 @@ is not 1/3). What is longer than MAX_ANSWER characters is no answer. Knows nothi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from fractions import Fraction
 from functools import lru_cache
 
@@ -93,12 +92,6 @@ def gold_problem(gold: object) -> str | None:
     except Undecided as why:
         return str(why) if str(why) == "division by zero" else None
     return None
-
-
-def gold_problems(golds: Iterable[object]) -> list[tuple[int, str]]:
-    """(row, why) of every reference answer that cannot be one; None is a row without a reference."""
-    return [(row, why) for row, gold in enumerate(golds)
-            if gold is not None and (why := gold_problem(gold))]
 
 
 @lru_cache(maxsize=4096)

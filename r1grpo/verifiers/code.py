@@ -28,6 +28,7 @@ import re
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 from .code_tests import FunctionCall, InputOutput, Script, Test, read_tests
@@ -49,6 +50,9 @@ def verify_code(program: str, tests: Sequence[Any], *, level: str = "full", lang
     if language not in LANGUAGES:
         raise ValueError(f"language {language!r} is none of {', '.join(LANGUAGES)}")
     if isinstance(limits, Mapping):
+        known = [one.name for one in fields(Limits)]
+        if strange := [name for name in limits if name not in known]:
+            raise ValueError(f"limit {strange[0]!r} is none of {', '.join(known)}")
         limits = Limits(**limits)
     wanted = read_tests(tests, language)
     require_level(level, accept_no_sandbox)
