@@ -20,6 +20,11 @@ from .verifiers.sandbox import try_level
 # module -> (distribution, what it would be used for)
 _OPTIONAL = {"pyarrow": ("pyarrow", "data in .parquet"),
              "huggingface_hub": ("huggingface_hub", "models by their id of the hub"),
+             "math_verify": ("math-verify", "answers that take algebra to compare"),
+             "lingua": ("lingua-language-detector", "languages of one script told apart"),
+             "reasoning_gym": ("reasoning-gym", "data gym:NAME"),
+             "tensorboardX": ("tensorboardX", "report_to tensorboard"),
+             "wandb": ("wandb", "report_to wandb"), "trackio": ("trackio", "report_to trackio"),
              "IPython": ("ipython", "live curves in notebooks")}
 _REQUIRED = ("jinja2", "numpy", "tokenizers", "tqdm")
 

@@ -198,7 +198,7 @@ class GRPOTrainer(Trainer):
                 attempt, [rows[i] for i in chosen], range(drawn, drawn + len(chosen)))
             failures = failures.add(scores, args.num_generations)
             self.verdicts.write(self.step, attempt, completions, scores, sample_rows(
-                self.step, attempt, self.rewards.names, [rows[i] for i in chosen], completions, scores))
+                self.step, attempt, self.rewards, [rows[i] for i in chosen], completions, scores))
             cursor, drawn = cursor + len(chosen), drawn + len(chosen)
             indices += chosen
             sampled.append(completions)

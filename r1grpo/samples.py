@@ -1,7 +1,8 @@
 """samples.py - every judged sample of a run as a row of samples.jsonl, and what is suspicious about it.
 
     {"step", "attempt", "sample", "problem_key", "prompt", "completion", "finish_reason",
-     "rewards": {name: number or null}, "verdicts": {name: reason}, "signs": [...], "canary": true}
+     "rewards": {name: number or null}, "verdicts": {name: reason}, "sandbox": {name: level},
+     "signs": [...], "canary": true}
 
 step is the first update that learns from the sample's rollout; with dynamic sampling a rollout has several
 attempts, and not all of their samples are learned from. A row is complete in itself: `r1grpo audit` reads
@@ -16,25 +17,29 @@ from typing import Any
 
 from .judging import Scores
 from .rollout import Completions
+from .scoring import Rewards
 from .verifiers.signs import hack_signs
 
 Row = dict[str, Any]
 
 
-def sample_rows(step: int, attempt: int, names: Sequence[str], rows: Sequence[Row],
+def sample_rows(step: int, attempt: int, rewards: Rewards, rows: Sequence[Row],
                 completions: Completions, scores: Scores) -> Iterator[Row]:
-    """The rows of a rollout that was sampled at `step`; names: of the parts, rows (P): the problems."""
+    """The rows of a rollout that was sampled at `step`; rewards: who judged it, rows (P): the problems."""
     for i, (text, values) in enumerate(zip(completions.texts, scores.parts.tolist(), strict=True)):
         problem = rows[i // completions.group_size]
         row = {"step": step + 1, "attempt": attempt, "sample": i,
                "problem_key": problem.get("problem_key"), "prompt": problem.get("prompt"),
                "completion": text, "finish_reason": completions.finish_reasons[i],
                "rewards": {name: None if math.isnan(value) else value
-                           for name, value in zip(names, values, strict=True)}}
+                           for name, value in zip(rewards.names, values, strict=True)}}
         if not text:
             row["completion_ids"] = completions.completion_ids[i].tolist()
         if reasons := {name: told[i] for name, told in scores.reasons.items() if told[i] is not None}:
             row["verdicts"] = reasons
+        if held := {name: level for name, level in rewards.sandboxes.items()
+                    if name in reasons or row["rewards"][name] is not None}:
+            row["sandbox"] = held
         if signs := hack_signs(text):
             row["signs"] = signs
         if problem.get("canary"):

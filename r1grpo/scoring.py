@@ -15,6 +15,9 @@ times its weight, go into the advantages of the tokens.
 Which rewards apply is a function's own business (None), or the row's: a column reward_funcs with names,
 as metrics have them, with or without their ending _reward. The others are not asked about such a row.
 
+A function that runs programs says by an attribute `sandbox` at which level (verifiers/sandbox.py); that
+is written with each sample.
+
 They are asked, and what they return is checked, in judging.py, where Verdicts and Pooled functions are
 explained. A verdict may come from outside (a sandbox, a deadline), so it need not be the same twice.
 VerdictLog writes it durably before the update that uses it; a resumed run samples the same completions
@@ -81,6 +84,8 @@ class Rewards:
         self.names += self.audits
         self.weights = np.append(self.weights, np.zeros(len(audits)))
         self.counts = np.append(self.counts, np.zeros(len(audits), bool))
+        self.sandboxes = {name: one.sandbox for name, one in zip(self.names, self.functions)
+                          if hasattr(one, "sandbox")}  # levels, of those that run programs
         self.pool = pool or VerifierPool()
 
     @property

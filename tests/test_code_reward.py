@@ -1,15 +1,21 @@
 """The reward `code` and the problems made for it: functions to be written, tests that are hidden."""
 
+import json
+
 import pytest
+from command_run import GRPO_SET, command, write
 from toy_grpo import make
 
+from r1grpo import cli
 from r1grpo.commands.inputs import check_tests
 from r1grpo.config import ConfigError
 from r1grpo.rewards import code_reward, get_code_reward
 from r1grpo.rewards.named import named_reward
+from r1grpo.rundir import read_jsonl
 from r1grpo.tasks.functions import FAMILIES, HIDDEN, sample_functions
 from r1grpo.tokenizer import WordTokenizer
 from r1grpo.verifiers import verify_code
+from r1grpo.verifiers.sandbox import try_level
 
 
 def test_problems_are_a_function_of_their_arguments():
@@ -71,6 +77,32 @@ def test_by_name_and_refused_before_a_run(monkeypatch):
     reward = named_reward("code", {"total_seconds": 3.0}, 100, lambda name: None)
     assert reward.import_name == "r1grpo.rewards.code:code_reward"
     assert reward.options["deadline"] > reward.options["total_seconds"] == 3.0
+
+
+def test_a_run_says_what_held_its_programs(level, here, tmp_path, capsys):
+    """In the log, in the manifest, with every sample that was judged so, and in what audit shows."""
+    rows = sample_functions("train", 3, 0)
+    write(here / "functions.jsonl", [{"prompt": f"what is {i} ?", "tests": row["tests"]}
+                                     for i, row in enumerate(rows)] + [{"prompt": "what ?", "tests": None}])
+    options = ("max_steps=2", "shuffle_dataset=false", f"reward_options.code.level={level}")
+    assert cli.main(command("grpo", tmp_path / "run", "--reward", "code", data="functions.jsonl",
+                            settings=(*GRPO_SET, *options))) == 0
+    words = f"{level} ({try_level(level)[0]})"
+    assert f"sandbox of code_reward: {words}\n" in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["run"]["sandbox"] == {"code_reward": words}
+    samples = list(read_jsonl(tmp_path / "run" / "samples.jsonl"))
+    assert len(samples) == 16
+    for one in samples:
+        judged = one["prompt"] != "what ?"
+        assert one.get("sandbox") == ({"code_reward": level} if judged else None)
+    assert cli.main(["audit", str(tmp_path / "run"), "--limit", "1"]) == 0
+    assert f" (sandbox {level})" in capsys.readouterr().out
+    if level == "full":  # which `reject` takes, having no options of rewards
+        assert cli.main(command("reject", tmp_path / "kept", "--reward", "code", data="functions.jsonl",
+                                settings=("k=1", "max_completion_length=8"))) == 0
+        kept = json.loads((tmp_path / "kept" / "manifest.json").read_text())
+        assert kept["run"]["sandbox"] == {"code_reward": words}
 
 
 def test_tests_that_are_none_are_refused_before_a_run():

@@ -40,6 +40,10 @@ def test_bad_requests_are_one_line_and_leave_nothing(here, tmp_path, capsys):
     says(grpo(out, "--reward", "accurate"), "did you mean 'accuracy'")
     says(grpo(out, "--reward", "rewards.py:shrt"), "no function 'shrt'", "did you mean 'short'")
     says(grpo(out, "--reward", "none.py:short"), "there is no file")
+    for more in ((), ("--plan",)):
+        says(grpo(out, "--reward", "accuracy,accuracy", *more), "one name: accuracy_reward, accuracy_reward")
+        says(grpo(out, *more, settings=("reward_weights=[1.0]",)), "reward_weights needs 2", "short")
+        says(grpo(out, *more, settings=("audit=accuracy,accuracy",)), "two audits have one name")
     (here / "bad.py").write_text("import nothing_of_that_name\n")
     says(grpo(out, "--reward", "bad.py:short"), "bad.py raises ModuleNotFoundError")
     says(grpo(out, "--reward", "rewards.py:broken"), "'broken'", "nan")

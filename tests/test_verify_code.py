@@ -144,6 +144,8 @@ def test_bad_arguments_are_named():
         verify_code("x", ["# nothing"])
     with pytest.raises(ValueError, match="Limits: seconds"):
         verify_code("x", ["assert f(1) == 2"], limits={"seconds": 0})
+    with pytest.raises(ValueError, match="limit 'secs' is none of seconds, total_seconds, .*threads"):
+        verify_code("x", ["assert f(1) == 2"], limits={"secs": 3})
     with pytest.raises(ValueError, match="accept_no_sandbox"):
         verify_code("x", ["assert f(1) == 2"], level="none")
 

@@ -79,7 +79,8 @@ def _matches(row: Row, flags: argparse.Namespace) -> bool:
 def _shown(row: Row, full: bool) -> str:
     parts = [f"{name} {'-' if value is None else f'{value:.4g}'}"
              for name, value in (row.get("rewards") or {}).items()]
-    reasons = [f"{name}: {reason}" for name, reason in (row.get("verdicts") or {}).items()]
+    held = {name: f" (sandbox {level})" for name, level in (row.get("sandbox") or {}).items()}
+    reasons = [f"{name}: {reason}{held.get(name, '')}" for name, reason in (row.get("verdicts") or {}).items()]
     prompt, key = row.get("prompt"), row.get("problem_key")
     head = [*([row["stage"]] if row.get("stage") else []), f"step {row.get('step')}", f"sample {row.get('sample', '-')}", *([f"{key}"] if key else []),
             *([f"ended by {row['finish_reason']}"] if row.get("finish_reason") else [])]

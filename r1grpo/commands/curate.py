@@ -34,7 +34,7 @@ from .inputs import (Row, check_columns, open_sampler, open_tokenizer, read_rows
                      stand_in_eval_data, with_prompt_ids)
 from .options import CURATE, MODEL, CurateInputs
 from .reject import open_correct
-from .stage import fits, options_of, showing, working, write_rows
+from .stage import fits, note_sandboxes, options_of, showing, working, write_rows
 
 ROWS, DROPPED, MEASURED, FIGURES = "rows.jsonl", "dropped.jsonl", "measured.jsonl", "figures.json"
 
@@ -58,6 +58,7 @@ def run(flags: argparse.Namespace) -> int:
     if not fits(flags, sampling_plan(inputs, args, rows)):
         return 0
     with working(options, flags.out, flags.resume) as work, showing(work, {"curation": len(rows)}):
+        note_sandboxes(work, Rewards(correct))
         measured = _measured(work, rows, numbers, inputs, args, tokenizer, correct)
         why = choose(measured, inputs.low, inputs.high, types, inputs.per_type, args.seed)
         found = {"rows": len(data), "left_out": _counted(reasons), "k": args.k, "low": inputs.low,

@@ -23,12 +23,12 @@ from ..model import Model
 from ..monitor import Progress
 from ..rundir import read_jsonl
 from ..safe_files import CheckpointError, write_atomic
-from ..scoring import RewardFunction
+from ..scoring import RewardFunction, Rewards
 from .inputs import (Row, check_columns, open_rows, open_sampler, open_tokenizer, require,
                      sampling_plan)
 from .options import EVAL, MODEL, Options
 from .reject import open_correct
-from .stage import fits, in_chunks, options_of, showing, working, write_rows
+from .stage import fits, in_chunks, note_sandboxes, options_of, showing, working, write_rows
 
 SAMPLES, FIGURES = "samples.jsonl", "figures.json"
 
@@ -76,6 +76,7 @@ def _durable(options: Options, flags: argparse.Namespace, model: Model, rows: Se
         return {"samples": [compact(one) for one in drawn]}
 
     with working(options, flags.out, flags.resume) as work:
+        note_sandboxes(work, Rewards(graders.accuracy))
         with showing(work, {"eval": len(rows)}):
             parts = in_chunks(work, "eval", rows, args.batch_prompts, make)
         samples = [one for part in parts for one in part["samples"]]

@@ -8,11 +8,12 @@ from pathlib import Path
 from ..algebra import grpo_algebra, show
 from ..grpo import GRPOTrainer
 from ..plan import MICRO_TOKENS, plan_training
+from ..scoring import Rewards
 from ..toml import ConfigError
 from .inputs import (Row, adapters_of, check_columns, open_config, open_model, open_rewards, open_rows,
                      open_tokenizer, require)
 from .options import ADAPTERS, GRPO, MODEL, with_output_dir
-from .stage import FINAL, fits, options_of, planned, showing, train, warn_of_size, working
+from .stage import FINAL, fits, note_sandboxes, options_of, planned, showing, train, warn_of_size, working
 
 
 def run(flags: argparse.Namespace) -> int:
@@ -25,6 +26,7 @@ def run(flags: argparse.Namespace) -> int:
     limit = args.max_completion_length
     rewards = open_rewards(inputs.reward, inputs.reward_options, limit if isinstance(limit, int) else None)
     audits = open_rewards(inputs.audit)
+    Rewards(rewards, args.reward_weights, audits=audits)  # refuses names and weights that cannot be
     tokenizer = open_tokenizer(inputs)
     rows = open_rows(inputs, tokenizer)
     check_columns(inputs, rows)
@@ -46,6 +48,7 @@ def run(flags: argparse.Namespace) -> int:
         print(f"the model's context of {context:,} tokens ends longer completions")
     with working(options, flags.out, flags.resume) as work, \
             showing(work, {"grpo": planned(trainer)}, options.args):
+        note_sandboxes(work, trainer.rewards)
         train(work, "grpo", trainer, options.args.save_steps, inputs.merge)
     print(f"max_logprob_gap {trainer.max_logprob_gap!r} over {trainer.gap_tokens:,} tokens")
     print(flags.out / FINAL)

@@ -15,14 +15,14 @@ from ..model import Model
 from ..model_source import find_model
 from ..rejection import Row, rejection_sample
 from ..reward_model import score_in_batches, scored_ids
-from ..scoring import RewardFunction
+from ..scoring import RewardFunction, Rewards
 from ..toml import ConfigError
 from ..trainer import prompt_ids_of
 from ..work import Work
 from .inputs import (check_columns, open_rewards, open_rows, open_sampler, open_tokenizer, require,
                      sampling_plan, tokenizer_mark)
 from .options import MODEL, REJECT, RejectInputs
-from .stage import fits, in_chunks, options_of, showing, working, write_rows
+from .stage import fits, in_chunks, note_sandboxes, options_of, showing, working, write_rows
 
 ROWS = "rows.jsonl"
 
@@ -94,6 +94,7 @@ def draw_rows(work: Work, model: Model, problems: Sequence[Row], args: EvalConfi
               correct: RewardFunction, inputs: RejectInputs, rank: Rank | None = None
               ) -> tuple[list[Row], dict[str, Any]]:
     """The kept rows, and what was sampled and dropped; the model is that of inputs."""
+    note_sandboxes(work, Rewards(correct))
     mark = tokenizer_mark(inputs)
 
     def make(first: int, part: Sequence[Row]) -> Row:

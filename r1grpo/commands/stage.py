@@ -33,9 +33,11 @@ from ..monitor import Progress
 from ..plan import MICRO_TOKENS, MemoryPlan, check_fits
 from ..rundir import RunDir, check_command, check_run_dir
 from ..safe_files import CheckpointError, write_atomic
+from ..scoring import Rewards
 from ..sft import SFTTrainer
 from ..toml import ConfigError
 from ..trainer import Trainer
+from ..verifiers.sandbox import try_level
 from ..work import CONFIG, Meter, StopRequest, Work, run_facts, sequences_a_step
 from .options import EVAL, Command, Options, differences, read_options
 
@@ -78,6 +80,16 @@ def working(options: Options, out: Path, resumed: bool, facts: Mapping[str, Any]
         write_atomic(out / CONFIG, options.toml())
         yield work
         rundir.finish()
+
+
+def note_sandboxes(work: Work, rewards: Rewards) -> None:
+    """Say, and write into the manifest, what holds the programs that rewards run."""
+    held = {name: f"{level} ({try_level(level)[0]})" for name, level in rewards.sandboxes.items()}
+    for name, words in held.items():
+        print(f"sandbox of {name}: {words}")
+    if held:
+        work.rundir.manifest.run["sandbox"] = held
+        work.rundir.manifest.save()
 
 
 @contextlib.contextmanager

@@ -45,6 +45,8 @@ def get_code_reward(level: str = "full", code_language: str = "python", partial:
     except SandboxUnavailable as error:
         raise ValueError(str(error)) from error
     compiling = limits.compile_seconds if code_language != "python" else 0.0
-    return Pooled(code_reward, level=level, code_language=code_language, partial=partial, seconds=seconds,
-                  total_seconds=total_seconds, accept_no_sandbox=accept_no_sandbox,
-                  deadline=total_seconds + compiling + _START_SECONDS)  # the pool's, for each completion
+    reward = Pooled(code_reward, level=level, code_language=code_language, partial=partial, seconds=seconds,
+                    total_seconds=total_seconds, accept_no_sandbox=accept_no_sandbox,
+                    deadline=total_seconds + compiling + _START_SECONDS)  # the pool's, for each completion
+    reward.sandbox = level  # type: ignore[attr-defined]  # written beside its verdicts
+    return reward
