@@ -2,6 +2,7 @@
 
     r1grpo pipeline [--out DIR] [--recipe FILE.toml] [--seed N] [--resume] [--quick]
     r1grpo sft | grpo | curate | reject | distill --model FOLDER --data FILE --out DIR [...]
+    r1grpo coldstart --model FOLDER --data FILE --out DIR [...] | --out DIR --edited FILE
     r1grpo judge --model NAME --data FILE --out DIR --set url=URL [...]
     r1grpo eval DIR/STAGE [--check] | --model FOLDER --data FILE [...]
     r1grpo generate DIR/STAGE "problem" | --model FOLDER "prompt" | --model FOLDER --chat
@@ -26,7 +27,7 @@ from typing import Any
 
 from . import __version__
 from .checkpoint import load_checkpoint
-from .commands.options import CURATE, DISTILL, EVAL, GRPO, JUDGE, REJECT, SFT, Command
+from .commands.options import COLDSTART, CURATE, DISTILL, EVAL, GRPO, JUDGE, REJECT, SFT, Command
 from .config import ConfigError
 from .doctor import examine
 from .monitor import format_seconds
@@ -93,6 +94,11 @@ def _parser() -> argparse.ArgumentParser:
     stage_options(command("curate", _stage("curate"), "keep the problems that a model solves now and then"),
                   CURATE)
     stage_options(command("reject", _stage("reject"), "sample a model and keep what is right"), REJECT)
+    coldstart = command("coldstart", _stage("coldstart"), "right and readable samples, to be edited by hand and "
+                                                          "taken back")
+    stage_options(coldstart, COLDSTART)
+    coldstart.add_argument("--edited", type=Path, metavar="FILE.jsonl",
+                           help="what DIR/candidates.jsonl has become: DIR/rows.jsonl is made of it")
     distill = command("distill", _stage("distill"), "a student learns a teacher's right answers")
     stage_options(distill, DISTILL)
     distill.add_argument("--teacher", metavar="FOLDER",

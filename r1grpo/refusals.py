@@ -60,8 +60,10 @@ _FLAGS = {
 _INPUTS = {"columns", "split", "limit", "system", "instruction", "template", "chat", "eval_data",
            "ngram", "long_prompts", "max_per_problem", "samples", "temperature",
            "max_completion_length", "teacher_revision", "audit", "reward_options", "low", "high", "balance",
-           "per_type", "ask", "ranker"}
+           "per_type", "ask", "ranker",
+           "filters", "examples", "shots", "samples_of"}
 _STAGES = {"sft": SFTConfig, "distill": SFTConfig, "grpo": GRPOConfig, "reject": EvalConfig,
+           "coldstart": EvalConfig,
            "curate": EvalConfig, "eval": EvalConfig, "judge": JudgeConfig}
 
 

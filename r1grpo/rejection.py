@@ -26,7 +26,8 @@ from typing import Any
 
 from .config import EvalConfig
 from .folder import asked_and_tokenizer
-from .rollout import rollout
+from .judging import Scores
+from .rollout import Completions, rollout
 from .scoring import RewardFunction, Rewards
 from .tokenizer import END_THINK, THINK, split_thinking
 from .trainer import completion_ids_of, prompt_ids_of, require_policy
@@ -73,9 +74,7 @@ def rejection_sample(model: Any, problems: Sequence[Row], args: EvalConfig | Non
         source = source or Path(model).name
     model, processing_class = asked_and_tokenizer(model, processing_class)
     require_policy("rejection_sample", model)
-    if max_per_problem < 1:
-        raise ValueError(f"max_per_problem is {max_per_problem}, expected at least 1")
-    judge = Rewards(correct)
+    sieve, judge = Sieve(filters or {}, rewrite, rank, max_per_problem), Rewards(correct)
     rows: list[Row] = []
     dropped: Counter[str] = Counter()
     sampled = tokens = 0
@@ -87,41 +86,78 @@ def rejection_sample(model: Any, problems: Sequence[Row], args: EvalConfig | Non
         done = rollout(model, prompts, args.k, args.sampling(), args.stop_strings,
                        processing_class, args.seed, 0, numbers)
         scores = judge.score(part, done)
-        verdicts, failed = scores.parts[:, 0], scores.failed
         sampled += len(done)
         tokens += sum(map(len, done.completion_ids))
         for p, problem in enumerate(part):
-            passed: dict[str, int] = {}  # what is to be learned -> its sample
-            for i in done.group(p):
-                learned = text = done.texts[i]
-                reason = _refused(done.finish_reasons[i], verdicts[i], failed[i] or rank is None)
-                if reason is None:
-                    reason = next((name for name, keep in (filters or {}).items()
-                                   if not keep(problem, text)), None)
-                if reason is None and problem.get("thought") is False:
-                    learned = without_thought(text, done.prefilled[i])
-                    reason = None if learned else "no_answer"
-                if reason is None and rewrite is not None:
-                    rewritten = rewrite(problem, learned)
-                    reason, learned = ("rewrite", "") if rewritten is None else (None, rewritten)
-                if reason is None and learned in passed:
-                    reason = "duplicate"
-                if reason is None:
-                    passed[learned] = i
-                else:
-                    dropped[reason] += 1
-            ranked = _ranked(rank, problem, list(passed))
-            for learned, score in ranked[:max_per_problem]:
-                i = passed[learned]
+            for i, learned, told in sieve.keep(problem, done, p, scores, dropped):
                 ids = done.completion_ids[i].tolist() if learned == done.texts[i] else \
                     completion_ids_of(learned, processing_class)
                 rows.append({**problem, "prompt_ids": prompts[p], "completion": learned,
                              "completion_ids": ids,
                              "source": {"model": source, "seed": args.seed, "problem": numbers[p],
-                                        "sample": i - p * args.k, **score}})
-            if surplus := len(ranked[max_per_problem:]):
-                dropped["surplus"] += surplus
+                                        "sample": i - p * args.k, **told}})
     return Rejection(rows, len(rows), sampled, tokens, dict(sorted(dropped.items())))
+
+
+@dataclass(frozen=True)
+class Sieve:
+    """Which of a problem's samples are kept, see rejection_sample."""
+
+    filters: Mapping[str, Callable[[Row, str], bool]]
+    rewrite: Callable[[Row, str], str | None] | None = None
+    rank: Callable[[Row, list[str]], Sequence[float]] | None = None
+    most: int = 1
+
+    def __post_init__(self) -> None:
+        if self.most < 1:
+            raise ValueError(f"max_per_problem is {self.most}, expected at least 1")
+
+    def keep(self, problem: Row, done: Completions, p: int, scores: Scores, dropped: Counter[str]
+             ) -> list[tuple[int, str, Row]]:
+        """(sample, what is to be learned, what its source says: score where there is a ranking, verdict
+        'none' where no rule applied) of those of prompt p that are kept, the best first; the others are
+        counted by reason."""
+        passed: dict[str, int] = {}  # what is to be learned -> its sample
+        for i in done.group(p):
+            reason = self._refused(done.finish_reasons[i], scores.parts[i, 0], scores.failed[i])
+            learned = "" if reason else done.texts[i]
+            if reason is None:
+                reason = next((name for name, keep in self.filters.items() if not keep(problem, learned)), None)
+            if reason is None and problem.get("thought") is False:
+                learned = without_thought(learned, done.prefilled[i])
+                reason = None if learned else "no_answer"
+            if reason is None and self.rewrite is not None:
+                rewritten = self.rewrite(problem, learned)
+                reason, learned = ("rewrite", "") if rewritten is None else (None, rewritten)
+            if reason is None and learned in passed:
+                reason = "duplicate"
+            if reason is None:
+                passed[learned] = i
+            else:
+                dropped[reason] += 1
+        ranked = self._ranked(problem, list(passed))
+        if surplus := len(ranked[self.most:]):
+            dropped["surplus"] += surplus
+        return [(passed[text], text, told | ({"verdict": "none"} if math.isnan(scores.parts[passed[text], 0]) else {}))
+                for text, told in ranked[:self.most]]
+
+    def _refused(self, finish_reason: str, verdict: float, failed: bool) -> str | None:
+        """Why a sample is not kept whatever it says; verdict NaN: there is none."""
+        if finish_reason == "length":
+            return "truncated"
+        if math.isnan(verdict):
+            return "no_verdict" if failed or self.rank is None else None
+        return None if verdict == 1.0 else "wrong"
+
+    def _ranked(self, problem: Row, texts: list[str]) -> list[tuple[str, Row]]:
+        """Texts in the order in which they are kept, each with its score where there are scores."""
+        if self.rank is None or not texts:
+            return [(text, {}) for text in texts]
+        scores = [float(one) for one in self.rank(problem, texts)]
+        if len(scores) != len(texts) or not all(map(math.isfinite, scores)):
+            raise ValueError(f"rank gave {scores}, expected {len(texts)} finite numbers")
+        order = sorted(range(len(texts)), key=lambda i: -scores[i])  # of equals the first sampled
+        return [(texts[i], {"score": scores[i]}) for i in order]
 
 
 def without_thought(text: str, prefilled: bool = False) -> str:
@@ -132,24 +168,3 @@ def without_thought(text: str, prefilled: bool = False) -> str:
     """
     answer = split_thinking(text, prefilled)[1]
     return f"{'' if prefilled else THINK}\n\n{END_THINK}\n\n{answer}" if answer else ""
-
-
-def _refused(finish_reason: str, verdict: float, must_be_right: bool) -> str | None:
-    """Why a sample is not kept whatever it says; verdict NaN: there is none."""
-    if finish_reason == "length":
-        return "truncated"
-    if math.isnan(verdict):
-        return "no_verdict" if must_be_right else None
-    return None if verdict == 1.0 else "wrong"
-
-
-def _ranked(rank: Callable[[Row, list[str]], Sequence[float]] | None, problem: Row, texts: list[str]
-            ) -> list[tuple[str, dict[str, float]]]:
-    """Texts in the order in which they are kept, each with its score where there are scores."""
-    if rank is None or not texts:
-        return [(text, {}) for text in texts]
-    scores = [float(one) for one in rank(problem, texts)]
-    if len(scores) != len(texts) or not all(map(math.isfinite, scores)):
-        raise ValueError(f"rank gave {scores}, expected {len(texts)} finite numbers")
-    order = sorted(range(len(texts)), key=lambda i: -scores[i])  # of equals the first sampled
-    return [(texts[i], {"score": scores[i]}) for i in order]

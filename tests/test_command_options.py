@@ -39,8 +39,8 @@ def test_every_command_option_is_one_of_the_two_halves():
     """A name in both would be read twice, and one of them in vain."""
     from dataclasses import fields
 
-    from r1grpo.commands.options import CURATE, EVAL, JUDGE, REJECT
-    for one in (GRPO, SFT, DISTILL, EVAL, REJECT, CURATE, JUDGE):
+    from r1grpo.commands.options import COLDSTART, CURATE, EVAL, JUDGE, REJECT
+    for one in (GRPO, SFT, DISTILL, EVAL, REJECT, CURATE, JUDGE, COLDSTART):
         assert not {f.name for f in fields(one.inputs)} & {f.name for f in fields(one.trainer)}
         for name, preset in one.presets.items():
             assert isinstance(preset(), one.trainer), name

@@ -13,13 +13,13 @@ PACKAGE = ROOT / "r1grpo"
 PLAIN = {"added_tokens", "algebra", "brief", "charts", "chat_targets", "chat_template",
          "checkpoint", "config", "contamination", "curation", "data", "families", "flops", "guards", "hf_tokenizer",
          "hub", "json_rows", "judge", "layouts", "lora", "model_config", "monitor", "number_formats",
-         "packing", "preferences", "refusals", "report_completions", "report_parts", "report_style", "rewards",
+         "packing", "preferences", "readable", "refusals", "report_completions", "report_parts", "report_style", "rewards",
          "rope", "rows", "rundir", "safe_files", "safetensors_file", "tasks", "template_sandbox",
          "text_stream", "tokenizer", "toml", "trackers", "verifiers", "vocabulary"}
 FACE = {"_core", "advantage", "batch", "cuda", "device", "foreign", "load_folder", "losses", "model",
         "model_files", "model_source", "model_state", "offload", "parameters", "plan", "rollout", "sampling",
         "save_folder", "weights"}
-TRAINERS = {"console", "distill", "evaluate", "folder", "grpo", "grpo_metrics", "judging", "rejection",
+TRAINERS = {"coldstart", "console", "distill", "evaluate", "folder", "grpo", "grpo_metrics", "judging", "rejection",
             "reward_model", "samples", "scoring", "sft", "trainer"}
 STORY = {"cli", "commands", "doctor", "measure", "pipeline", "recipe", "report", "run", "sources",
          "stages", "work"}

@@ -29,7 +29,7 @@ def run(flags: argparse.Namespace) -> int:
     seen = Counter({"samples": 0, "matching": 0, "suspicious": 0})
 
     def matching() -> Iterator[tuple[int, int, Row]]:
-        for row in _rows(flags.folder):
+        for row in samples_of(flags.folder):
             seen["samples"] += 1
             if _matches(row, flags):
                 seen["matching"] += 1
@@ -45,7 +45,7 @@ def run(flags: argparse.Namespace) -> int:
     return 0
 
 
-def _rows(folder: Path) -> Iterator[Row]:
+def samples_of(folder: Path) -> Iterator[Row]:
     """All samples of a run, in the order in which they were judged."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no run: there is no such folder")

@@ -17,7 +17,7 @@ from ..work import Work
 from .inputs import (Row, check_columns, open_model, open_rows, open_sampler, open_tokenizer, require,
                      sampling_plan, with_prompt_ids)
 from .options import ADAPTERS, DISTILL, MODEL, Options
-from .reject import ROWS, check_ranker, describe, draw_rows, open_correct, open_rank
+from .reject import ROWS, check_ranker, describe, draw_rows, open_correct, open_filters, open_rank
 from .sft import sft_plan, without_weights
 from .stage import (FINAL, check_fits, fits, options_of, planned, show_sft, showing, train, working,
                     write_rows)
@@ -68,6 +68,7 @@ def _teacher(options: Options, flags: argparse.Namespace) -> Callable[[Work], li
     inputs = dataclasses.replace(options.inputs, model=options.inputs.teacher, lora=None,
                                  revision=options.inputs.teacher_revision)
     correct = open_correct(inputs.reward)
+    open_filters(inputs.filters)
     tokenizer = open_tokenizer(inputs)
     problems = open_rows(inputs, tokenizer)
     check_columns(inputs, problems)

@@ -50,6 +50,14 @@ TEMPLATES = {
             "</answer>.\nUser: {prompt}\nAssistant:",
 }
 
+# by name behind a question: reflection and verification, as prompts of DeepSeek-R1's cold start ask for
+# them (arXiv 2501.12948v1, 2.3.1); our wording
+INSTRUCTIONS = {
+    "reflect": "Think about it at length between <think> and </think>: try an approach, check each step, go back "
+               "where you find a mistake, and verify the result in another way. Behind </think> summarise the "
+               r"solution in a few sentences, with the final answer in \boxed{}.",
+}
+
 
 def require(inputs: Any, *names: str) -> None:
     """Refuse a request that lacks one of the options."""
@@ -170,6 +178,7 @@ def with_prompt_ids(rows: Sequence[Row], inputs: Inputs, tokenizer: Tokenizer) -
     template = TEMPLATES.get(inputs.template or "", inputs.template) or "{prompt}"
     if "{prompt}" not in template:
         raise ConfigError(f"template {brief(template)} has no {{prompt}}{suggest(template, TEMPLATES)}")
+    instruction = INSTRUCTIONS.get(inputs.instruction or "", inputs.instruction)
     mark, done = tokenizer_mark(inputs), []
     for i, row in enumerate(rows):
         if row.get("tokenizer", mark) != mark:
@@ -179,13 +188,12 @@ def with_prompt_ids(rows: Sequence[Row], inputs: Inputs, tokenizer: Tokenizer) -
             done.append(row)
             continue
         if chat:
-            [shown] = as_messages([row], inputs.system, inputs.instruction)
+            [shown] = as_messages([row], inputs.system, instruction)
             if "completion" in row:  # what the template makes of both is sft.py's business
                 done.append(shown)
                 continue
         elif isinstance(row["prompt"], str):
-            question = row["prompt"] if inputs.instruction is None \
-                else f"{row['prompt']}\n\n{inputs.instruction}"
+            question = row["prompt"] if instruction is None else f"{row['prompt']}\n\n{instruction}"
             shown = {"prompt": template.replace("{prompt}", question)}
         else:
             raise ConfigError(f"{inputs.data}: the prompts are messages, and the model has no chat "

@@ -37,7 +37,7 @@ Table = dict[str, Any]
 
 # where a run finds things may change between two of its processes: what it finds is compared
 # (the dataset's fingerprint, the state's tensors)
-_PLACES = {"model", "data", "eval_data", "teacher", "ranker"}
+_PLACES = {"model", "data", "eval_data", "teacher", "ranker", "examples", "samples_of"}
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Inputs(DataInputs):
     model: str = ""  # a folder of weights or of adapters, or an id of the hub
     revision: str | None = None  # branch, tag or commit of an id of the hub
     system: str | None = None  # a system message in front of every prompt
-    instruction: str | None = None  # behind every question
+    instruction: str | None = None  # behind every question; or a name: reflect
     template: str | None = None  # of a text prompt, with {prompt} in it; or a name: zero
     chat: bool | None = None  # the model's chat template; None: where it has one
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -124,6 +124,20 @@ class RejectInputs(RewardInputs):
 
     max_per_problem: int = 1
     ranker: str | None = None  # folder of a reward model: the best by its score are kept
+    filters: tuple[str, ...] = ()  # of readable.FILTERS, which samples must pass
+
+
+@dataclass
+class ColdStartInputs(RejectInputs):
+    """And where the candidates come from."""
+
+    filters: tuple[str, ...] = ("language", "paragraphs", "code", "repetition")
+    examples: str | None = None  # file of worked ones (prompt, completion), shown before the question
+    shots: int = 2  # how many of them
+    samples_of: str | None = None  # folder of a run: its samples, instead of new ones
+
+    def __post_init__(self) -> None:
+        require(self, {"shots must be at least 1": self.shots >= 1})
 
 
 @dataclass
@@ -295,7 +309,7 @@ def _placed(key: str, value: Any) -> Any:
         return [_placed(key, one) for one in value]
     if key in _PLACES and value and isinstance(value, str) and Path(value).exists():
         return str(Path(value).absolute())
-    if key in ("reward", "audit") and isinstance(value, list):  # "accuracy,format" is two
+    if key in ("reward", "audit", "filters") and isinstance(value, list):  # "accuracy,format" is two
         names = [name for one in value for name in (one.split(",") if isinstance(one, str) else [one])]
         return [_placed_function(one) for one in names]
     if key == "reward_options" and isinstance(value, dict):
@@ -340,6 +354,7 @@ GRPO = Command("grpo", GRPOInputs, GRPOConfig, _GRPO_PRESETS, {"save_steps": 10}
 SFT = Command("sft", SFTInputs, SFTConfig, {"r1": SFTConfig.r1}, {"save_steps": 50})
 DISTILL = Command("distill", DistillInputs, SFTConfig, _STUDENTS, {"save_steps": 50})
 REJECT = Command("reject", RejectInputs, EvalConfig, {}, {"batch_prompts": 16})
+COLDSTART = Command("coldstart", ColdStartInputs, EvalConfig, {}, {"batch_prompts": 16})
 CURATE = Command("curate", CurateInputs, EvalConfig, {}, {"batch_prompts": 16, "k": 8},
                  frozenset({"low", "high", "balance", "per_type"}))
 JUDGE = Command("judge", JudgeInputs, JudgeConfig, {}, {},

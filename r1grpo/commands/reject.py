@@ -8,15 +8,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..brief import brief
 from ..config import EvalConfig
 from ..folder import tokenizer_of
 from ..load_folder import ModelFolder
 from ..model import Model
 from ..model_source import find_model
+from ..readable import FILTERS, Filter
 from ..rejection import Row, rejection_sample
 from ..reward_model import score_in_batches, scored_ids
 from ..scoring import RewardFunction, Rewards
-from ..toml import ConfigError
+from ..toml import ConfigError, suggest
 from ..trainer import prompt_ids_of
 from ..work import Work
 from .inputs import (check_columns, open_rewards, open_rows, open_sampler, open_tokenizer, require,
@@ -35,6 +37,7 @@ def run(flags: argparse.Namespace) -> int:
     inputs, args = options.inputs, options.args
     require(inputs, "model", "data", "reward")
     correct = open_correct(inputs.reward)
+    open_filters(inputs.filters)
     tokenizer = open_tokenizer(inputs)
     rows = open_rows(inputs, tokenizer)
     check_columns(inputs, rows)
@@ -57,6 +60,14 @@ def open_correct(names: Sequence[str]) -> RewardFunction:
     if len(names) != 1:
         raise ConfigError(f"reward names {len(names)} functions; one says which samples are right")
     return open_rewards(names)[0]
+
+
+def open_filters(names: Sequence[str]) -> dict[str, Filter]:
+    """Filters by name."""
+    for name in names:
+        if name not in FILTERS:
+            raise ConfigError(f"filters: {brief(name)} is none of {', '.join(FILTERS)}{suggest(name, FILTERS)}")
+    return {name: FILTERS[name] for name in names}
 
 
 def check_ranker(inputs: RejectInputs, rows: Sequence[Row]) -> None:
@@ -98,7 +109,8 @@ def draw_rows(work: Work, model: Model, problems: Sequence[Row], args: EvalConfi
     mark = tokenizer_mark(inputs)
 
     def make(first: int, part: Sequence[Row]) -> Row:
-        found = rejection_sample(model, part, args, correct=correct, processing_class=tokenizer, rank=rank,
+        found = rejection_sample(model, part, args, correct=correct, processing_class=tokenizer,
+                                 filters=open_filters(inputs.filters), rank=rank,
                                  max_per_problem=inputs.max_per_problem,
                                  source=Path(inputs.model).name, first=first)
         return {"rows": [{**row, "tokenizer": mark} for row in found.rows],
