@@ -195,7 +195,7 @@ def picture(ablation: Ablation, results: Results, seeds: Sequence[int]) -> str:
             end = learned["reward"][-1][0]
             level = rules[0]["figures"]["pass@1"]
             lines.append(Series("right, RL by rules", [(0.0, level), (end, level)], 2))
-        return overlay_chart("what the reward model says, and what is right (seed 0)", lines, 1.2)
+        return overlay_chart("what the reward model says, and what is right (seed 0)", lines)
     drawn = [(f"{label}, {seed}", results[arm][seed]["figures"]["pass@1"],
               results[arm][seed]["figures"]["pass@1_ci"], color % 5)
              for color, (label, arm) in enumerate(ablation.rows.items())
@@ -206,18 +206,22 @@ def picture(ablation: Ablation, results: Results, seeds: Sequence[int]) -> str:
 def budget_section(results: Results, seeds: Sequence[int], images: Path) -> list[str]:
     """pass@1 and cons@16 against the thinking budget, cons@j against the number of votes."""
     stages = [stage for stage in ("base", "r1_zero", "r1", "distilled") if stage in results]
-    curves = [Series(f"{stage}, {name}".replace("cons@k", "cons@16"), _medians(
-        [results[stage][seed]["budgets"][name] for seed in seeds if seed in results[stage]]), color, True)
-        for color, stage in enumerate(stages) for name in ("pass@1", "cons@k")]
-    (images / "budget.svg").write_text(overlay_chart(
-        "share of right answers against the thinking budget (tokens)", curves, 1.0, log_x=True) + "\n")
-    budgets = [int(x) for x, _ in curves[0].points]
+    curves = {name: [Series(stage, _medians([results[stage][seed]["budgets"][key] for seed in seeds
+                                             if seed in results[stage]]), color, True)
+                     for color, stage in enumerate(stages)]
+              for name, key in (("pass@1", "pass@1"), ("cons@16", "cons@k"))}
+    for name, drawn in curves.items():
+        (images / f"budget_{name.partition('@')[0]}.svg").write_text(overlay_chart(
+            f"{name} against the thinking budget (tokens)", drawn, 1.0, log_x=True) + "\n")
+    budgets = [int(x) for x, _ in curves["pass@1"][0].points]
     lines = ["### pass@1 and cons@16 against the thinking budget", "",
              "A completion that has not ended within the budget counts as unanswered; the samples are the "
              "stored ones, cut. Medians of the seeds. Below, cons@j over the first j samples.", "",
-             "![against the budget](img/ablations/budget.svg)", "",
+             "![pass@1](img/ablations/budget_pass.svg)", "",
+             "![cons@16](img/ablations/budget_cons.svg)", "",
              "| tokens | " + " | ".join(map(str, budgets)) + " |", "|---" * (len(budgets) + 1) + "|"]
-    lines += [f"| {one.name} | " + " | ".join(f"{y:.3f}" for _, y in one.points) + " |" for one in curves]
+    lines += [f"| {one.name}, {name} | " + " | ".join(f"{y:.3f}" for _, y in one.points) + " |"
+              for name, drawn in curves.items() for one in drawn]
     votes = {stage: _medians([results[stage][seed]["votes"] for seed in seeds if seed in results[stage]])
              for stage in stages}
     counts = [int(x) for x, _ in votes[stages[0]]]
