@@ -13,7 +13,8 @@ from real_data import data_file
 
 
 @pytest.mark.parametrize("text, answer", [
-    (r"<think> \boxed{3} </think> so \boxed{4} or \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
+    (r"<think> \boxed{3} </think> so \boxed{4}, no, \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
+    (r"\boxed{4} so \boxed{3} or $\fbox{\frac{1}{2}}$, \boxed{3}.", r"3, \frac{1}{2}"),
     (r"\boxed{4}", "4"), (r"<think> \boxed{4}", None), (r"\boxed{4} </think> none", None),
     ("a\n#### 72", "72"), ("#### 1\n#### 7 2 \nmore", "7 2"), ("72", None), ("", None), ("####", None),
     ("</think><answer> 5 </answer>", "5"), (r"<answer> so \boxed{5} </answer> \boxed{6}", "5"),

@@ -1,7 +1,8 @@
 """Verdicts on mathematical answers: which text counts, what is equal to what, what is refused.
 
 The cases of Math-Verify's own tests (huggingface/Math-Verify, tests/) that are about a comparison are
-restated here in our words; where our verdict differs, DIFFERENT says why.
+restated here in our words; where our verdict differs, DIFFERENT says why. Of its 268 pairs of a gold and a
+prediction 219 have its verdict; two of the others are wrong there and right here.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from r1grpo.verifiers.mathematics import math_verify_slow, worth_algebra
 # (gold, answers that are right)
 RIGHT = {
     # numbers
-    "1000": ["1,000", "1000.0", "1{,}000", r"1,\!000", r"1\,000", "1,\\! 000", "+1000", r"\$1000", "1000$", "10^3"],
+    "1000": ["1,000", "1000.0", "1{,}000", r"1,\!000", r"1\,000", "1,\\! 000", "+1000", r"\$1000", "1000$", "10^3",
+             "1 000", "**1000**", "$1000.$", r"\boxed{1000}", "1000th"],
+    "1234567.5": ["1 234 567.5", "1,234,567.5", r"1\,234\,567.50"], "2 100/101": ["302/101"],
     "0.4": [".4", "2/5", r"\frac25", "0.40", "40%", r"40\%", r"\frac{40}{100}"],
     "10/9": [r"\frac{10}{9}", r"\tfrac{10}9", r"1\frac19", "1 1/9", r"1.\overline{1}", r"\frac{-10}{-9}"],
     "-10/9": [r"-\frac{10}{9}", r"\frac{-10}{9}", r"-1\frac{1}{9}", "\u221210/9"],
@@ -62,7 +65,14 @@ RIGHT = {
     "(1,\\frac{9}{2})": ["(1,4.5)"], r"[-1, -\frac12) \cup (3, \infty)": [r"(3,+\infty)\cup[-1,-0.5)"],
     r"\{-1\} \cup [0,7)": [r"[0,7) \cup \{-1\}"], r"x \in [-2,7]": ["[-2, 7]", r"-2 \leq x \le 7"],
     "-793 < a < 10": ["(-793, 10)", "10 > a > -793"], r"k \ge 2": [r"[2, \infty)", "k >= 2", r"2 \leq k"],
-    "7:32": ["7 : 32"], "05:00": ["5:00"], r"11:00\text{ p.m.}": ["11:00 pm", "11:00 P.M.", "11:00 p.m."],
+    "7:32": ["7 : 32", "14:64", r"\frac{7}{32}", "A:B = 7:32", "S_{MBCN}:S = 7:32"], "05:00": ["5:00"],
+    "2:3:4": ["4:6:8", "1:1.5:2", "a:b:c = 2:3:4"],
+    r"\frac{NO}{BO}=\frac{1}{\sqrt{6}}": [r"\frac{1}{\sqrt{6}}"],
+    r"f^{-1}(x) = x-1": ["x-1"], r"\langle 1, 2\rangle": ["(1,2)"], r"m\angle A = 31^\circ": ["31"],
+    # slips of writing that leave one reading
+    r"\\left(\\frac{1}{5},\\frac{1}{6}\\right)": [r"\left(\frac{1}{5},\frac{1}{6}\right)"],
+    r"x_1=3,\quadx_2=4": ["3, 4"], "\uff083\uff0c4\uff09": ["(3,4)"], "3\u00bd": ["7/2"], r"\text{DNE}": ["DNE"],
+    r"11:00\text{ p.m.}": ["11:00 pm", "11:00 P.M.", "11:00 p.m."],
     r"-40^\circ C": ["-40", r"-40^\circ", r"-40^{\circ}\text{C}", r"-40\text{ degrees Celsius}"],
     r"(-\infty, \infty)": ["(-inf, +inf)", r"(-\infty,+\infty)"],
     # equations
@@ -85,7 +95,8 @@ RIGHT = {
 WRONG = {
     "1": ["1 or 2", "1, 2", r"\{1, 2\}", "1 and 2", "[1]2", "-[0,1)", "x=1, y=2", "1 2", "11", "-1", r"\pm 1",
           "1=2", "x = 1 = 2", "1 million", "not 1", "1 or more", "1/0", "10%", "(1,2)",
-          r"\frac{1}{1", "1+", "1+x-y", "0x1", "1e0", "one of 1 or 2", "\u0661", "1;1;2", "1+0i+j"],
+          r"\frac{1}{1", "1+", "1+x-y", "0x1", "1e0", "0,001", "1^1^1", "{1}{1}", "1 lakh",
+          "1 score", "1 gross", "1 false", "one of 1 or 2", "\u0661", "1;1;2", "1+0i+j"],
     "3": ["3 sin x", "3 alpha", "3 eighths", "3 twelfths", "3 infinity", "3 xyz", "3 abc", "log x = 3", r"\log x = 3",
           "x is not = 3", r"x \not\in \{3\}", r"x \notin \{3\}", r"x \approx 3 \approx 4", "x^2 = 3", "-x = 3",
           "xy = 3", "or 3", "3 or", r"\emptyset = 3", r"3 \approx 4", r"\sin x = 3", "3 = 4", "sqrt x = 3", "not x = 3",
@@ -97,7 +108,10 @@ WRONG = {
     "x+2n+1": ["x+1"], "(a+5)(b+2)": ["(+5)(b+2)"], r"d": [r"\text{E}", "D"], "x^2+1": ["x^2-1", "y^2+1"],
     "(1,3)": ["(3,1)", r"\{1,3\}", "[1,3)", "1,3", "(1,3,3)", "(1)(3)"], "[0,9)": ["(0,9)", "[0,1)", "[0,9]"],
     "1,2,3": ["1,2", "1,2,3,4", "1,2,2", "123", "(1,2,3)"], r"-2x \leq 4": ["x \\leq -2", "x > -2"], r"\{1,2\}": [r"\{1\}", "1", r"\{1,2,3\}"],
-    "81, 256": ["81256", "81,256"], "x > 5": ["x < 5", r"x \geq 5", "y > 5", "5"], "x < 1": ["x > -1"],
+    "81, 256": ["81256", "81,256", "81 256"], "2^{3^2}": ["2^3^2"], "720": ["3!!", "6^2!"], "12": ["{1}{2}", "1 2", "{3}{4}", "1{2}"],
+    "1:2": ["2:1", "1:2:3", "0:0", "1:0"], "6:30": ["4:20", "12:60 pm"], "8 times": ["8 times x", "8 times 4", "4 times"],
+    "2000": ["2 00", "2 0000", "20 00", "2 000/7", "2 000 00", "02 000", "2 000,5"],
+    "x > 5": ["x < 5", r"x \geq 5", "y > 5", "5"], "x < 1": ["x > -1"],
     "7 = 11a+c": ["11a+c"], "a+3z = 0": ["0"], "2x+z=1": ["1"], "y = 2x": ["2x = z", "x = 2y"],
     "12:00": ["1:00", "12"], "CBAD": ["ABCD"], r"\text{odd}": ["even", "odd or even", "ddo"],
     r"\begin{pmatrix}1 & 2 \\3 & 4\end{pmatrix}":
@@ -110,18 +124,28 @@ WRONG = {
 
 # Math-Verify's verdict on (gold, answer), where ours is another
 DIFFERENT = {
-    ("1/3", "0.333333"): True,         # it rounds to six digits; a decimal is the number it spells
-    ("1000.99", "1000,99"): True,      # a comma between digits is a list here: 1,2 must not be 1.2
-    ("(1,3)", r"\{1,3\}"): True,       # it takes a pair for a set in order; here brackets count
-    ("x = 11", "x = 5+5+1 = 7 =11"): True,  # a chain of unequal sides is no answer
-    (r"\tan^2(y)+1", r"\sec^2(y)"): True,   # takes algebra: undecided here, its own with algebra=True
-    # it joins several boxes and takes numbers out of prose: here the last box counts, as it stands
-    ("9", r"Answer \( 9 \)"): True,
-    ("1000", "1 000"): True,           # digits with a space between are no number here
-    ("(1,2),(3,4)", "(1,2),(3,4),(1,2)"): True,  # lists are counted here
-    (r"\frac{NO}{BO}=\frac{1}{\sqrt{6}}", r"\frac{1}{\sqrt{6}}"): True,  # a left side of several names
-    (r"1\leq|z|\leq 2", r"z \in [-2,-1] \cup [1,2]"): True,          # takes solving
-    (r"1 - \frac{1}{\mathrm{e}}", r"1 + \frac{1}{\mathrm{e}}"): True,  # its mistake, as its tests have it
+    # a decimal is the number it spells: it rounds to six digits (4 of its cases)
+    ("1/3", "0.333333"): True, (r"(\frac{3}{5},\frac{8}{3}]", "(0.6,2.6667]"): True,
+    # a comma between digits makes a list, or thousands: 1,2 must not be 1.2 (4)
+    ("1000.99", "1000,99"): True, ("0.111", "0,111"): True,
+    # an answer is what stands in the box: it takes numbers and formulas out of prose (16)
+    ("9", r"Answer \( 9 \)"): True, ("19", "Final Answer: The number of points is 19."): True,
+    # boxes with words between them, or names, are no list: the last one counts (4)
+    ("1, 2", r"1} papers and \boxed{2} bins"): True,
+    # brackets count: it takes a pair for a set in order
+    ("(1,3)", r"\{1,3\}"): True,
+    # a chain of unequal sides is no answer (7)
+    ("x = 11", "x = 5+5+1 = 7 =11"): True, ("1/3", r"x=1/3\approx1.3"): True, ("z=1+1=2", "z=3+3=2"): True,
+    # lists are counted: a solution given twice is one too many (2)
+    ("(1,2),(3,4)", "(1,2),(3,4),(1,2)"): True,
+    # names in turn are no tuples: (p, q) or (q, p)?
+    ("p=5,q=2;p=7,q=2", "(5,2),(7,2)"): True,
+    # takes algebra or solving: undecided here, its own verdict with algebra=True (6)
+    (r"\tan^2(y)+1", r"\sec^2(y)"): True, (r"1\leq|z|\leq 2", r"z \in [-2,-1] \cup [1,2]"): True,
+    (r"\begin{pmatrix}6\end{pmatrix}", r"\begin{pmatrix}1\end{pmatrix} + \begin{pmatrix}5\end{pmatrix}"): True,
+    (r"F=\sum_{k=0}^{n-1} F_k G_k", r"F=\sum_{k=0}^{n-1} G_k F_k"): True,
+    # as its tests have it, and wrong (2); that f(x) is f(y) where it is told not to be strict
+    (r"1 - \frac{1}{\mathrm{e}}", r"1 + \frac{1}{\mathrm{e}}"): True, ("f(x)", "f(y)"): True,
 }
 
 
@@ -155,6 +179,30 @@ def test_no_gold_is_right_for_another():
                 assert {one, other} in ALIKE, (one, other)
 
 
+def test_boxes_side_by_side_are_one_answer():
+    for text in (r"\[ \boxed{-2} \quad \text{and} \quad \boxed{1}. \]", r"\(\boxed{1}\) and \(\boxed{-2}\)",
+                 r"\boxed{1}\boxed{-2}", "\\boxed{x = 1}\nor\n\\boxed{x = -2}", r"$\boxed{-2}$, $\boxed{1}$"):
+        assert verify_math(text, "1, -2").correct, text
+        assert not verify_math(text, "1").correct and not verify_math(text, "-2").correct, text
+    assert verify_math(r"\boxed{3} \boxed{3}", "3").correct and verify_math("\\boxed{1}\n\n\\boxed{2}", "2").correct
+    assert verify_math(r"\boxed{1}. So \boxed{2}", "2").correct and verify_math(r"\boxed{1} = \boxed{2}", "2").correct
+    assert verify_math(", ".join(rf"\boxed{{{n}}}" for n in range(50)), "49").reason == "wrong"
+
+
+def test_a_percentage_is_its_number_and_its_hundredth():
+    """What a question in per cent asks for is not in its answer: 50% is right for 50 and for 0.5; a number
+    alone is one number."""
+    for gold, right, wrong in (("0.5", ["50%", r"50\%", "0.5%"], ["50", "0.005", "5%", "500%"]),
+                               ("50", ["50%", "5000%"], ["0.5", "0.5%"]), ("50%", ["50", "0.5"], ["0.5%", "5", "5000"])):
+        assert [decide(one, gold) for one in right + wrong] == [True] * len(right) + [False] * len(wrong)
+
+
+def test_what_is_too_large_to_compare_is_undecided():
+    big = r"\frac{(a+b+c)^{15}}{(a+b+d)^{15}}"
+    for one, other in ((big, "3"), (big, big.replace("d", "e")), ("2^{16000}", r"\frac{1}{2^{1000}x+1}")):
+        assert decide(one, other) is None is decide(other, one)
+
+
 ALIKE = [{"3", r"3 \text{ cm}"}, {"1", "k=1"}, {"1", "|AB|=1"}, {"k=1", "|AB|=1"}, {"1/3", r"\frac13"}, {"5", r"\{5\}"}]
 
 
@@ -167,7 +215,12 @@ def test_only_what_follows_the_thinking_counts():
     assert verify_math(r"so \boxed{0.75}", gold, prefilled=True).reason == "missing"
     assert verify_math(r"so </think> \boxed{0.75}", gold, prefilled=True).correct
     assert verify_math(r"\boxed{0.75} or \boxed{1}", gold).reason == "wrong"
+    assert verify_math(r"\boxed{1} or \boxed{0.75}", gold).reason == "wrong"
     assert verify_math(r"\boxed{1}, no, \boxed{0.75}", gold).correct
+    assert verify_math(r"\boxed{0.75} % \boxed{1}", gold).reason == "wrong"  # text knows no comments
+    assert verify_math(r"\boxed{1} <!-- \boxed{0.75} -->", gold).correct
+    assert verify_math(r"\boxed{0.75</think>}", gold).reason == "missing"
+    assert verify_math(r"\boxed{1}</think> \boxed{0.75}</think>", gold).reason == "missing"
     assert verify_math("<answer>3/4</answer>", gold).correct
     assert verify_math(r"\boxed{3/4}", 0.75).correct and not verify_math(r"\boxed{3/4}", 1).correct
     assert verify_math(r"\boxed{?!}", gold).reason == "unparsed"
@@ -230,7 +283,24 @@ HOSTILE = [
     r"\begin{pmatrix}" + "3&" * 600 + r"\end{pmatrix}", r"\sqrt[99999999]{3}", "3^{-99999999}", "0^{-1}",
     r"\sqrt{" + "9" * 390 + "}", "(1+\\sqrt2)^{199}" * 9, "sin" * 600, "\\" * 1999, "$" * 1999, "%" * 1999,
     "3^{0.333333333333333333333333333333333333333333}", r"\pm" * 300 + "3", "3/" * 900 + "3", "3~" * 900,
-    "_" * 1000, "^" * 1000, "a" * 1999, "and " * 400, r"\text{" * 400, "\\boxed3" * 200, "x=" * 900 + "3+1"]
+    "_" * 1000, "^" * 1000, "a" * 1999, "and " * 400, r"\text{" * 400, "\\boxed3" * 200, "x=" * 900 + "3+1",
+    # two answers, or what surrounds one
+    r"\text{\text{\text{3 or 4}}}", "3}\\boxed{4", "4}, \\boxed{3", "4} or \\boxed{3", "4}\\boxed{4}, \\boxed{3", "3</think>",
+    "</think>3", "<think>3", "<answer>3", "3</answer><answer>4", "3\\\\4", "\\begin{cases}3\\\\4\\end{cases}", "3 % or 4 %",
+    # what is not seen, or seen otherwise
+    "3\u200b", "\u200b3", "3\u2060", "\ufeff3", "\u202e3", "3\u200f", "\u206731\u2069", "\uff11\uff12", "\U0001d7d1", "\u2462",
+    "\u0e53", "\u00b3\u00b3", "3\u0301", "\u2083", "\u216b", "3\u0338", "\u4e09",
+    # other people's numbers
+    "0x3", "0b11", "3_0", "3e0", "3E0", "3j", "3f", "3L", "1e999999", "3..0", "3.0.0", "0,003", ", 3", "3**1", "3//1",
+    # about, between, up to
+    "approximately 3", "about 3", "3-ish", "3 +/- 1", r"3 \pm 0.5", "2-4", "2 to 4", "[2,4]", "2 < x < 4", "3 or so", "3?",
+    r"\infty", r"3\infty", r"\frac{3\infty}{\infty}", r"3 + \infty - \infty", "3^{\\infty}", "3 quadrillion", "3 score",
+    # towers
+    "\\sqrt{" * 10_000 + "9" + "}" * 10_000, r"\sqrt{" * 24 + "3" + "}" * 24, r"\frac{3}{" * 220, "\\frac3{" * 20 + "1" + "}" * 20,
+    r"\frac{\frac{3}{2}}{" * 20 + "4" + "}" * 20, "(400!)^{400!}", "400!" * 400, r"\binom{400}{200}^{400}", r"\binom{10^9}{5}",
+    "399!^{1/2}", r"\sqrt{399!+1}", r"\sqrt[97]{397!}", "3^1^1", "{3}{1}", r"\left(" * 300 + "3", r"\left(3", r"3\right)",
+    r"\left(3\right]\right)", r"\frac{(a+b+c)^{15}}{(a+b+d)^{15}}", "(a+b)^{13}" * 20, r"(\sqrt2+\sqrt3+\sqrt5+\sqrt7)^{40}",
+    r"(\sqrt{2}+\sqrt{3})^{200}", "(3^{1/7}+5^{1/11})^{150}", "3:" * 300 + "1", "1 000 " * 300, "\\quad" * 300 + "x", "\\\\" * 900]
 
 
 @pytest.mark.parametrize("answer", HOSTILE, ids=range(len(HOSTILE)))
@@ -238,7 +308,6 @@ def test_hostile_answers_are_not_right_and_cost_little(answer):
     for gold in ("3", r"\frac{1}{3}", "1,2", "x+1", r"[1,3)", r"\text{yes}"):
         assert not verify_answer(answer, gold).correct
         assert not verify_math(f"\\boxed{{{answer}}}", gold).correct
-    assert len(HOSTILE) >= 40
 
 
 def test_hostile_answers_in_a_worker_with_algebra_are_judged_by_the_deadline():
@@ -282,6 +351,9 @@ def test_without_algebra_they_are_not_right_and_say_so():
     verdict = verify_answer(r"\log_2 8", "3")
     assert verdict == Verdict(False, "wrong") and "exact rules" in verdict.detail
     assert not worth_algebra("I say it is 3", "3") and not worth_algebra("1+" * 200, "3")
+    for guess in ("2^3^2", "1/2x", r"\infty^0", "3_0", "3E0", r"x \approx 3 \approx 4", "9^9^9", "{3}{1}"):
+        assert not worth_algebra(guess, "3"), guess
+    assert worth_algebra(r"\log_2 8", "3") and worth_algebra(r"\sum_{k=1}^{\infty} 2^{-k}", "1")
 
 
 def test_without_the_extra_the_reason_says_so(monkeypatch):

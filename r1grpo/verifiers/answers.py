@@ -16,7 +16,7 @@ import re
 from fractions import Fraction
 from functools import lru_cache
 
-from .exact import TooLarge, Undecided, rational
+from .exact import Ambiguous, TooLarge, Undecided, rational
 from .extract import MAX_ANSWER
 from .kinds import Answer, Scalar, Text
 from .latex import spelling
@@ -36,7 +36,14 @@ def decide(answer: str, gold: str) -> bool | None:
     if isinstance(reference, Text) and reference.kind == "words":
         return _words(answer) == reference.text
     found = _read(answer)
-    return None if found is None or reference is None else same(found, reference)
+    if isinstance(found, Text) and found.kind == "words" and isinstance(reference, Scalar):
+        return _words(gold) == found.text  # \text{DNE} for DNE
+    if found is None or reference is None:
+        return None
+    try:
+        return same(found, reference)
+    except Undecided:  # what they are compared by is too large
+        return None
 
 
 def readable(text: str) -> bool:
@@ -44,12 +51,15 @@ def readable(text: str) -> bool:
     return _read(text) is not None
 
 
-def too_large(text: str) -> bool:
-    """Whether the bounds of these rules were reached: powers, terms, digits, brackets."""
+def hopeless(answer: str, gold: str) -> bool:
+    """Whether an undecided pair is so for good: the bounds of these rules were reached (powers, terms,
+    digits, brackets), or the answer can be read in two ways."""
     try:
-        read(text)
+        found, reference = read(answer), _read(gold)
+        if reference is not None:
+            same(found, reference)
     except Undecided as why:
-        return isinstance(why, TooLarge)
+        return isinstance(why, (TooLarge, Ambiguous))
     return False
 
 

@@ -22,6 +22,7 @@ some milliseconds. Knows nothing about text.
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import chain
 from math import gcd, isqrt, lcm, pi, prod
 from typing import NamedTuple
 
@@ -42,6 +43,10 @@ class Undecided(ValueError):
 
 class TooLarge(Undecided):
     """More terms, bits or steps than are allowed."""
+
+
+class Ambiguous(Undecided):
+    """What can be read in two ways, or in none: nobody is to guess."""
 
 
 class Value(NamedTuple):
@@ -200,7 +205,7 @@ def _factors(n: int) -> list[tuple[int, int]]:
     """(prime, exponent); what is left without a factor up to MAX_FACTOR counts as prime, or as the
     square of a prime."""
     found = []
-    for p in (2, 3, *(k + d for k in range(6, MAX_FACTOR, 6) for d in (-1, 1))) if n > 1 else ():
+    for p in chain((2, 3), (k + d for k in range(6, MAX_FACTOR, 6) for d in (-1, 1))):
         if p * p > n:
             break
         times = 0

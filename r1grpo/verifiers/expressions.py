@@ -2,7 +2,7 @@ r"""expressions.py - one expression, spelled as latex.py spells -> its exact val
 
     sum      ::= [sign] product (sign product)*            sign: + - \pm \mp
     product  ::= power (("*" | "/") [sign] power | power)*      side by side is a product
-    power    ::= primary ("!" | "^" argument)*
+    power    ::= primary ["!"] ["^" argument]
     primary  ::= number | letter | "(" sum ")" | "{" sum "}" | "|" sum "|"
                | \frac argument argument | \sqrt ["[" n "]"] argument | \binom argument argument
                | function [^ argument] argument
@@ -11,8 +11,9 @@ r"""expressions.py - one expression, spelled as latex.py spells -> its exact val
     argument ::= { sum } | one digit, letter or command; after ^ and / all digits
 
 A letter may have a subscript; capitals side by side (AB) are one name, small letters a product. Of what
-may be read in two ways (1/2x, a letter before a digit, a word) nothing is guessed: Undecided. The value
-of a function is opaque (exact.py), f(x) for f, g too. Knows nothing about lists, units or equations.
+may be read in two ways (1/2x, 2^3^2, 3!!, {1}{2}, a letter before a digit) nothing is guessed: Ambiguous.
+The value of a function is opaque (exact.py), f(x) for f, g too. Knows nothing about lists, units or
+equations.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from fractions import Fraction
 from functools import lru_cache
 from math import comb, factorial
 
-from .exact import (DEGREE, ONE, TooLarge, Undecided, Value, add, divide, multiply, name_of, number, power,
-                    rational, root, symbol)
+from .exact import (DEGREE, ONE, Ambiguous, TooLarge, Undecided, Value, add, divide, multiply, name_of,
+                    number, power, rational, root, symbol)
 
 MAX_LENGTH = 400  # characters
 MAX_DEPTH = 24    # of nesting
@@ -41,6 +42,7 @@ _NAME = re.compile(r"[A-Za-z]+")
 _MIXED = re.compile(r"(?:\\frac(?:\{(\d{1,9})\}|(\d))(?:\{(\d{1,9})\}|(\d))| (\d{1,9})/(\d{1,9})(?![\d.]))",
                     re.ASCII)
 _WHOLE = re.compile(r"\d{1,9}", re.ASCII)
+_BRACED_DIGIT = re.compile(r"\{[ {]*[\d.]", re.ASCII)
 PLAIN = {"sqrt": "\\sqrt", "pi": "\\pi", "infinity": "\\infty", "inf": "\\infty",
           **{name: "\\" + name for name in FUNCTIONS if len(name) > 2 and name != "lcm" or name == "ln"}}
 _BINARY = {"+": 1, "-": -1, "\\pm": 1, "\\mp": -1}
@@ -56,7 +58,7 @@ def evaluate(text: str, plus_minus: int = 1) -> Value:
     if reader.rest():
         raise Undecided(f"{reader.rest()[:20]!r} in an expression")
     if "inf" in text and (value.den != ONE or value.num.keys() != symbol("\\infty").num.keys()):
-        raise Undecided("infinity is no number to be reckoned with")
+        raise Ambiguous("infinity is no number to be reckoned with")
     return value
 
 
@@ -117,7 +119,7 @@ class _Reader:
                 value, divided = divide(value, self.signed_power()), True
             elif self.starts_a_factor():
                 if divided:
-                    raise Undecided("a product behind a / can be read in two ways")
+                    raise Ambiguous("a product behind a / can be read in two ways")
                 value = multiply(value, self.power())
             else:
                 return value
@@ -125,6 +127,8 @@ class _Reader:
     def starts_a_factor(self) -> bool:
         found = self.next()
         if found in ("(", "{"):
+            if _BRACED_DIGIT.match(self.text, self.at):
+                raise Ambiguous("a number right behind another thing")
             return True
         if len(found) > 1:
             return found in ("\\frac", "\\sqrt", "\\binom") or found[1:] in GREEK \
@@ -145,14 +149,16 @@ class _Reader:
             return None
         top, bottom = (int(one) for one in part.groups() if one)
         if not 0 < top < bottom:
-            raise Undecided("neither a mixed number nor clearly a product")
+            raise Ambiguous("neither a mixed number nor clearly a product")
         self.at = part.end()
         return number(int(whole[0]) + Fraction(top, bottom))
 
     def power(self) -> Value:
-        value = self.primary()
+        value, last = self.primary(), ""
         while (found := self.next()) in ("^", "!"):
-            self.at += 1
+            if last == "^" or last == found:
+                raise Ambiguous("a power of a power, or a double factorial")
+            self.at, last = self.at + 1, found
             if found == "!":
                 value = number(factorial(_count(value)))
             elif self.text[self.at:].lstrip(" {").startswith(DEGREE):
@@ -278,7 +284,7 @@ class _Reader:
             name += "_" + self.text[start:self.at].strip("{} ")
         follows = self.text[self.at:self.at + 1]
         if follows == "'" or follows.isdigit() and name[0] != "\\":
-            raise Undecided("a digit or a prime right behind a letter")
+            raise Ambiguous("a digit or a prime right behind a letter")
         return symbol(name)
 
 

@@ -15,7 +15,8 @@ class Scalar(NamedTuple):
 
 
 class Group(NamedTuple):
-    """list, set, union, ratio, matrix with its shape, either (readings of one text), or two brackets."""
+    """list, set, union, ratio, clock (a ratio that looks like hours : minutes), matrix with its shape, either
+    (readings of one text), or two brackets."""
 
     kind: str
     items: tuple

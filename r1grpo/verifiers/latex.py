@@ -1,15 +1,16 @@
 r"""latex.py - an answer as written -> the same answer with one spelling for each thing.
 
-    looks only         \left \right \! \displaystyle, $ signs, full stop, spaces     gone
+    looks only         \left \right \! \displaystyle \boxed, $ signs, ** of Markdown, full stop, spaces   gone
     several spellings  \dfrac \tfrac \cfrac -> \frac   \cdot \times -> *   \le -> \leq   \% -> %
-                       signs of Unicode (minus, pi, degree, ...) -> LaTeX's
-    thousands          1,\!000   1{,}000   1\,000   1,000 -> 1000; the last in no bracket, where it would
-                       be two numbers, as (1, 000) and 1, 000 are
+                       signs of Unicode (minus, pi, degree, wide brackets, ...) -> LaTeX's
+    thousands          1,\!000   1{,}000   1\,000   1 000   1,000 -> 1000; the last in no bracket, where it
+                       would be two numbers, as (1, 000) and 1, 000 are
+    slips              \\frac of a text whose backslashes were doubled -> \frac   \quadx -> \quad x
     words              \mbox{...} \textbf{...} \mathrm{...} ... -> \text{...}; without a word in it
                        (\text{B}, \mathbf{7}) it is what it holds
 
-The space in 1 2 stays: it is not 12. A currency sign is \$. Digits are ASCII. Knows nothing about what
-the things mean.
+The space in 1 2 stays: it is not 12, and 2 100/101 is a mixed number. A currency sign is \$. Digits are
+ASCII. Knows nothing about what the things mean.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ _UNICODE = str.maketrans({
     "\u221e": "\\infty ", "\u2264": "\\leq ", "\u2265": "\\geq ", "\u2260": "\\neq ",
     "\u00b1": "\\pm ", "\u222a": "\\cup ", "\u2208": "\\in ", "\u2248": "\\approx ",
     "\u03b8": "\\theta ", "\u00b2": "^2 ", "\u00b3": "^3 ", "\u00a0": " ", "\u2009": " ",
-    "\u20ac": "\\text{euro}", "\u2205": "\\emptyset ", "\u211d": "\\mathbb{R}"})
+    "\u20ac": "\\text{euro}", "\u2205": "\\emptyset ", "\u211d": "\\mathbb{R}",
+    "\u00bd": "\\frac{1}{2}", "\u00bc": "\\frac{1}{4}", "\u00be": "\\frac{3}{4}",
+    "\uff08": "(", "\uff09": ")", "\uff0c": ",", "\uff1b": ";", "\uff1a": ":", "\uff1d": "=", "\uff0d": "-"})
 _NAMES = {
     **dict.fromkeys(("left", "right", "big", "Big", "bigl", "bigr", "Bigl", "Bigr", "bigg", "Bigg",
-                     "displaystyle", "textstyle", "limits", "!", "-", "nolimits"), ""),
+                     "displaystyle", "textstyle", "limits", "!", "-", "nolimits", "boxed", "fbox"), ""),
     **dict.fromkeys((",", ";", ":", " ", ">", "quad", "qquad", "enspace", "thinspace"), " "),
     **dict.fromkeys(("dfrac", "tfrac", "cfrac"), "\\frac"),
     **dict.fromkeys(("cdot", "times", "ast"), "*"),
@@ -35,14 +38,18 @@ _NAMES = {
     **dict.fromkeys(("le", "leqslant"), "\\leq"), **dict.fromkeys(("ge", "geqslant"), "\\geq"),
     "div": "/", "lt": "<", "gt": ">", "ne": "\\neq", "%": "%", "degree": "^\\circ",
     "lbrace": "\\{", "rbrace": "\\}", "varnothing": "\\emptyset", "colon": ":",
-    "lbrack": "[", "rbrack": "]", "infin": "\\infty", "dbinom": "\\binom", "tbinom": "\\binom"}
+    "lbrack": "[", "rbrack": "]", "langle": "(", "rangle": ")",
+    "infin": "\\infty", "dbinom": "\\binom", "tbinom": "\\binom"}
 _COMMAND = re.compile(r"\\([A-Za-z]+|.)", re.S)
-_THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:(?:,\\! ?|\{,\}|\\,|,)\d{3})+(?!,?\d)", re.ASCII)
+_THOUSANDS = re.compile(r"(?<![\d.])[1-9]\d{0,2}(?:(?:(?:,\\! ?|\{,\}|\\,|,)\d{3})+(?!,?\d)"
+                        r"|(?: \d{3})+(?![ ,]?\d| ?/| ?\\[dtc]?frac))", re.ASCII)
+_DOUBLED = re.compile(r"\\\\(?=[A-Za-z{}%$,!()\[\]])")
+_QUAD = re.compile(r"\\q?quad(?=[A-Za-z])")
 _TEXT = re.compile(r"\\text *\{([^{}]{0,200})\}")
 _WORD = re.compile(r"[A-Za-z]{2}|[A-Za-z]\.[A-Za-z]")
 _SPACE = re.compile(r"[\s~]+")
 _IDLE = re.compile(r"(?<![^\W_]) | (?![^\W_])")  # any space but that between two words or numbers
-_SIGNS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
+_SIGNS = (("**", "**"), ("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 _PLAIN_RELATION = (("<=", "\\leq "), (">=", "\\geq "), ("!=", "\\neq "))
 
 
@@ -53,6 +60,9 @@ def spelling(text: str) -> str:
     '(1,\\frac{1}{2})'
     """
     text = _stripped(text.translate(_UNICODE))
+    if "\\\\" in text and ("\\begin" not in text or "\\\\begin" in text):  # else it ends a row
+        text = _DOUBLED.sub(r"\\", text)
+    text = _QUAD.sub(r"\\quad ", text)
     for left, right in _SIGNS:
         if text.startswith(left) and text.endswith(right) and len(text) > len(left):
             text = _stripped(text[len(left):-len(right)])
@@ -75,7 +85,7 @@ def _stripped(text: str) -> str:
 def _joined(found: re.Match[str]) -> str:
     """Digits in threes as one number; with plain commas only where no bracket is open."""
     before = found.string[:found.start()]
-    if "," in found[0].replace(",\\!", "").replace("{,}", "") \
+    if "," in re.sub(r",\\!|\{,\}|\\,", "", found[0]) \
             and sum(map(before.count, "([{")) > sum(map(before.count, ")]}")):
         return found[0]
     return re.sub(r"[^\d]", "", found[0])

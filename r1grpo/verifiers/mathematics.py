@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import re
 
-from .answers import decide, gold_problem, readable, too_large
+from .answers import decide, gold_problem, hopeless, readable
 from .extract import final_answer
 from .verdict import CORRECT, MISSING, UNPARSED, WRONG, Verdict
 
@@ -54,9 +54,10 @@ def verify_answer(answer: str | None, gold: str, algebra: bool = False) -> Verdi
 
 
 def worth_algebra(answer: str, gold: str) -> bool:
-    """Whether an undecided pair is one that math-verify may see: short, no prose, and nothing that was too
-    large for exact rules."""
-    return max(len(answer), len(gold)) <= _MAX_SLOW and not _PROSE.search(answer) and not too_large(answer)
+    """Whether an undecided pair is one that math-verify may see: short, no prose, nothing that was too large
+    for exact rules, and nothing that it would have to guess about, as it does."""
+    return max(len(answer), len(gold)) <= _MAX_SLOW and not _PROSE.search(answer) \
+        and not hopeless(answer, gold)
 
 
 def math_verify_slow(answer: str, gold: str) -> Verdict:

@@ -2,6 +2,7 @@ r"""same.py - whether two answers (values.py) say the same: True, False, or None
 
 - scalars by value (exact.py) and unit (units.py); 50% is 50 with the unit left out, and 1/2
 - lists as they are counted, sets whatever the count; a list of one is that one, so is a set
+- 2:4 is 1:2 and 1/2, but 6:30 is not 4:20: two that look like times are equal as they stand
 - tuples and intervals in order and by their brackets: (1, 2) is neither 1, 2 nor [1, 2)
 - x = 3 is 3, and not y = 3; an equation with letters on both sides is equal to its multiples
 - words as they are, whatever the case; a numeral of a base is equal to the same digits of that base alone
@@ -31,6 +32,10 @@ def same(a: Answer, b: Answer) -> bool | None:
                 return other.sign == "=" and one.difference is not None \
                     and _proportional(one.difference, other.difference, any_sign=True)
             return same(one.answer, other)
+    for one, other in ((a, b), (b, a)):
+        if isinstance(one, Group) and isinstance(other, Scalar):
+            shares = _shares(one)
+            return len(shares) == 2 and not other.unit and equal(shares[0], other.value)
     if type(a) is not type(b):
         return False
     if isinstance(a, Scalar):
@@ -41,7 +46,11 @@ def same(a: Answer, b: Answer) -> bool | None:
         return a.sign == b.sign and _proportional(a.difference, b.difference, a.sign in ("=", "\\neq"))
     if {a.kind, b.kind} <= {"list", "set"}:
         return _same_items(a.items, b.items, counted=a.kind == b.kind == "list")
-    if a.kind != b.kind or len(a.items) != len(b.items):
+    if len(a.items) != len(b.items):
+        return False
+    if "ratio" in (a.kind, b.kind) and (mine := _shares(a)) and (theirs := _shares(b)):
+        return _all(map(equal, mine, theirs))
+    if a.kind != b.kind:
         return False
     if a.kind == "union":
         return _same_items(a.items, b.items, counted=True)
@@ -57,6 +66,15 @@ def _same_scalar(a: Scalar, b: Scalar) -> bool | None:
     if not same_unit(a.unit, b.unit):
         return False
     return equal(a.value, b.value)
+
+
+def _shares(group: Group) -> list[Value]:
+    """Of a ratio of bare numbers, none of them 0, each by the last; nothing of anything else. What looks
+    like a time may be one."""
+    items = group.items if group.kind in ("ratio", "clock") else ()
+    if not all(isinstance(one, Scalar) and not one.unit and one.value.num for one in items):
+        return []
+    return [divide(one.value, items[-1].value) for one in items]
 
 
 def _same_items(a: tuple, b: tuple, counted: bool) -> bool | None:

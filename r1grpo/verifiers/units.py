@@ -23,18 +23,22 @@ _KNOWN = {
     "month": "mo", "year": "yr yrs", "dollar": "usd bucks", "cent": "", "euro": "eur",
     "degree": "deg degs", "radian": "rad rads", "percent": "pct percentage", "liter": "l litre",
     "milliliter": "ml millilitre", "unit": "", "per": "", "gallon": "gal", "newton": "n", "joule": "j",
-    "watt": "w", "volt": "v", "kelvin": "k", "hertz": "hz", "acre": "", "point": "pt pts"}
+    "watt": "w", "volt": "v", "kelvin": "k", "hertz": "hz", "acre": "", "point": "pt pts",
+    "ordinal": "th st nd rd"}
 KNOWN = {word: name for name, others in _KNOWN.items()
          for one in (name, *others.split()) for word in (one, f"{one}s" if len(one) > 2 else one)}
 SIZES = {"hundred": 100, "thousand": 1000, "million": 10 ** 6, "billion": 10 ** 9,
-         "trillion": 10 ** 12, "dozen": 12}
+         "trillion": 10 ** 12, "quadrillion": 10 ** 15, "lakh": 10 ** 5, "crore": 10 ** 7, "dozen": 12,
+         "gross": 144}
 # words that say more than what is counted
 _NO_UNIT = set("or and not no nor but than to more less fewer at least most about between if minus plus times "
                "over under below above except without mod modulo wrong either neither through until from "
                "unknown undefined half halves third thirds quarter quarters fourth fourths fifth fifths "
                "is are was the answer maybe possibly approximately both none every any only up down "
                "left remainder by of factorial squared cubed zero one two three four five six seven "
-               "eight nine ten doubled tripled twice negative".split())
+               "eight nine ten tens score grand couple googol doubled tripled twice negative inverse inverted "
+               "reciprocal reversed permille permil basis fold kilo mega giga nope false incorrect untrue "
+               "rounded estimated".split())
 _NO_UNIT |= {f"{stem}{end}" for end in ("th", "ths") for stem in
              "six seven eigh nin ten eleven twelf thirteen fourteen fifteen sixteen seventeen eighteen nineteen "
              "twentie thirtie fortie fiftie hundred thousand million billion".split()}
@@ -97,6 +101,8 @@ def words_of_unit(text: str, power: str | None = None) -> set[str]:
     """Words of a unit in one form; none where a word is no unit's."""
     found: list[str] = []
     exponent = power
+    if text.strip() == "times":  # they are counted; with more words it multiplies
+        return {"time"}
     for word in re.split(r"[ /]+", text.replace("/", " per ").replace("-", " ").lower()):
         word = word.strip(".")
         if not word:

@@ -17,7 +17,8 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from .exact import ONE, TooLarge, Undecided, Value, add, approximate, divide, letters, multiply, number, symbol
+from .exact import (ONE, Ambiguous, TooLarge, Undecided, Value, add, approximate, divide, letters, multiply,
+                    number, symbol)
 from .expressions import FUNCTIONS, GREEK, PLAIN, evaluate
 from .kinds import Answer, Group, Named, Relation, Scalar, Text
 from .latex import spelling
@@ -32,8 +33,10 @@ MAX_DEPTH = 24     # of brackets in one another
 _RELATION = re.compile(r"\\(?:leq|geq|neq|in|approx)(?![A-Za-z])|[=<>]")
 _FLIP = {">": "<", "\\geq": "\\leq"}
 _SUB = r"(?:_(?:\{[\w ]{1,9}\}|\w))?'{0,2}"
+_SEGMENT = r"\{(?:[A-Z]{2}|[A-Z]_(?:\w|\{\w{1,9}\}))\}"
 _NAME = re.compile(
-    rf"\|[A-Z]{{2}}\||(?:\\(?:angle|triangle) ?[A-Z]{{1,3}}|\\(?:overline|overrightarrow)\{{[A-Z]{{1,3}}\}}|"
+    rf"\|[A-Z]{{2}}\||\\frac{_SEGMENT}{_SEGMENT}|[fgh]\^\{{-1\}}\([a-z]\)|"
+    rf"(?:m?\\(?:angle|triangle) ?[A-Z]{{1,3}}|\\(?:overline|overrightarrow)\{{[A-Z]{{1,3}}\}}|"
     rf"\\(?P<greek>[A-Za-z]+)|[A-Z]{{2,}}|[A-Za-z]|(?P<words>[A-Za-z]{{3,}}(?: [A-Za-z]+){{0,5}}|"
     rf"\\text\{{[A-Za-z ]+\}})){_SUB}(?:\([A-Za-z0-9,]{{1,9}}\))?")
 _NO_NAME = {*FUNCTIONS, "sqrt", "not", "no", "never", "except", "than", "or", "and", "cannot", "without"} \
@@ -44,6 +47,7 @@ _WORDS = re.compile(r"\\text\{([^{}]*)\}|[A-Za-z]{2,}(?: [A-Za-z0-9]+)*")
 _MATRIX = re.compile(r"\\begin\{([pb]?matrix|array)\}(?:\{[lcr|]+\})?(.*)\\end\{\1\}", re.S)
 _AND = re.compile(r"\\text\{(?:and|or)\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])")
 _NEGATION = re.compile(r"\\(?:not|neg|lnot|notin|nsim|sim)(?![A-Za-z])")
+_CLOCK_FACE = re.compile(r"\d{1,2}(?::[0-5]\d){1,2}(?!\d)", re.ASCII)
 _CLOCK = re.compile(r"(:\d\d) ?(?:\\text\{)?([ap])\.?m\.?\}?$", re.ASCII | re.I)  # 00 am is no product
 _ONE_WORD = {"no", "yes"}  # words so short that they could be a product of letters
 
@@ -53,7 +57,7 @@ def read(text: str) -> Answer:
     """What an answer says. Undecided where these rules do not reach."""
     text = spelling(text)
     if _NEGATION.search(text):
-        raise Undecided("a negation")
+        raise Ambiguous("a negation")
     if len(text) > MAX_LENGTH or max(depths_of(text), default=0) > MAX_DEPTH:
         raise TooLarge("too long an answer, or too many brackets in one another")
     return _answer(text)
@@ -88,6 +92,7 @@ def _item(text: str) -> Answer:
     for sign, kind in (("\\cup", "union"), (":", "ratio")):
         parts = split(text, "", re.compile(re.escape(sign) + r"(?![A-Za-z])"))
         if len(parts) > 1:
+            kind = "clock" if kind == "ratio" and _CLOCK_FACE.match(text) else kind
             return Group(kind, tuple(_item(part) for part in parts))
     if (found := inside(text)) is not None:
         return _group(text, *found)
@@ -115,7 +120,7 @@ def _valued(body: str, unit: frozenset[str], factor: int) -> Answer:
 def _numeral(sign: str, digits: str, *base: str) -> Answer:
     b = int(next(one for one in base if one))
     if not 2 <= b <= 36 or any(int(one, 36) >= b for one in digits):
-        raise Undecided("digits that the base has not")
+        raise Ambiguous("digits that the base has not")
     if b == 10:
         return Scalar(evaluate(sign + digits), frozenset())
     return Text("numeral", f"{sign}{digits.lstrip('0') or '0'}_{b}")
@@ -152,7 +157,7 @@ def _relation(sides: list[str], signs: list[str]) -> Answer:
 def _about(sides: list[str], signs: list[str]) -> Answer:
     r"""exact \approx decimal, with names before it: the exact side, if the decimal is within 1 % of it."""
     if signs[-1] != "\\approx" or "\\approx" in signs[:-1]:
-        raise Undecided("more than one \\approx")
+        raise Ambiguous("more than one \\approx")
     *left, last = sides
     if len(left) == 1:
         if not left[0] or _is_name(left[0]):
@@ -240,9 +245,12 @@ def _infinity(sign: int) -> Value:
 
 
 def _is_name(text: str) -> bool:
-    """Whether a text is what a value is called: a letter, a segment, f(x), (x, y), words without a no."""
+    """Whether a text is what a value is called: a letter, a segment, f(x), (x, y), AB : CD, the quotient of
+    two segments or areas, words without a no."""
     if _TUPLE_OF_NAMES.fullmatch(text):
         return True
+    if ":" in text:
+        return all(_is_name(one.strip()) for one in text.split(":"))
     match = _NAME.fullmatch(text)
     if not match or text in ("i", "e", "\\pi", "\\infty", "\\emptyset"):
         return False
