@@ -8,6 +8,7 @@ from command_run import ENDS, SFT_SET, command, grpo, refused, write
 from r1grpo import Model, Tokenizer, cli, rejection
 from r1grpo.commands.inputs import INSTRUCTIONS, with_prompt_ids
 from r1grpo.commands.options import Inputs
+from r1grpo.readable import FILTERS
 from r1grpo.rundir import read_jsonl
 
 EVEN = '''
@@ -106,6 +107,24 @@ def test_prompts_with_examples_and_with_a_call_for_reflection(here, rule, tmp_pa
         assert "p\n\n" + INSTRUCTIONS["reflect"] in tokenizer.decode(row["prompt_ids"])
 
 
+def test_filters_hold_for_samples_and_for_what_was_edited(here, rule, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(FILTERS, "code", lambda row, text: len(text) > 9)
+    monkeypatch.setitem(FILTERS, "language", lambda row, text: True)
+    out, mine = tmp_path / "run", tmp_path / "mine.jsonl"
+    assert cli.main(coldstart(out, settings=("filters=code,language",))) == 0
+    assert " code" in capsys.readouterr().out.partition("dropped:")[2]
+    rows = list(read_jsonl(out / "candidates.jsonl"))
+    assert rows and all(len(row["completion"]) > 9 for row in rows)
+    assert rows[0]["kept"] == "right by even, passes code, passes language"
+    assert cli.main(back(out, [{**rows[0], "completion": "even"}], mine)) == 2
+    assert f"mine.jsonl line 1 ({rows[0]['id']}): it does not pass the filter 'code'" in capsys.readouterr().err
+    every = tmp_path / "every"
+    assert cli.main(["reject", *coldstart(every, settings=("filters=[]",))[1:]]) == 0
+    assert cli.main(["reject", *coldstart(tmp_path / "some", settings=("filters=code",))[1:]]) == 0
+    some = [row["completion"] for row in read_jsonl(tmp_path / "some" / "rows.jsonl")]
+    assert min(map(len, some)) > 9 >= min(len(row["completion"]) for row in read_jsonl(every / "rows.jsonl"))
+
+
 def test_samples_of_a_run_need_no_weights(here, rule, tmp_path, capsys, monkeypatch):
     assert cli.main(grpo(tmp_path / "zero", settings=(ENDS,))) == 0
     monkeypatch.setattr(Model, "from_pretrained", lambda *_, **__: pytest.fail("weights were read"))
@@ -144,6 +163,8 @@ def test_requests_that_cannot_be_are_refused_before_work(here, rule, tmp_path, c
     assert cli.main(coldstart(out, "--plan")) == 0 and not out.exists()
     assert cli.main(coldstart(out)) == 0
     says("none.jsonl", arguments=["coldstart", "--out", str(out), "--edited", "none.jsonl"])
+    (here / "empty.jsonl").write_text("")
+    says("there is no row", arguments=["coldstart", "--out", str(out), "--edited", "empty.jsonl"])
     (here / "torn.jsonl").write_text('{"id": "x"\n')
     says("torn.jsonl line 1", arguments=["coldstart", "--out", str(out), "--edited", "torn.jsonl"])
     (out / "candidates.jsonl").unlink()

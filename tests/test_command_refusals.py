@@ -66,7 +66,7 @@ def test_bad_requests_are_one_line_and_leave_nothing(here, tmp_path, capsys):
     Model.from_pretrained("model").add_score_head().save_pretrained("judge")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (here / "judge" / name).write_bytes((here / "model" / name).read_bytes())
-    for name in ("grpo", "sft", "reject", "curate", "eval"):
+    for name in ("grpo", "sft", "reject", "coldstart", "curate", "eval"):
         says(command(name, out, model="judge"), "judge is a reward model")
     says(["generate", "--model", "judge", "hi"], "judge is a reward model")
     says(command("distill", out, "--teacher", "judge", data="problems.jsonl"), "judge is a reward model")
@@ -84,7 +84,7 @@ def test_a_foreign_directory_is_left_alone(here, tmp_path, capsys):
         capsys, sft(out, settings=("seed=7",)), out)
 
 
-@pytest.mark.parametrize("name", ["grpo", "sft", "distill", "reject", "curate", "eval"])
+@pytest.mark.parametrize("name", ["grpo", "sft", "distill", "reject", "coldstart", "curate", "eval"])
 def test_a_plan_is_shown_and_nothing_is_done(name, here, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Model, "from_pretrained", lambda *_, **__: pytest.fail("weights were read"))
     out = tmp_path / "run"
@@ -96,7 +96,7 @@ def test_a_plan_is_shown_and_nothing_is_done(name, here, tmp_path, capsys, monke
     assert not out.exists()
 
 
-@pytest.mark.parametrize("name", ["grpo", "sft", "distill", "reject", "curate", "eval"])
+@pytest.mark.parametrize("name", ["grpo", "sft", "distill", "reject", "coldstart", "curate", "eval"])
 def test_what_cannot_fit_is_refused_with_its_table(name, here, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("r1grpo.plan.available_memory", lambda device="cpu": 1000)
     out = tmp_path / "run"

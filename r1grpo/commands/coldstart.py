@@ -161,6 +161,8 @@ def _take_back(options: Options, flags: argparse.Namespace) -> int:
                               path)
     with open_text(flags.edited) as stream:
         back = list(read_lines(stream, flags.edited.name))
+    if not back:
+        raise ValueError(f"{flags.edited}: there is no row")
     correct = open_correct(inputs.reward)
     try:
         found = take_back(list(read_jsonl(path)), back, correct, open_tokenizer(inputs),
