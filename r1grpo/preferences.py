@@ -25,12 +25,12 @@ from typing import Any
 
 from .brief import brief
 from .judge import SCALE, Judge, JudgeError, Refused
-from .tokenizer import split_thinking
+from .tokenizer import THINK, split_thinking
 
 Row = dict[str, Any]
 Tell = Callable[[int], None]
 MAX_FAILURES = 20  # questions in a row without a verdict: the judge is gone
-_OF_A_SAMPLE = {"completion", "completion_ids", "prompt_ids", "logprobs", "finish_reason"}
+_OF_A_SAMPLE = {"completion", "completion_ids", "prompt_ids", "logprobs", "finish_reason", "prefilled", "rewards"}
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,9 @@ class Judged:
 
 
 def with_responses(rows: Iterable[Row]) -> list[Row]:
-    """Rows of one sample each (prompt, completion, finish_reason) as rows of a prompt and its responses, with
-    the columns that all of them share; rows that have responses as they are. ValueError for any other."""
+    """Rows of one sample each (prompt, completion; finish_reason, prefilled: the prompt opened the thought) as
+    rows of a prompt and its whole responses, with the columns that all of them share; rows that have responses
+    as they are. ValueError for any other."""
     done: dict[Any, Row] = {}
     for i, row in enumerate(rows):
         if "responses" in row:
@@ -52,7 +53,7 @@ def with_responses(rows: Iterable[Row]) -> list[Row]:
         if "prompt" not in row or not isinstance(row.get("completion"), str):
             raise ValueError(f"row {i} needs a 'prompt' and 'responses', a list of texts, or a 'completion'")
         group = done.setdefault(json.dumps(row["prompt"]), {**row, "responses": [], "finish_reasons": []})
-        group["responses"].append(row["completion"])
+        group["responses"].append(f"{THINK}\n{row['completion']}" if row.get("prefilled") else row["completion"])
         group["finish_reasons"].append(row.get("finish_reason", "stop"))
         for name in [name for name in group.keys() - {"responses", "finish_reasons"}
                      if name in _OF_A_SAMPLE or group[name] != row.get(name)]:

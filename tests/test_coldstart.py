@@ -150,10 +150,10 @@ ENGLISH = {"prompt": "How many apples are there?"}
 
 @pytest.mark.parametrize("name, row, text, keeps", [
     ("language", ENGLISH, "<think>so we count the apples, $x=7$ \u82f9\u679c</think>7", False),
-    ("language", ENGLISH, "<think>so we count all of the apples one by one and find the number is seven \u82f9</think>", True),
+    ("language", ENGLISH, "<think>we count all apples one by one and the number is seven \u82f9</think>", True),
     ("language", ENGLISH, "<think>we count</think>\u4e03\u4e2a\u82f9\u679c", True),  # the thought alone is looked at
     ("language", ENGLISH, "we count \u82f9\u679c</think>7", False),  # its prompt opened it
-    ("language", {"prompt": "\u6709\u51e0\u4e2a\u82f9\u679c\uff1f"}, "<think>\u4e00\u5171\u6709\u4e03\u4e2a x = 7</think>7", True),
+    ("language", {"prompt": "\u6709\u51e0\u4e2a\u82f9\u679c\uff1f"}, "<think>\u5171\u6709\u4e03\u4e2a x = 7</think>7", True),
     ("language", {"prompt": "\u6709\u51e0\u4e2a\u82f9\u679c\uff1f"}, "<think>let us count</think>7", False),
     ("language", {**ENGLISH, "language": "zh"}, "<think>let us count</think>7", False),
     ("language", {"prompt": [{"role": "user", "content": "How many?"}]}, "<think>let us count</think>7", True),

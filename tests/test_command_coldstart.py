@@ -132,7 +132,8 @@ def test_samples_of_a_run_need_no_weights(here, rule, tmp_path, capsys, monkeypa
     assert cli.main(coldstart(out, "--plan", settings=(f"samples_of={tmp_path / 'zero'}",))) == 0 and not out.exists()
     assert cli.main(coldstart(out, settings=(f"samples_of={tmp_path / 'zero'}",))) == 0
     rows = list(read_jsonl(out / "candidates.jsonl"))
-    samples = {(one["step"], one["attempt"], one["sample"]): one for one in read_jsonl(tmp_path / "zero" / "samples.jsonl")}
+    samples = {(one["step"], one["attempt"], one["sample"]): one
+               for one in read_jsonl(tmp_path / "zero" / "samples.jsonl")}
     assert rows
     for row in rows:
         source = row["source"]

@@ -66,6 +66,8 @@ def test_samples_of_a_run_are_put_together_by_their_prompts(data):
     assert with_responses(samples) == [
         {"prompt": f"p{k}", "problem_key": f"k{k}", "responses": ["x" * (10 + k), "x" * (12 + k)],
          "finish_reasons": ["stop", "stop"]} for k in range(2)]
+    assert with_responses([{"prompt": "p", "completion": "cut off", "finish_reason": "length", "prefilled": True}]) \
+        == [{"prompt": "p", "responses": ["<think>\ncut off"], "finish_reasons": ["length"]}]
     write(data / "samples.jsonl", samples)
     with serving(prefers_longer) as server:
         assert cli.main(judge(server, data / "run", data="samples.jsonl")) == 0
