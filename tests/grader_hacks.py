@@ -8,6 +8,12 @@ IMPORTS = "import atexit, builtins, ctypes, gc, inspect, json, os, signal, sys, 
 PIPES = "PIPES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)\ndef spray(data):\n" \
         "    for fd in PIPES:\n        try: os.write(fd, data)\n        except OSError: pass\n"
 
+# These reach for nothing: a wrong answer, in the hope of a lax comparison or a test that does not look.
+ODD_ANSWERS = {"nan", "infinity", "a generator", "a function in place of a value", "a large answer",
+               "a text for a number", "a list around it", "another function's name",
+               "digits that look alike", "all numbers at once", "one or the other", "the end of a loop",
+               "another loop's end", "a fault in the tests", "no program at all"}
+
 PROGRAMS = {
     "sys.exit at once": "sys.exit(0)",
     "sys.exit in the call": "def solve(a, b): sys.exit(0)",
