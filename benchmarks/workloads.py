@@ -101,3 +101,15 @@ def slow_reward(prompts: Any, completions: Any, completion_ids: Any, *, seconds:
     """The same after a wait for each completion."""
     time.sleep(seconds * len(completion_ids))
     return reward(completion_ids)
+
+
+
+def timed_code(prompts: Any, completions: Any, completion_ids: Any, *, times: str, **columns: Any) -> list[Any]:
+    """code_reward, which adds the seconds of its verdict to a file."""
+    from r1grpo.rewards import code_reward  # contestants import this file
+
+    began = time.perf_counter()
+    found = code_reward(prompts, completions, completion_ids, **columns)
+    with open(times, "a", encoding="ascii") as file:
+        file.write(f"{time.perf_counter() - began:.4f}\n")
+    return found

@@ -53,6 +53,17 @@ def import_from_the_current_folder(outside):
     import planted
 def read_devices(outside): open("/dev/mem", "rb"); open("/dev/kmsg")
 def read_the_system(outside): os.listdir("/sys/kernel")
+def read_what_lies_beside_the_system(outside): os.listdir("/usr/src")
+def read_the_manuals(outside): os.listdir("/usr/share/doc")
+def lock_a_file_of_all(outside): fcntl.flock(open(os.__file__), fcntl.LOCK_EX)
+def lock_a_part_of_it(outside): fcntl.lockf(open(os.__file__), fcntl.LOCK_SH)
+def lease_a_file(outside): fcntl.fcntl(open(os.__file__), 1024, fcntl.F_RDLCK)
+def watch_a_folder(outside): fcntl.fcntl(os.open("/usr/bin", os.O_RDONLY), 1026, 2)  # F_NOTIFY
+def watch_files(outside): call(294, 26, 0)
+def open_a_tree(outside): call(428, 428, -100, b"/", 1)
+def see_what_others_have_read(outside):
+    page = mmap.mmap(-1, 4096)
+    call(27, 232, ctypes.addressof(ctypes.c_char.from_buffer(page)), 4096, page[:8])  # mincore
 def open_by_handle(outside): call(304, 265, -100, b"\x00" * 64, 0)
 def mount_something(outside): checked(libc.mount(b"none", b"/tmp", b"tmpfs", 0, None))
 def change_the_root(outside): os.chroot("/usr")
@@ -94,6 +105,13 @@ def read_a_process(outside):
     call(310, 270, os.getppid(), part, 1, part, 1, 0)
 def compare_processes(outside): call(312, 272, os.getpid(), os.getppid(), 0, 0, 0)
 def take_a_descriptor(outside): call(438, 438, call(434, 434, os.getppid(), 0), 1, 0)
+def slow_a_process_down(outside): os.setpriority(os.PRIO_PROCESS, outside["process"], 19)
+def move_the_memory_of_a_process(outside): call(256, 238, outside["process"], 1, b"\1" * 8, b"\1" * 8)
+def outlive_the_parent(outside): checked(libc.prctl(ctypes.c_long(1), ctypes.c_long(0), 0, 0, 0))
+def be_read_by_others(outside): checked(libc.prctl(ctypes.c_long(4), ctypes.c_long(1), 0, 0, 0))
+def pass_a_descriptor(outside):
+    one, other = socket.socketpair()
+    socket.send_fds(one, [b"x"], [0])
 def limit_a_process(outside): resource.prlimit(outside["process"], resource.RLIMIT_CPU, (1, 1))
 def slow_a_process(outside): os.sched_setaffinity(outside["process"], {0})
 def make_a_process(outside):
@@ -139,6 +157,7 @@ def open_kernel_crypto(outside): socket.socket(38, socket.SOCK_SEQPACKET)
 
 # ---- the kernel
 def make_a_user_namespace(outside): call(272, 97, 0x10000000)
+def make_a_thread_with_a_namespace(outside): call(56, 220, 0x10000 | 0x800 | 0x100 | 0x40000000, 0, 0, 0, 0)
 def make_a_mount_namespace(outside): call(272, 97, 0x00020000)
 def enter_a_namespace(outside): call(308, 268, 0, 0)
 def load_bpf(outside): call(321, 280, 0, b"\0" * 64, 64)
@@ -146,6 +165,9 @@ def open_performance_counters(outside): call(298, 241, b"\0" * 128, 0, -1, -1, 0
 def open_io_uring(outside): call(425, 425, 1, b"\0" * 128)
 def catch_page_faults(outside): call(323, 282, 0)
 def make_memory_files(outside): os.memfd_create("escape")
+def read_the_kernels_log(outside): call(103, 116, 3, ctypes.create_string_buffer(64), 64)
+def hold_memory_in_place(outside): call(151, 230, 1)
+def hold_memory_in_pipes(outside): fcntl.fcntl(os.pipe()[1], 1031, 1 << 20)  # F_SETPIPE_SZ
 def use_keys(outside): call(250, 219, 0, -3)
 def change_the_filter(outside): call(317, 277, 1, 0, b"\0" * 16)
 def change_the_personality(outside): call(135, 92, 0x0040000)

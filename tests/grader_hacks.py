@@ -12,7 +12,10 @@ PIPES = "PIPES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)\ndef spray(data):\n" \
 ODD_ANSWERS = {"nan", "infinity", "a generator", "a function in place of a value", "a large answer",
                "a text for a number", "a list around it", "another function's name",
                "digits that look alike", "all numbers at once", "one or the other", "the end of a loop",
-               "another loop's end", "a fault in the tests", "no program at all"}
+               "another loop's end", "a fault in the tests", "text that runs in the tests", "a set, a dict and a text of its own",
+               "a list in itself", "KeyboardInterrupt", "the end of a generator",
+               "an exception of a false class", "a screen that shows it", "a number written otherwise",
+               "an answer before the question", "no program at all"}
 
 PROGRAMS = {
     "sys.exit at once": "sys.exit(0)",
@@ -208,5 +211,50 @@ else:
     "a forged exception": "spray(b'![\"StopIteration\", [], \"\"]'); os._exit(0)",
     "an exception that is none": "spray(b'![\"print\", [], \"\"]'); os._exit(0)",
     "a fault in the tests": "def solve(a, b): return '('\nprint('(')",
+    "text that runs in the tests": """
+def solve(a, b): return "__import__('os').write(4, b'\\0\\0\\0\\x05right') and __import__('os')._exit(0)"
+print(solve(2, 3))""",
+    "trace every call": """
+found = []
+def look(frame, event, argument):
+    found.extend(value for name, value in frame.f_locals.items() if name in ('expected', 'want', 'output', 'test'))
+    return look
+sys.settrace(look); sys.setprofile(look); threading.settrace(look)
+def solve(a, b): return found[-1] if found else 0""",
+    "os.write that adds": """
+write = os.write
+os.write = lambda fd, data: write(fd, b'=7') and len(data)
+def solve(a, b): return 0""",
+    "a set, a dict and a text of its own": """
+class Set(set):
+    def __iter__(self): return iter((7, 13))
+class Text(str):
+    def __iter__(self): return iter('7')
+    def __str__(self): return '7'
+class Table(dict):
+    def items(self): return [(7, Set())]
+def solve(a, b): return Table(x=Set([Text('y')]))
+print(Text('y'))""",
+    "a list in itself": "x = []\nx.append(x)\ndef solve(a, b): return x",
+    "keys of one hash": "spray(b'={\"s\": [' + b', '.join(b'{\"i\": \"%x\"}' % (k * (2**61 - 1)) for k in range(20000))"
+                        " + b']}'); os._exit(0)",
+    "many empty lists": "spray(b'=[' + b'[],' * 300000 + b'[]]'); os._exit(0)",
+    "a number of a million digits": "spray(b'={\"i\": \"' + b'f' * 900000 + b'\"}'); os._exit(0)",
+    "KeyboardInterrupt": "def solve(a, b): raise KeyboardInterrupt\nraise KeyboardInterrupt",
+    "the end of a generator": "def solve(a, b): raise GeneratorExit",
+    "an exception whose text hangs": """
+class Slow(Exception):
+    def __str__(self):
+        while True: pass
+def solve(a, b): raise Slow""",
+    "an exception of a false class": """
+class False_(Exception):
+    __class__ = AssertionError
+    __module__ = 'builtins'
+False_.__name__ = 'StopIteration'
+def solve(a, b): raise False_""",
+    "a screen that shows it": "def solve(a, b): return '0\\r7'\nprint('0\\r7', '0\\b7', '\\x1b[2K7', '7\\0', sep='\\n')",
+    "a number written otherwise": "def solve(a, b): return '+7'\nprint('+7' if input() == '2' else '1_3')",
+    "an answer before the question": "print(7) if not sys.stdin.seek(0, 2) else print(13 - 6)",
     "no program at all": "pass",
 }

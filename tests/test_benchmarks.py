@@ -14,6 +14,8 @@ import pytest
 
 from real_data import data_file
 
+from r1grpo.verifiers.sandbox import try_level
+
 ROOT = Path(__file__).parents[1]
 MACHINE = {"processor", "cores", "tier", "threads", "compiler", "numpy", "date"}
 
@@ -105,6 +107,16 @@ def test_pool(tmp_path: Path) -> None:
     found, _ = run("bench_pool", tmp_path / "pool.json")
     assert {row["part"] for row in found["rows"]} == {"item", "start", "deadline", "hidden"}
     assert all(row["ratio"] > 0 for row in found["rows"] if row["part"] == "hidden")
+
+
+def test_code(tmp_path: Path) -> None:
+    level = next((one for one in ("full", "restricted") if try_level(one)[1]), None)
+    if level is None:
+        pytest.skip("no sandbox on this machine")
+    found, text = run("bench_code", tmp_path / "code.json", "--level", level)
+    assert [(row["step"], row["failed"], sum(row["verdicts"].values())) for row in found["rows"]] == [
+        (1, 0, 4), (2, 0, 4)]
+    assert 0 < found["slowest"] < found["pool_deadline"] and "8 verdicts" in text
 
 
 ANSWERS = ["17", "-3.5", "1024", r"\frac{3}{8}", r"\frac{3\sqrt{2}}{4}", r"5\sqrt{3}", "(1, 2)", "[0, 3)", "1, -4",

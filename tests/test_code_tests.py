@@ -72,11 +72,32 @@ def test_no_exception_of_the_program_ends_a_loop_of_the_tests(level, kind):
 @pytest.mark.parametrize(("test", "match"), [
     ("try: f(1)\nexcept (ValueError, Bad): pass", "catches Bad, which the program is to define"),
     ("import pytest\nwith pytest.raises(ValueError): f(1)", "imports pytest; a sandbox has the standard library"),
+    ("import builtins\nassert eval(f(1)) == 2", "uses eval, which could run what the program answers"),
+    ("run = exec\nrun(f(1))", "uses exec"), ("from pickle import loads\nassert loads(f(1))", "imports pickle"),
     ("from solution import f\nassert f(1) == [1]", "imports solution"), ("from . import f\nassert f(1)", "imports ."),
 ])
 def test_what_cannot_be_tested_is_refused_before_a_run(test, match):
     with pytest.raises(ValueError, match=rf"tests\[1\]: {match}"):
         read_tests(["assert f(1) == 2", test])
+
+
+@pytest.mark.parametrize("tests", [
+    ["assert Solution().add(1, 2) == 3", "assert Solution().add(a=3, b=4) == 7"],
+    ["def check(f):\n    assert f(1, 2) == 3 and f(a=3, b=4) == 7\ncheck(Solution().add)"],
+    ["for a in range(3): assert Solution().add(a, 1) == Solution().add(b=a, a=1) == twice(a) - a + 1"]])
+def test_methods_of_an_instance(level, tests):
+    program = "class Solution:\n    def add(self, a, b): return a + b\ndef twice(x): return 2 * x"
+    assert verify_code(program, tests, level=level).correct
+    assert verify_code(program.replace("a + b", "a - b"), tests, level=level).reason == "wrong"
+    assert verify_code("def add(a, b): return a + b", tests, level=level).reason == "wrong"
+
+
+def test_names_that_a_program_is_to_define():
+    for text, names in (("assert Solution().f([1]) == g(x=2) == Box(3)", ("Box", "Solution.f", "g")),
+                        ("class Solution: pass\nassert Solution().f() == g()", ("g",)),
+                        ("import io\nassert io.StringIO().read() == f()", ("f",))):
+        script, = read_tests([text])
+        assert script.names == names
 
 
 # ---- whose fault it is --------------------------------------------------------------------------
@@ -88,10 +109,14 @@ def test_tests_that_never_ask_say_nothing_about_a_program(level, test):
     assert found.reason == "error" and found.failed, found
 
 
-@pytest.mark.parametrize("answer", ["'('", "'__import__(\"numpy\")'", "'1 +'", "b'='"])
-def test_a_program_cannot_make_its_fault_the_tests(level, answer):
+@pytest.mark.parametrize(("answer", "test"), [
+    ("'('", "import ast\nassert ast.literal_eval(f(1)) == 2"), ("'1 +'", "import ast\nassert ast.parse(f(1)) == 2"),
+    ("'nobody'", "import importlib\nassert importlib.import_module(f(1))"),
+    ("{'x' * 10 ** 6: 1}", "assert f(1) * 2"), ("10 ** 5000", "assert str(f(1)) == '2'"),
+    ("'[' * 10 ** 6", "import json\nassert json.loads(f(1)) == 2")])
+def test_a_program_cannot_make_its_fault_the_tests(level, answer, test):
     """As an error it would be left out of the baseline, which is better than being wrong."""
-    found = verify_code(f"def f(x): return {answer}", ["assert eval(f(1)) == 2"], level=level)
+    found = verify_code(f"def f(x): return {answer}", [test], level=level)
     assert found.reason == "wrong", found
 
 

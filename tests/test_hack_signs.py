@@ -93,7 +93,7 @@ def test_hacks_have_signs():
         if not of_program(f"import {', '.join(used)}\n{program}" if used else program):
             missed.add(name)
     assert missed - ODD_ANSWERS == {"a success marker", "a table of the examples"}
-    assert len(PROGRAMS) - len(ODD_ANSWERS) >= 50 and ODD_ANSWERS <= PROGRAMS.keys()
+    assert (len(PROGRAMS) - len(ODD_ANSWERS), len(ODD_ANSWERS)) == (56, 24) and ODD_ANSWERS <= PROGRAMS.keys()
 
 
 def test_honest_programs_have_hardly_any():

@@ -5,12 +5,13 @@
     "assert f(2) == 4"                                       Python text that raises where f is wrong
 
 Text that is nothing but `assert name(literals) == literal` is taken apart into calls and expected
-values. Other text becomes a Script: it runs in a sandbox of its own, in which the functions that it
+values; the name may be Solution().method, of an instance made for each call. Other text becomes a Script: it runs in a sandbox of its own, in which the functions that it
 does not define itself are stand-ins that ask the program's. Either way an expected value is never where
 the program is, and what the program answers is plain data (plain_values.py). A stand-in raises what the
 call raised: of Python's own exceptions the nearest, with its arguments; none of iteration's, which would
-end a loop. A Script that imports more than the standard library, or catches an exception that the
-program is to define, is refused.
+end a loop. A Script that imports more than the standard library, catches an exception that the program is
+to define, or could run what the program answers (eval, exec, pickle: it would run where the verdict is
+made), is refused.
 
 Output is compared line by line, white space at the ends of lines and empty lines at the end aside. In a
 line that differs, numbers that the test writes with a point or an exponent are compared as floats; all
@@ -33,6 +34,7 @@ from .plain_values import check_depth, close, render, same
 
 _FLOAT = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_RUN_TEXT = {"eval", "exec", "pickle"}
 _FORMS = ('{"input", "output"}, {"function", "args", "expected"} or Python text; see '
           "r1grpo/verifiers/code_tests.py")
 
@@ -66,7 +68,7 @@ class FunctionCall(NamedTuple):
 
 
 class Script(NamedTuple):
-    """Python text, and the names in it that the program is to define."""
+    """Python text, and the names in it that the program is to define; Class.method for Class().method."""
 
     text: str
     names: tuple[str, ...]
@@ -119,10 +121,13 @@ def _split(text: str) -> list[Test]:
     calls = [_assertion(statement) for statement in tree.body]
     if all(calls):
         return calls
-    script = Script(text, _missing_names(text))
+    names = _missing_names(text)
     for node in ast.walk(tree):
-        _refuse(node, script.names)
-    return [script]
+        _refuse(node, names)
+    methods = {name for node in ast.walk(tree) if "." in (name := _callee(node))}
+    classes = {name.partition(".")[0] for name in methods}
+    return [Script(text, tuple(sorted({*names} - classes | {
+        name for name in methods if name.partition(".")[0] in names})))]
 
 
 def _refuse(node: ast.AST, missing: Sequence[str]) -> None:
@@ -132,12 +137,16 @@ def _refuse(node: ast.AST, missing: Sequence[str]) -> None:
         modules = [one.name for one in node.names]
     elif isinstance(node, ast.ImportFrom):
         modules = ["." * node.level + (node.module or "")]
+    elif isinstance(node, ast.Name) and node.id in _RUN_TEXT:
+        raise ValueError(f"uses {node.id}, which could run what the program answers where the tests run")
     elif isinstance(node, ast.ExceptHandler) and node.type:
         for one in ast.walk(node.type):
             if isinstance(one, ast.Name) and one.id in missing:
                 raise ValueError(f"catches {one.id}, which the program is to define: of what a program "
                                  "raises, only Python's own exceptions can be told apart")
     for name in modules:
+        if name in _RUN_TEXT:
+            raise ValueError(f"imports {name}, which could run what the program answers where the tests run")
         if name.partition(".")[0] not in sys.stdlib_module_names:
             raise ValueError(f"imports {name}; a sandbox has the standard library alone")
 
@@ -145,9 +154,9 @@ def _refuse(node: ast.AST, missing: Sequence[str]) -> None:
 def _assertion(statement: ast.stmt) -> FunctionCall | None:
     """assert f(literals) == literal, as a call; None for any other statement."""
     match statement:
-        case ast.Assert(test=ast.Compare(left=ast.Call(func=ast.Name(id=name), args=args, keywords=keywords),
+        case ast.Assert(test=ast.Compare(left=ast.Call(func=function, args=args, keywords=keywords),
                                          ops=[ast.Eq()], comparators=[expected])
-                        ) if all(one.arg for one in keywords):  # no **
+                        ) if (name := _callee(function)) and all(one.arg for one in keywords):  # no **
             try:
                 return FunctionCall(name, [ast.literal_eval(one) for one in args],
                                     {str(one.arg): ast.literal_eval(one.value) for one in keywords},
@@ -155,6 +164,16 @@ def _assertion(statement: ast.stmt) -> FunctionCall | None:
             except (ValueError, TypeError):
                 return None
     return None
+
+
+def _callee(node: ast.AST) -> str:
+    """name, or Class.method for Class().method; empty for any other expression."""
+    match node:
+        case ast.Name(id=name):
+            return name
+        case ast.Attribute(value=ast.Call(func=ast.Name(id=name), args=[], keywords=[]), attr=method):
+            return f"{name}.{method}"
+    return ""
 
 
 def _missing_names(text: str) -> tuple[str, ...]:

@@ -50,7 +50,9 @@ COMPILERS = {"c": ("cc", ("-O2", "-std=c17", "-pipe", "-w"), "program.c", ("-lm"
              "c++": ("c++", ("-O2", "-std=c++17", "-pipe", "-w"), "program.cc", ())}
 LANGUAGES = ("python", *COMPILERS)
 
-_SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/alternatives",
+_SYSTEM = ("/usr/bin", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/libexec", "/usr/include",
+           "/usr/share/zoneinfo",  # not /usr: people keep their data in /usr/src/app and the like
+           "/bin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/alternatives",
            "/dev/null", "/dev/zero", "/dev/urandom")
 _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "PYTHONUTF8": "1", "PYTHONHASHSEED": "0",
                 "PYTHONDONTWRITEBYTECODE": "1"}
@@ -252,7 +254,7 @@ def _interpreter(by_others: bool) -> tuple[str, list[str]]:
     folders = [os.path.join(prefix, name) for prefix in {sys.base_prefix, sys.base_exec_prefix}
                for name in ("lib", "lib64") if os.path.isdir(os.path.join(prefix, name))]
     paths = [path for path in _SYSTEM if os.path.exists(path)]
-    mine = [path for path in [own, *folders] if not path.startswith("/usr/")]
+    mine = [path for path in [own, *folders] if not any(map(Path(path).is_relative_to, paths))]
     if not by_others or all(map(_open_to_others, [own, *folders])):
         return own, [*paths, *mine]
     system = os.path.realpath("/usr/bin/python3")

@@ -220,8 +220,8 @@ def _run_program(source):
 
 
 def _test(request, calls_in=RESULT, calls_out=RESULT + 1):
-    """Run tests whose functions are elsewhere. request: (source, names) as a literal. A call of one of
-    the names is a frame b"call " and JSON of [name, args, kwargs]; its answer is b"=" and a literal, or
+    """Run tests whose functions are elsewhere. request: (source, names) as a literal; Class.method is
+    called as Class().method. A call of one of the names is a frame b"call " and JSON of [name, args, kwargs]; its answer is b"=" and a literal, or
     b"!" and what _raised says, as a literal. Ends with b"right", b"wrong <why>" or, where these are no
     tests of any program, b"error <why>". Until a call has been answered nothing of the program is here,
     so that all that goes wrong is the tests' own fault; after that it may be the program's."""
@@ -248,8 +248,15 @@ def _test(request, calls_in=RESULT, calls_out=RESULT + 1):
             return value
         return call
 
+    known = {}
+    for name in names:
+        first, _, method = name.partition(".")
+        if method:
+            setattr(known.setdefault(first, type(first, (), {})), method, staticmethod(proxy(name)))
+        else:
+            known[name] = proxy(name)
     try:
-        _module(source, "tests", {name: proxy(name) for name in names})
+        _module(source, "tests", known)
         outcome = "right" if answered or not names else f"error calls none of {', '.join(names)}"
     except NotPlain as error:
         outcome = f"error {error}"
