@@ -1,6 +1,7 @@
 """Length and repetition rewards against equations written here again, published values, properties."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -47,6 +48,35 @@ def test_cosine_against_its_equation_its_bounds_and_its_clamp(values):
     assert right == sorted(right, reverse=True) and wrong == sorted(wrong)
     assert right[-1] == low_right and wrong[-1] == high_wrong  # behind the limit: no way back
     assert max(wrong) <= 0.0 < min(right)
+
+
+def test_the_bonus_for_being_short_is_clipped_for_right_answers_alone():
+    plain, clipped = (get_cosine_scaled_reward(100, exceed_value=None, correct=told, clip_correct=clip)
+                      for clip in (None, 1.25))
+    lengths = list(range(0, 120))
+    right, wrong = ([ask(one, lengths, [kind] * 120) for one in (plain, clipped)] for kind in (1.0, 0.0))
+    assert right[1] == [min(one, 1.25) for one in right[0]] and wrong[0] == wrong[1]
+    assert right[1][:60] == [1.25] * 60 and right[1][67:] == right[0][67:] and right[1][100] == 1.0
+    late = get_cosine_scaled_reward(100, correct=told, clip_correct=1.25)
+    assert ask(late, [83, 84], [1.0, 1.0])[1] == -10.0
+
+
+def test_where_a_length_curve_begins_and_ends():
+    """Against exact values: no token, one, the last before the margin, exactly the longest, one more."""
+    for limit in (1, 2, 17, 10 ** 6):
+        bare = get_cosine_scaled_reward(limit, exceed_value=None, correct=told)
+        line = get_length_scaled_reward(limit, 0.5, exceed_value=None, correct=told)
+        for reward, zero, longest in ((bare, (2.0, -10.0), (1.0, 0.0)), (line, (0.5, -1.0), (0.0, 0.0))):
+            assert ask(reward, [0, 0], [1.0, 0.0]) == list(zero)
+            assert ask(reward, [limit] * 2, [1.0, 0.0]) == ask(reward, [limit + 1] * 2, [1.0, 0.0]) == list(longest)
+        margin = get_cosine_scaled_reward(limit, margin=1, correct=told)
+        assert ask(margin, [limit - 1, limit, limit + 1], [1.0] * 3) == [-10.0] * 3
+        if limit > 2:
+            assert 1.0 <= ask(margin, [limit - 2], [1.0])[0] < 2.0
+    one = ask(get_cosine_scaled_reward(4, exceed_value=None, correct=told), [1], [1.0])[0]
+    assert one == pytest.approx(1.5 + math.sqrt(2) / 4, rel=1e-15)
+    soft = get_soft_overlong_punishment(3, 3)
+    assert ask(soft, [0, 1, 2, 3, 4], None) == [0.0, -1 / 3, -2 / 3, -1.0, -1.0]
 
 
 def test_the_margin_of_sixteen_tokens():
@@ -111,6 +141,26 @@ def test_group_length_is_of_the_group():
     assert ask(reward, [5, 5, 90, 90], [1] * 4, num_generations=2) == [0.0] * 4
     # who has no verdict stretches nothing
     assert ask(reward, [10, 20, 900], [1, 1, None], num_generations=3) == [0.5, -0.5, None]
+    # one alone, all of one token or of none, nobody with a verdict
+    assert ask(reward, [9], [1], num_generations=1) == [0.0]
+    assert ask(reward, [1, 1, 0, 0], [1, 0, 1, 0], num_generations=2) == [0.0] * 4
+    assert ask(reward, [0, 1], [1, 1], num_generations=2) == [0.5, -0.5]
+    assert ask(reward, [5, 9], [None, None], num_generations=2) == [None, None]
+
+
+def test_group_length_against_fractions():
+    rng = np.random.default_rng(3)
+    for size in (1, 2, 5, 16):
+        lengths, right = rng.integers(0, 12, 4 * size).tolist(), rng.integers(0, 2, 4 * size).tolist()
+        want = []
+        for first in range(0, 4 * size, size):
+            group = lengths[first:first + size]
+            for length, is_right in zip(group, right[first:first + size], strict=True):
+                m = Fraction(1, 2) - Fraction(length - min(group), max(group) - min(group)) \
+                    if max(group) > min(group) else Fraction(0)
+                want.append(float(m if is_right else min(m, Fraction(0))))
+        assert ask(get_group_length_reward(correct=told), lengths, right, num_generations=size) == \
+            pytest.approx(want, abs=1e-15)
 
 
 # ---- repetition ---------------------------------------------------------------------------------
@@ -200,6 +250,11 @@ def test_as_trl_has_them():
 @pytest.mark.parametrize("make", [
     lambda: get_cosine_scaled_reward(0), lambda: get_cosine_scaled_reward(10, max_value_wrong=1.0),
     lambda: get_cosine_scaled_reward(10, min_value_wrong=-math.inf),
+    lambda: get_cosine_scaled_reward(10, exceed_value=math.nan),
+    lambda: get_cosine_scaled_reward(10, clip_correct=2.5), lambda: get_cosine_scaled_reward(10, clip_correct=math.nan),
+    lambda: get_length_scaled_reward(10, exceed_value=math.inf), lambda: get_length_scaled_reward(10, math.nan),
+    lambda: get_repetition_penalty_reward(3, math.nan), lambda: DenseRepetitionPenalty(3, -math.inf),
+    lambda: DenseRepetitionPenalty(3, discount=math.nan), lambda: get_cosine_scaled_reward(math.nan),
     lambda: get_cosine_scaled_reward(10, margin=-1), lambda: get_length_scaled_reward(0),
     lambda: get_length_scaled_reward(10, 1.5), lambda: get_soft_overlong_punishment(10, 11),
     lambda: get_soft_overlong_punishment(10, -1), lambda: get_repetition_penalty_reward(0),

@@ -4,6 +4,8 @@
                  right: lo, hi = min_value_correct, max_value_correct    2502.03373), C.1 and its code
                  wrong: lo, hi = max_value_wrong, min_value_wrong
                  L + margin >= max_len: exceed_value, right or wrong
+                 right, clipped: at most clip_correct, so that being     Light-R1 (arXiv 2503.10460), 4,
+                 short pays so far and no further                        which prints no value
     scaled       right (k + (1 - k) c)(1 - c), wrong c - 1,  c = L / max_len; the same code
     soft         0 up to max_len - cache, then (max_len - cache - L) / cache, behind max_len -1
     overlong                                                             DAPO (arXiv 2503.14476), eq. 13
@@ -14,8 +16,8 @@ Lengths are tokens, the end token included; what is longer than max_len counts a
 curve turns back. Right is what `correct` gives 1 or more, or a Verdict that says so; None stays None,
 and a failure of the verifier stays one. The first two replace the reward for being right, the others
 are added to it. `correct` may also be the name of another reward function of the run, in workers
-perhaps: then its verdicts are taken, which the trainer hands on to who has an attribute `after`. Defaults are the published values; max_len is meant to be the run's
-max_completion_length. The published code sees the end of the context in L + 16 >= max_len; TRL's port
+perhaps: then its verdicts are taken, which the trainer hands on to who has an attribute `after`.
+Defaults are the published values; max_len is meant to be the run's max_completion_length. The published code sees the end of the context in L + 16 >= max_len; TRL's port
 has no such value (exceed_value None) and smaller ones. Knows nothing about how an answer is checked.
 """
 
@@ -33,8 +35,10 @@ Reward = Callable[..., list[Any]]  # of numbers, Verdicts, None
 def get_cosine_scaled_reward(max_len: int = 14336, min_value_wrong: float = -10.0,
                              max_value_wrong: float = 0.0, min_value_correct: float = 1.0,
                              max_value_correct: float = 2.0, exceed_value: float | None = -10.0,
-                             margin: int = 16, correct: Reward | str = accuracy_reward) -> Reward:
-    """Short right answers are worth more than long ones, long wrong ones lose less than short ones."""
+                             margin: int = 16, correct: Reward | str = accuracy_reward,
+                             clip_correct: float | None = None) -> Reward:
+    """Short right answers are worth more than long ones, long wrong ones lose less than short ones.
+    clip_correct: what a right one is worth at most, where max_value_correct is only the curve's."""
     _require(max_len >= 1, f"max_len is {max_len}, must be at least 1")
     _require(margin >= 0, f"margin is {margin}, must be at least 0")
     for low, high, kind in ((min_value_wrong, max_value_wrong, "wrong"),
@@ -44,6 +48,10 @@ def get_cosine_scaled_reward(max_len: int = 14336, min_value_wrong: float = -10.
     _require(min_value_wrong <= max_value_wrong <= 0.0,
              f"min_value_wrong {min_value_wrong} to max_value_wrong {max_value_wrong} must ascend and "
              f"not go above 0")
+    _require(exceed_value is None or math.isfinite(exceed_value), f"exceed_value is {exceed_value}, must be finite")
+    _require(clip_correct is None or min_value_correct <= clip_correct <= max_value_correct,
+             f"clip_correct is {clip_correct}, must be within min_value_correct {min_value_correct} and "
+             f"max_value_correct {max_value_correct}")
 
     def cosine_scaled_reward(prompts: Sequence[Any], completions: Sequence[Any],
                              completion_ids: Sequence[Sequence[int]], **columns: Any
@@ -54,7 +62,8 @@ def get_cosine_scaled_reward(max_len: int = 14336, min_value_wrong: float = -10.
             at_end, at_start = (min_value_correct, max_value_correct) if right else \
                 (max_value_wrong, min_value_wrong)
             cosine = math.cos(math.pi * min(length / max_len, 1.0))
-            return at_end + 0.5 * (at_start - at_end) * (1.0 + cosine)
+            reward = at_end + 0.5 * (at_start - at_end) * (1.0 + cosine)
+            return min(reward, clip_correct) if right and clip_correct is not None else reward
         return _judged(value, _verdicts(correct, prompts=prompts, completions=completions,
                                         completion_ids=completion_ids, **columns), completion_ids)
     return _after(cosine_scaled_reward, correct)
@@ -68,6 +77,7 @@ def get_length_scaled_reward(max_len: int = 14336, risk_factor: float = 1.0,
     _require(max_len >= 1, f"max_len is {max_len}, must be at least 1")
     _require(margin >= 0, f"margin is {margin}, must be at least 0")
     _require(0.0 <= risk_factor <= 1.0, f"risk_factor is {risk_factor}, must be within 0 and 1")
+    _require(exceed_value is None or math.isfinite(exceed_value), f"exceed_value is {exceed_value}, must be finite")
 
     def length_scaled_reward(prompts: Sequence[Any], completions: Sequence[Any],
                              completion_ids: Sequence[Sequence[int]], **columns: Any
