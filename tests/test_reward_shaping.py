@@ -57,6 +57,8 @@ def test_the_bonus_for_being_short_is_clipped_for_right_answers_alone():
     right, wrong = ([ask(one, lengths, [kind] * 120) for one in (plain, clipped)] for kind in (1.0, 0.0))
     assert right[1] == [min(one, 1.25) for one in right[0]] and wrong[0] == wrong[1]
     assert right[1][:60] == [1.25] * 60 and right[1][67:] == right[0][67:] and right[1][100] == 1.0
+    low = get_cosine_scaled_reward(100, -10.0, 0.0, -1.0, 1.0, None, correct=told, clip_correct=-0.5)
+    assert ask(low, [0, 100, 100], [1.0, 1.0, 0.0]) == [-0.5, -1.0, 0.0]
     late = get_cosine_scaled_reward(100, correct=told, clip_correct=1.25)
     assert ask(late, [83, 84], [1.0, 1.0])[1] == -10.0
 
