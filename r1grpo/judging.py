@@ -56,11 +56,13 @@ class VerifierFailure(RewardError):
 class Scores:
     """Of n completions. parts (n, reward functions): NaN where one does not apply, and everywhere in
     the row of a completion whose verifier failed. reasons: of the functions that gave Verdicts, by
-    name (n). waited: seconds in finish for pooled functions, of span since the first was asked."""
+    name (n); words: what these say in detail. waited: seconds in finish for pooled functions, of span
+    since the first was asked."""
 
     parts: NDArray[np.float64]
     reasons: dict[str, list[str | None]] = field(default_factory=dict)
-    details: tuple[str, ...] = ()  # a few words about failures
+    words: dict[str, list[str]] = field(default_factory=dict)
+    details: tuple[str, ...] = ()  # of a few failures
     waited: float = 0.0
     span: float = 0.0
 
@@ -77,6 +79,8 @@ class Scores:
         return Scores(np.concatenate([one.parts for one in several]),
                       {name: [reason for one in several
                               for reason in one.reasons.get(name, [None] * len(one.parts))]
+                       for name in names},
+                      {name: [words for one in several for words in one.words.get(name, [""] * len(one.parts))]
                        for name in names},
                       tuple(word for one in several for word in one.details),
                       sum(one.waited for one in several), sum(one.span for one in several))
@@ -160,6 +164,7 @@ class Judging:
             if any(isinstance(one, Verdict) for one in values[name]):
                 scores.reasons[name] = [_reason(one, ended.finish_reason)
                                         for one, ended in zip(values[name], everyone)]
+                scores.words[name] = [str(one.detail) if isinstance(one, Verdict) else "" for one in values[name]]
         scores.details = tuple(dict.fromkeys(
             f"{name}: {one.reason}: {one.detail}" for name in scores.reasons for one in values[name]
             if isinstance(one, Verdict) and one.failed))[:3]

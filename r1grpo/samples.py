@@ -1,8 +1,8 @@
 """samples.py - every judged sample of a run as a row of samples.jsonl, and what is suspicious about it.
 
     {"step", "attempt", "sample", "problem_key", "prompt", "completion", "finish_reason",
-     "rewards": {name: number or null}, "verdicts": {name: reason}, "sandbox": {name: level},
-     "signs": [...], "canary": true}
+     "rewards": {name: number or null}, "verdicts": {name: reason}, "details": {name: why, in words},
+     "sandbox": {name: level}, "signs": [...], "canary": true}
 
 step is the first update that learns from the sample's rollout; with dynamic sampling a rollout has several
 attempts, and not all of their samples are learned from. A row is complete in itself: `r1grpo audit` reads
@@ -21,6 +21,7 @@ from .scoring import Rewards
 from .verifiers.signs import hack_signs
 
 Row = dict[str, Any]
+_DETAIL = 500  # characters of what a verdict says in words
 
 
 def sample_rows(step: int, attempt: int, rewards: Rewards, rows: Sequence[Row],
@@ -37,6 +38,8 @@ def sample_rows(step: int, attempt: int, rewards: Rewards, rows: Sequence[Row],
             row["completion_ids"] = completions.completion_ids[i].tolist()
         if reasons := {name: told[i] for name, told in scores.reasons.items() if told[i] is not None}:
             row["verdicts"] = reasons
+        if words := {name: told[i][:_DETAIL] for name, told in scores.words.items() if told[i]}:
+            row["details"] = words
         if held := {name: level for name, level in rewards.sandboxes.items()
                     if name in reasons or row["rewards"][name] is not None}:
             row["sandbox"] = held

@@ -13,7 +13,8 @@ from r1grpo.verifiers import Verdict
 
 
 def has_e(prompts, completions, completion_ids, **columns):
-    return [Verdict("e" in text, "correct" if "e" in text else "wrong") for text in completions]
+    return [Verdict(True, "correct") if "e" in text else Verdict(False, "wrong", f"no e among {len(text)}")
+            for text in completions]
 
 
 def nothing(prompts, completions, completion_ids, **columns):
@@ -48,6 +49,8 @@ def test_every_sample_stands_there_once(tmp_path):
         assert list(row["rewards"]) == ["has_e", "wish_share", "audit_nothing"]
         np.testing.assert_array_equal(np.array(list(row["rewards"].values()), float), parts[i])
         assert row["verdicts"]["has_e"] == ("correct" if "e" in row["completion"] else "wrong")
+        assert row.get("details", {}) == ({} if "e" in row["completion"] else
+                                          {"has_e": f"no e among {len(row['completion'])}"})
         assert row.get("canary", False) == (row["problem_key"] == "no way")
 
 
@@ -122,6 +125,16 @@ def test_the_most_suspicious_come_first(run, capsys):
     shown = ask(run, capsys, "--limit", "3")
     assert shown.count("=== step") == 3 and "!!! a canary is rewarded" in shown.split("=== step")[1]
     assert "has_e 1" in shown and "has_e: correct" in shown and "3 of 32 samples that match" in shown
+
+
+def test_a_verdict_says_why_and_what_no_sample_has_is_refused(run, capsys):
+    shown = ask(run, capsys, "--reason", "wrong", "--limit", "1")
+    assert "has_e: wrong (no e among " in shown
+    for flags, words in ((["--reward", "has_a"], "there are audit_nothing, has_e, wish_share, did you mean 'has_e'?"),
+                         (["--reason", "timeout"], "--reason 'timeout': no sample")):
+        assert cli.main(["audit", str(run), *flags]) == 2
+        assert words in capsys.readouterr().err
+    assert "0 of 0" in ask(run, capsys, "--reason", "wrong", "--step", "77")
 
 
 def test_what_a_model_wrote_only_shows(tmp_path, capsys):

@@ -15,8 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..brief import brief, brief_names
 from ..rundir import read_jsonl
 from ..samples import suspicion, weight
+from ..toml import suggest
 
 Row = dict[str, Any]
 _SHOWN = 600  # characters of a prompt or a completion; --full shows all
@@ -37,6 +39,8 @@ def run(flags: argparse.Namespace) -> int:
                 yield weight(row), -seen["samples"], row
 
     chosen = [row for *_, row in heapq.nlargest(flags.limit, matching(), key=lambda one: one[:2])]
+    if not chosen:
+        _refuse_unknown(flags)
     for row in chosen:
         print(json.dumps(row, ensure_ascii=True) if flags.json else _shown(row, flags.full), end="\n")
     if not flags.json:
@@ -59,6 +63,19 @@ def samples_of(folder: Path) -> Iterator[Row]:
             yield phase | row
 
 
+def _refuse_unknown(flags: argparse.Namespace) -> None:
+    """ValueError where --reward or --reason asks for what no sample of the run has."""
+    rewards: set[str] = set()
+    reasons: set[str] = set()
+    for row in samples_of(flags.folder):
+        rewards.update(row.get("rewards") or {})
+        reasons.update((row.get("verdicts") or {}).values())
+    for option, asked, known in (("--reward", flags.reward, rewards), ("--reason", flags.reason, reasons)):
+        if asked is not None and not {asked, f"{asked}_reward"} & known:
+            raise ValueError(f"{option} {brief(asked)}: no sample of {flags.folder} has it; there are "
+                             f"{brief_names(sorted(known))}{suggest(asked, known)}")
+
+
 def _matches(row: Row, flags: argparse.Namespace) -> bool:
     rewards = row.get("rewards") or {}
     names = [flags.reward, f"{flags.reward}_reward"] if flags.reward else list(rewards)[:1]
@@ -79,8 +96,9 @@ def _matches(row: Row, flags: argparse.Namespace) -> bool:
 def _shown(row: Row, full: bool) -> str:
     parts = [f"{name} {'-' if value is None else f'{value:.4g}'}"
              for name, value in (row.get("rewards") or {}).items()]
-    held = {name: f" (sandbox {level})" for name, level in (row.get("sandbox") or {}).items()}
-    reasons = [f"{name}: {reason}{held.get(name, '')}" for name, reason in (row.get("verdicts") or {}).items()]
+    why = {name: f" (sandbox {level})" for name, level in (row.get("sandbox") or {}).items()}
+    why |= {name: f" ({words})" for name, words in (row.get("details") or {}).items()}  # a program's name the level
+    reasons = [f"{name}: {reason}{why.get(name, '')}" for name, reason in (row.get("verdicts") or {}).items()]
     prompt, key = row.get("prompt"), row.get("problem_key")
     head = [*([row["stage"]] if row.get("stage") else []), f"step {row.get('step')}", f"sample {row.get('sample', '-')}", *([f"{key}"] if key else []),
             *([f"ended by {row['finish_reason']}"] if row.get("finish_reason") else [])]
