@@ -154,7 +154,7 @@ def sft(ref: Reference, found: dict[str, Any], count: int, filtered: bool) -> tu
 @cache
 def _taught(ref: Reference) -> list[Row]:
     """Graded samples of reasoning_rl that the six arms of SFT learn from."""
-    samples = _sampled(ref, ref.load("reasoning_rl", frozen=True), "sft", 4500, 2, template="r1")
+    samples = _sampled(ref, ref.load("reasoning_rl", frozen=True), "sft", 6000, 2, template="r1")
     recompute(samples)
     return samples
 
