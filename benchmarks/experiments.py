@@ -44,6 +44,12 @@ def stage_table(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def time_taken(run: Path, summary: Mapping[str, Any]) -> str:
+    """Minutes, on how many threads."""
+    threads = json.loads((run / "manifest.json").read_text())["run"]["threads"]
+    return f"{summary['wall_seconds'] / 60:.0f} minutes on {threads} thread{'s' * (threads > 1)}"
+
+
 def seed_table(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
     """pass@1 of every stage by seed and the median; then the figures that the project promises."""
     seeds = [f"seed {one['seed']}" for one in summaries]
@@ -69,8 +75,7 @@ def seed_table(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
          lambda s: s["distilled"]["pass@1"] - s["student_rl_only"]["pass@1"])
     row("max_logprob_gap", [one["max_logprob_gap"] for one in summaries])
     row("gap_tokens (millions)", [one["gap_tokens"] / 1e6 for one in summaries])
-    return [*lines, "", f"Seed {summaries[0]['seed']} took {summaries[0]['wall_seconds'] / 60:.1f} minutes; the "
-            "others may have shared the machine with other work."]
+    return lines
 
 
 def control_table(controls: Mapping[str, Any]) -> list[str]:
@@ -104,17 +109,17 @@ def pictures(run: Path, folder: Path) -> None:
         line_chart("share of right answers in training, by update", segments, 1.0) + "\n")
 
 
-def readme_block(summary: Mapping[str, Any]) -> str:
+def readme_block(run: Path, summary: Mapping[str, Any]) -> str:
     size = summary["parameters"]
     return "\n".join([
         BEGIN, "", f"One run of the default recipe, seed {summary['seed']}: "
         f"{size['total'] / 1e6:.2f} M parameters, {size['active'] / 1e6:.2f} M of them active a token; "
-        f"{summary['wall_seconds'] / 60:.0f} minutes on two cores; `max_logprob_gap` "
+        f"{time_taken(run, summary)}; `max_logprob_gap` "
         f"{summary['max_logprob_gap']} over {summary['gap_tokens'] / 1e6:.1f} M tokens.", "",
         "![pass@1 of every checkpoint, with intervals](docs/img/stages.svg)", "",
         "![share of right answers during RL](docs/img/learning.svg)", "",
         *stage_table(summary), "",
-        "200 held-out problems x 16 samples at temperature 1. Other seeds and controls: "
+        "200 held-out problems x 16 samples at temperature 1. Other seeds, controls and ablations: "
         "[docs/experiments.md](docs/experiments.md).", "", END])
 
 
@@ -129,7 +134,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     lines = ["# Experiments", "",
              "Made by `python -m benchmarks.experiments` from the runs' own files. Curves and tables show "
              "what was found, the misses included; intervals are 95 %, over problems.", "",
-             "## Seeds of the default recipe", "", *seed_table(summaries), ""]
+             "## Seeds of the default recipe", "", *seed_table(summaries), "",
+             "Time: " + ", ".join(f"seed {one['seed']} {time_taken(run, one)}"
+                                  for run, one in zip(options.runs, summaries))
+             + "; the machine may have been shared.", ""]
     for one in summaries:
         lines += [f"## Seed {one['seed']}", "", *stage_table(one), ""]
         lines += [f"- {name}, pass@1 paired over {found['n']} problems: {found['difference']:+.3f} "
@@ -153,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pictures(options.runs[0], options.docs / "img")
     readme = options.docs.parent / "README.md"
     before, _, rest = readme.read_text().partition(BEGIN)
-    readme.write_text(before + readme_block(summaries[0]) + rest.partition(END)[2])
+    readme.write_text(before + readme_block(options.runs[0], summaries[0]) + rest.partition(END)[2])
 
 
 if __name__ == "__main__":
