@@ -97,6 +97,9 @@ def test_an_entry_that_is_another_one_is_an_error_and_no_verdict():
 def test_what_is_wrong_with_a_name_or_its_options_is_said():
     with pytest.raises(ValueError, match="no task 'leg_count'.*leg_counting"):
         load_rows("gym:leg_count")
+    for size in ("abc", "0", "1.5"):
+        with pytest.raises(ValueError, match=f"size is .*{size}"):
+            load_rows(f"gym:leg_counting?size={size}")
     with pytest.raises(ValueError, match="refuses the options.*legs"):
         load_rows("gym:leg_counting?legs=3")
     with pytest.raises(ValueError, match="train and test"):

@@ -102,7 +102,11 @@ def lambda_named(name):
     (["accuracy"], {"cosine": {}}, 9, "the rewards are accuracy"),
     (["cosine"], {}, None, "needs reward_options.cosine.max_len"),
     (["soft_overlong"], {}, 512, "soft_punish_cache is 4096, must be within 0 and .* 512"),
-    (["cosine"], {"cosine": {"max_len": "many"}}, 9, "reward 'cosine': "),
+    (["cosine"], {"cosine": {"max_len": "many"}}, 9, "cosine.max_len is 'many', expected a number"),
+    (["cosine"], {"cosine": {"margin": "x"}}, 9, "reward_options.cosine.margin is 'x', expected a number"),
+    (["judge"], {"judge": {"url": "http://x"}}, 9, "reward 'judge' needs reward_options.judge.model"),
+    (["code"], {"code": {"level": "none", "accept_no_sandbox": "no"}}, 9,
+     "accept_no_sandbox is 'no', expected true or false"),
     (["cosine"], {"cosine": {"correct": "acuracy"}}, 9, "did you mean 'accuracy'"),
     (["language"], {"language": {"candidates": ["en"]}}, 9, "at least two")])
 def test_what_cannot_be_is_named(names, options, longest, words):
@@ -115,5 +119,8 @@ def test_rows_that_a_reward_can_say_nothing_about(tmp_path):
         data, reward, reward_options = "d.jsonl", ("cosine",), {}
     with pytest.raises(ValueError, match="reward 'cosine' needs a column 'answer' or 'solution'"):
         check_columns(Inputs, [{"prompt": "p"}])
+    check_columns(Inputs, [{"prompt": "p", "task": "equation", "numbers": [1, 2], "target": 3}])
+    with pytest.raises(ValueError, match="row 0 .*: an equation row lacks target"):
+        check_columns(Inputs, [{"prompt": "p", "task": "equation", "numbers": [1, 2]}])
     Inputs.reward_options = {"cosine": {"correct": "mine.py:right"}}
     check_columns(Inputs, [{"prompt": "p"}])

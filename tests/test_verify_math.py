@@ -238,7 +238,7 @@ def test_the_trainers_column_says_where_the_thought_began():
 @pytest.mark.parametrize("gold, why", [
     ("", "empty"), ("  $ $ ", "empty"), (None, "type NoneType"), (r"\frac{1}{0}", "division by zero"),
     ("{1", "brackets"), (r"\left(1, 2)", "brackets"), ("nan", "nan"), ("9" * 3000, "3000 characters"),
-    ([1], "type list"), (True, "type bool")])
+    ([1], "type list"), (True, "type bool"), ("it is 4 #### 4", "holds ####")])
 def test_a_reference_that_cannot_be_one_is_refused(gold, why):
     assert why in gold_problem(gold)
     with pytest.raises(ValueError, match="reference answer"):
@@ -258,6 +258,10 @@ def test_the_commands_refuse_data_whose_answers_cannot_be_right():
     ({"task": "string", "answer": "{none}"}, None), ({"task": "string", "answer": " ."}, "is not a text"),
     ({"task": "logic", "answer": True}, None), ({"task": "logic", "answer": "perhaps"}, "is not yes, no"),
     ({"task": "equation", "numbers": [1], "target": 1}, None),
+    ({"task": "equation", "numbers": "1 2", "target": 1}, "numbers is '1 2', expected a list of whole numbers"),
+    ({"task": "equation", "numbers": ["1", "2"], "target": 1}, "expected a list of whole numbers"),
+    ({"task": "equation", "numbers": [1, -2], "target": 1}, "0 or more"),
+    ({"task": "equation", "numbers": [1], "target": "1"}, "target is '1', expected a number"),
     ({"task": "equation", "answer": "{1", "target": 1}, "an equation row lacks numbers"),
     ({"task": "choice", "answer": None}, None), ({"task": "other", "answer": "{1"}, "its brackets")])
 def test_a_reference_is_checked_by_the_rule_of_its_row(row, why):

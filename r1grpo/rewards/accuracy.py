@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..tokenizer import extract_answer
-from ..verifiers import (Verdict, final_answer, gold_problem, verify, verify_answer, verify_choice,
-                         verify_equation, verify_logic, verify_string)
+from ..verifiers import (Verdict, equation_problem, final_answer, gold_problem, verify, verify_answer,
+                         verify_choice, verify_equation, verify_logic, verify_string)
 from .text import Completion, texts
 
 RULES = {"choice": verify_choice, "string": verify_string, "logic": verify_logic}
@@ -38,7 +38,8 @@ def reference_problem(row: Mapping[str, Any]) -> str | None:
         return None
     if task == "equation":
         lacks = [name for name in ("numbers", "target") if row.get(name) is None]
-        return f"an equation row lacks {' and '.join(lacks)}" if lacks else None
+        return f"an equation row lacks {' and '.join(lacks)}" if lacks else \
+            equation_problem(row["numbers"], row["target"])
     if answer is None or task not in RULES:
         return None if answer is None else gold_problem(answer)
     try:

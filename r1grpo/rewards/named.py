@@ -62,6 +62,11 @@ def named_reward(name: str, options: Mapping[str, Any], longest: int | None,
             raise ConfigError(f"reward {name!r} needs reward_options.{name}.{_LIMIT[name]}: this run has "
                               f"no single max_completion_length")
         given[_LIMIT[name]] = longest
+    for key, one in takes.items():
+        if one.default is one.empty and key not in given:
+            raise ConfigError(f"reward {name!r} needs reward_options.{name}.{key}")
+        if key in given and (wrong := _unlike(given[key], one.default)):
+            raise ConfigError(f"reward_options.{name}.{key} is {brief(given[key])}, expected {wrong}")
     if isinstance(given.get("correct"), str):
         given["correct"] = find(given["correct"])
         if isinstance(given["correct"], Pooled):
@@ -71,3 +76,12 @@ def named_reward(name: str, options: Mapping[str, Any], longest: int | None,
         return MAKERS[name](**given)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"reward {name!r}: {error}") from error
+
+
+def _unlike(value: Any, default: Any) -> str | None:
+    """What an option with this default expects, where the value is nothing of it: "no" is true to Python."""
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else "true or false"
+    if isinstance(default, (int, float)):
+        return None if isinstance(value, (int, float)) and not isinstance(value, bool) else "a number"
+    return None

@@ -45,6 +45,8 @@ def gym_rows(source: str, split: str | None = None) -> Iterator[dict[str, Any]]:
     name, _, query = source.removeprefix("gym:").partition("?")
     options = {key: _option(value) for key, value in parse_qsl(query, keep_blank_values=True)}
     options = {"size": SIZE, "seed": 0, **options}
+    if not isinstance(options["size"], int) or options["size"] < 1:
+        raise ValueError(f"{source}: size is {options['size']!r}, must be a whole number above 0")
     data = _data_set(name, json.dumps(options, sort_keys=True))
     cut = len(data) * 9 // 10
     if split not in (None, "train", "test"):

@@ -20,10 +20,10 @@ from .extract import final_answer, last_box
 from .latex import spelling
 from .mathematics import math_verify_slow, verify_answer, verify_math
 from .pool import VerifierPool
-from .short_answers import verify_choice, verify_equation, verify_logic, verify_string
+from .short_answers import equation_problem, verify_choice, verify_equation, verify_logic, verify_string
 from .verdict import CORRECT, MISSING, NUMBERS, UNPARSED, WRONG, Verdict
 
-__all__ = ["Verdict", "VerifierPool", "apply_operator", "chain_value", "exact_number",
+__all__ = ["Verdict", "VerifierPool", "apply_operator", "chain_value", "equation_problem", "exact_number",
            "final_answer", "gold_problem", "last_box", "math_verify_slow", "parse_chain",
            "same_answer", "spelling", "verify", "verify_answer", "verify_arithmetic",
            "verify_choice", "verify_code", "verify_countdown", "verify_equation", "verify_logic",

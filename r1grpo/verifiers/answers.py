@@ -92,6 +92,8 @@ def gold_problem(gold: object) -> str | None:
         return "it is empty"
     if len(text) > MAX_ANSWER:
         return f"it has {len(text)} characters, more than {MAX_ANSWER}"
+    if "####" in text:
+        return "it holds ####: the answer is what stands behind it"
     if text.strip().lower() in ("nan", "none", "null"):
         return f"it is {text.strip()}"
     braces = re.sub(r"\\.", "", text)

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 
+from ..brief import brief
 from .exact import Undecided, rational
 from .expressions import evaluate
 from .extract import final_answer
@@ -57,9 +59,19 @@ def verify_logic(text: str, gold: str, prefilled: bool = False) -> Verdict:
     return _judge(_logic, "yes, no, true, false, or 'X is a Y, ...'", text, gold, prefilled)
 
 
+def equation_problem(numbers: object, target: object) -> str | None:
+    """Why no expression could use these numbers and reach this target; None where one could."""
+    if not isinstance(numbers, (list, tuple)) or not all(
+            isinstance(one, Integral) and one >= 0 for one in numbers):
+        return f"numbers is {brief(numbers)}, expected a list of whole numbers, 0 or more"
+    return None if isinstance(target, Real) else f"target is {brief(target)}, expected a number"
+
+
 def verify_equation(text: str, numbers: Sequence[int], target: int, prefilled: bool = False) -> Verdict:
     """The verdict on an expression that reaches the target, with the usual precedence; "= target" may
-    follow it. Reason numbers: not each number exactly once."""
+    follow it. Reason numbers: not each number exactly once. ValueError as equation_problem says."""
+    if problem := equation_problem(numbers, target):
+        raise ValueError(problem)
     answer = final_answer(text, prefilled)
     if answer is None:
         return MISSING
