@@ -1,5 +1,6 @@
 """Language by script: what is prose, what is a word, which script; passages and a detector."""
 
+import random
 import sys
 import unicodedata
 
@@ -46,6 +47,24 @@ def test_prices_are_no_formulas():
 def test_an_empty_chain_scores_nothing_and_has_no_share():
     assert share("", "en") == 0.0 and share("7 + 5 = 12", "zh") == 0.0
     assert script_share("", "en") is None and script_share("x + 1", "en") is None
+
+
+def test_the_share_is_that_of_the_words_put_in_whatever_stands_between():
+    """Against counting: words of three scripts, and between them what is no word, in any order."""
+    said = {"en": ["first", "we", "add", "don't"], "ru": ["сначала", "мы", "сложим"], "zh": ["先", "相加", "所以我们"]}
+    hidden = ["`x = 你好`", r"$\frac{ab}{слово}$", "12,345.6", "<b>", "</b>", r"\alpha", "```py\nprint('да')\n```",
+              "x", r"\[ слово \]", r"\begin{align} two &= 二 \end{align}", "https://a.example/два", "=", "5%", "¿"]
+    rng = random.Random(0)
+    for _ in range(300):
+        counts, pieces = dict.fromkeys(said, 0), []
+        for _ in range(rng.randint(0, 25)):
+            language = rng.choice([*said, None])
+            pieces.append(rng.choice(hidden if language is None else said[language]))
+            if language is not None:
+                counts[language] += len(pieces[-1]) if language == "zh" else 1
+        total = sum(counts.values())
+        for language, count in counts.items():
+            assert share(" ".join(pieces), language) == (count / total if total else 0.0), pieces
 
 
 def test_an_unknown_language_is_refused_as_a_reward_and_left_out_as_a_figure():

@@ -108,6 +108,13 @@ def test_no_verdict_no_reward_and_partial_credit_is_not_right():
         assert partial == wrong
 
 
+def test_a_verdict_that_is_no_number_is_refused():
+    for reward in (get_cosine_scaled_reward(100, correct=told), get_length_scaled_reward(100, correct=told),
+                   get_group_length_reward(correct=told)):
+        with pytest.raises(ValueError, match="value 1 of what `correct` returned is NaN"):
+            ask(reward, [10, 10], [1.0, math.nan], num_generations=2)
+
+
 def test_verdicts_are_read_and_a_failure_stays_one():
     failure = Verdict(False, "timeout")
     given = [Verdict(True, "correct"), Verdict(False, "wrong"), failure]

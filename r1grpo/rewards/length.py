@@ -148,7 +148,10 @@ def _after(reward: Reward, correct: Reward | str) -> Reward:
 
 
 def _verdicts(correct: Reward | str, /, **call: Any) -> Sequence[Any]:
-    return call["verdicts"][correct] if isinstance(correct, str) else correct(**call)
+    found = call["verdicts"][correct] if isinstance(correct, str) else correct(**call)
+    for i, one in enumerate(found):
+        _require(one == one, f"value {i} of what `correct` returned is NaN, neither right nor wrong")
+    return found
 
 
 def _judged(value: Callable[[int, bool], float], verdicts: Sequence[Any],
