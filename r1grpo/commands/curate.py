@@ -30,22 +30,19 @@ from ..rundir import JsonlLog, read_jsonl
 from ..safe_files import write_atomic
 from ..scoring import RewardFunction, Rewards
 from ..work import Work
-from .inputs import (Row, check_columns, open_sampler, open_tokenizer, read_rows, require, sampling_plan,
-                     stand_in_eval_data, with_prompt_ids)
-from .options import CURATE, MODEL, CurateInputs
-from .reject import open_correct
-from .stage import fits, note_sandboxes, options_of, showing, working, write_rows
+from .inputs import (Row, check_columns, open_sampler, read_rows, sampling_plan, stand_in_eval_data,
+                     with_prompt_ids)
+from .options import CURATE, CurateInputs
+from .reject import open_judged
+from .stage import fits, note_sandboxes, showing, working, write_rows
 
 ROWS, DROPPED, MEASURED, FIGURES = "rows.jsonl", "dropped.jsonl", "measured.jsonl", "figures.json"
 
 
 def run(flags: argparse.Namespace) -> int:
     """The command; flags are those of cli.py."""
-    options = options_of(CURATE, flags, "reward", *MODEL)
+    options, correct, tokenizer = open_judged(CURATE, flags)
     inputs, args = options.inputs, options.args
-    require(inputs, "model", "data", "reward")
-    correct = open_correct(inputs.reward)
-    tokenizer = open_tokenizer(inputs)
     data = read_rows(inputs)
     asked = with_prompt_ids(data, inputs, tokenizer)
     check_columns(inputs, asked)

@@ -24,22 +24,18 @@ from ..monitor import Progress
 from ..rundir import read_jsonl
 from ..safe_files import CheckpointError, write_atomic
 from ..scoring import RewardFunction, Rewards
-from .inputs import (Row, check_columns, open_rows, open_sampler, open_tokenizer, require,
-                     sampling_plan)
-from .options import EVAL, MODEL, Options
-from .reject import open_correct
-from .stage import fits, in_chunks, note_sandboxes, options_of, showing, working, write_rows
+from .inputs import Row, check_columns, open_rows, open_sampler, sampling_plan
+from .options import EVAL, Options
+from .reject import open_judged
+from .stage import fits, in_chunks, note_sandboxes, showing, working, write_rows
 
 SAMPLES, FIGURES = "samples.jsonl", "figures.json"
 
 
 def run(flags: argparse.Namespace) -> int:
     """The command; flags are those of cli.py."""
-    options = options_of(EVAL, flags, "reward", *MODEL)
-    inputs, args = options.inputs, options.args
-    require(inputs, "model", "data", "reward")
-    graders = _graders(open_correct(inputs.reward))
-    tokenizer = open_tokenizer(inputs)
+    options, correct, tokenizer = open_judged(EVAL, flags)
+    inputs, args, graders = options.inputs, options.args, _graders(correct)
     if flags.check:
         model = open_sampler(inputs, tokenizer)
         wrong = _check(flags.out, model, args, tokenizer, graders)

@@ -11,6 +11,7 @@ from typing import Any
 from ..brief import brief
 from ..config import EvalConfig
 from ..folder import tokenizer_of
+from ..hf_tokenizer import Tokenizer
 from ..load_folder import ModelFolder
 from ..model import Model
 from ..model_source import find_model
@@ -23,7 +24,7 @@ from ..trainer import prompt_ids_of
 from ..work import Work
 from .inputs import (check_columns, open_rewards, open_rows, open_sampler, open_tokenizer, require,
                      sampling_plan, tokenizer_mark)
-from .options import MODEL, REJECT, RejectInputs
+from .options import MODEL, REJECT, Command, Options, RejectInputs
 from .stage import fits, in_chunks, note_sandboxes, options_of, showing, working, write_rows
 
 ROWS = "rows.jsonl"
@@ -33,12 +34,9 @@ Rank = Callable[[Row, list[str]], Sequence[float]]
 
 def run(flags: argparse.Namespace) -> int:
     """The command; flags are those of cli.py."""
-    options = options_of(REJECT, flags, "reward", *MODEL)
+    options, correct, tokenizer = open_judged(REJECT, flags)
     inputs, args = options.inputs, options.args
-    require(inputs, "model", "data", "reward")
-    correct = open_correct(inputs.reward)
     open_filters(inputs.filters)
-    tokenizer = open_tokenizer(inputs)
     rows = open_rows(inputs, tokenizer)
     check_columns(inputs, rows)
     check_ranker(inputs, rows)
@@ -53,6 +51,14 @@ def run(flags: argparse.Namespace) -> int:
     print(describe(counts))
     print(flags.out / ROWS)
     return 0
+
+
+def open_judged(command: Command, flags: argparse.Namespace) -> tuple[Options, RewardFunction, Tokenizer]:
+    """What begins a command that samples a model and judges it: its options, the one function that says
+    what is right, the tokenizer."""
+    options = options_of(command, flags, "reward", *MODEL)
+    require(options.inputs, "model", "data", "reward")
+    return options, open_correct(options.inputs.reward), open_tokenizer(options.inputs)
 
 
 def open_correct(names: Sequence[str]) -> RewardFunction:

@@ -57,15 +57,14 @@ def get_cosine_scaled_reward(max_len: int = 14336, min_value_wrong: float = -10.
                              completion_ids: Sequence[Sequence[int]], **columns: Any
                              ) -> list[float | None]:
         def value(length: int, right: bool) -> float:
-            if exceed_value is not None and length + margin >= max_len:
-                return exceed_value
             at_end, at_start = (min_value_correct, max_value_correct) if right else \
                 (max_value_wrong, min_value_wrong)
             cosine = math.cos(math.pi * min(length / max_len, 1.0))
             reward = at_end + 0.5 * (at_start - at_end) * (1.0 + cosine)
             return min(reward, clip_correct) if right and clip_correct is not None else reward
         return _judged(value, _verdicts(correct, prompts=prompts, completions=completions,
-                                        completion_ids=completion_ids, **columns), completion_ids)
+                                        completion_ids=completion_ids, **columns), completion_ids,
+                       max_len - margin, exceed_value)
     return _after(cosine_scaled_reward, correct)
 
 
@@ -83,12 +82,11 @@ def get_length_scaled_reward(max_len: int = 14336, risk_factor: float = 1.0,
                              completion_ids: Sequence[Sequence[int]], **columns: Any
                              ) -> list[float | None]:
         def value(length: int, right: bool) -> float:
-            if exceed_value is not None and length + margin >= max_len:
-                return exceed_value
             c = min(length / max_len, 1.0)
             return (risk_factor + (1.0 - risk_factor) * c) * (1.0 - c) if right else c - 1.0
         return _judged(value, _verdicts(correct, prompts=prompts, completions=completions,
-                                        completion_ids=completion_ids, **columns), completion_ids)
+                                        completion_ids=completion_ids, **columns), completion_ids,
+                       max_len - margin, exceed_value)
     return _after(length_scaled_reward, correct)
 
 
@@ -155,10 +153,12 @@ def _verdicts(correct: Reward | str, /, **call: Any) -> Sequence[Any]:
 
 
 def _judged(value: Callable[[int, bool], float], verdicts: Sequence[Any],
-            completion_ids: Sequence[Sequence[int]]) -> list[Any]:
-    """value(tokens, right) of each completion that has a verdict; where a verifier failed its Verdict
-    stays, so that the completion is left out."""
+            completion_ids: Sequence[Sequence[int]], limit: int = 0,
+            exceed_value: float | None = None) -> list[Any]:
+    """value(tokens, right) of each completion that has a verdict, or, where exceed_value is given, that
+    from limit tokens on; where a verifier failed its Verdict stays, so that the completion is left out."""
     return [verdict if verdict is None or getattr(verdict, "failed", False)
+            else exceed_value if exceed_value is not None and len(ids) >= limit
             else value(len(ids), float(getattr(verdict, "correct", verdict)) >= 1.0)
             for verdict, ids in zip(verdicts, completion_ids, strict=True)]
 
