@@ -26,13 +26,14 @@ import numpy as np
 
 from .config import EvalConfig
 from .folder import asked_and_tokenizer
+from .judging import ROUTE
 from .rewards import accuracy_reward, format_reward, language_shares
 from .rollout import Completions, rollout
-from .scoring import RewardFunction
+from .scoring import RewardFunction, Rewards
 from .tasks.wording import reflection_count
 from .tokenizer import extract_answer
 from .trainer import prompt_ids_of, require_policy
-from .verifiers import Verdict, exact_number, final_answer, parse_chain, spelling
+from .verifiers import exact_number, final_answer, parse_chain, spelling
 
 Row = dict[str, Any]
 
@@ -130,7 +131,9 @@ def _sample(model: Any, prompts: list[list[int]], numbers: list[int], args: Eval
 
 
 def recompute(samples: Sequence[Row], graders: Graders = Graders()) -> dict[str, Any]:
-    """Grade stored samples (their 'rewards' are written anew) and return the figures."""
+    """Grade stored samples (their 'rewards' are written anew) and return the figures. What is right is
+    asked as in a training, Pooled functions in workers; where one came to no verdict the sample counts
+    as wrong, and verifier_failed is the share of these."""
     if not samples:
         raise ValueError("there is no sample to grade")
     names = sorted({key for one in samples for key in one} - {*_OWN, "prompt"})
@@ -141,21 +144,35 @@ def recompute(samples: Sequence[Row], graders: Graders = Graders()) -> dict[str,
             "finish_reasons": [one["finish_reason"] for one in samples], **columns}
     if any(one.get("prefilled") for one in samples):
         call["prefilled"] = [one.get("prefilled", False) for one in samples]
-    parts = {"accuracy": [one.value if isinstance(one, Verdict) else one
-                          for one in graders.accuracy(**call)],
-             "format": graders.format(**call), "language": graders.language(**call)}
+    right, failed = _right(samples, graders.accuracy)
+    parts = {"accuracy": right, "format": graders.format(**call), "language": graders.language(**call)}
     for i, one in enumerate(samples):
-        if parts["accuracy"][i] is None:
-            raise ValueError(f"problem {one['problem']} has no answer that a rule can check")
         one["rewards"] = {name: values[i] for name, values in parts.items()}
     graded = [(one, row_vote(graders.answer(one, one["completion"])),
                graders.reflection(one["completion"])) for one in samples]
-    figures = _figures(graded)
+    figures = _figures(graded) | ({"verifier_failed": _mean(failed)} if any(failed) else {})
     tasks = sorted({one["task"] for one in samples if one.get("task")})
     if tasks:
         figures["tasks"] = {task: _figures([g for g in graded if g[0].get("task") == task])
                             for task in tasks}
     return figures
+
+
+def _right(samples: Sequence[Row], accuracy: RewardFunction) -> tuple[list[float], list[bool]]:
+    """The reward of each sample for being right, and whether a verifier failed on it, which gives 0."""
+    done = Completions([one["prompt_ids"] for one in samples], 1,
+                       [np.asarray(one["completion_ids"], np.int32) for one in samples], [],
+                       [one["finish_reason"] for one in samples], [one["completion"] for one in samples],
+                       [one.get("prefilled", False) for one in samples])
+    rows = [{key: value for key, value in one.items() if key not in (*_OWN, ROUTE)} for one in samples]
+    scores = Rewards(accuracy).score(rows, done)
+    failed = scores.failed.tolist()
+    values = [0.0 if no_verdict else value
+              for value, no_verdict in zip(scores.parts[:, 0].tolist(), failed)]
+    for one, value in zip(samples, values):
+        if math.isnan(value):
+            raise ValueError(f"problem {one['problem']} has no answer that a rule can check")
+    return values, failed
 
 
 def row_vote(answer: str | None) -> str | None:

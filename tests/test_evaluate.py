@@ -2,6 +2,7 @@
 
 import copy
 import json
+import time
 
 import pytest
 from fakes import FakeModel
@@ -9,7 +10,9 @@ from fakes import FakeModel
 from r1grpo.config import EvalConfig
 from r1grpo.evaluate import (Graders, check, evaluate, interval, paired_difference,
                              pass_at, recompute, row_answer, row_vote)
+from r1grpo.rewards import Pooled
 from r1grpo.tokenizer import WordTokenizer
+from r1grpo.verifiers import Verdict
 
 TOKENIZER = WordTokenizer([*"abcdefgh"])
 MODEL = FakeModel(TOKENIZER.vocab_size)
@@ -185,6 +188,23 @@ def test_a_thought_that_the_prompt_opened_holds_no_answer():
     figures = recompute(samples)
     assert figures["pass@1"] == figures["cons@k"] == 0.0
     assert [row_answer(one, one["completion"]) for one in samples] == [None, None, "6"]
+
+
+def long_or_right(prompts, completions, completion_ids, *, answer, **columns):
+    if completions[0] == "long":
+        time.sleep(60.0)
+    return [Verdict(text == wanted, "wrong") for text, wanted in zip(completions, answer)]
+
+
+def test_pooled_verifiers_are_asked_in_workers_and_what_fails_is_counted():
+    row = {"problem": 0, "answer": "4", "prompt": "x", "prompt_ids": [5], "completion_ids": [1],
+           "logprobs": [0.0], "finish_reason": "stop", "reward_funcs": ["another"]}
+    samples = [{**row, "generation": g, "completion": text} for g, text in enumerate(["4", "long", "5", "4"])]
+    figures = recompute(samples, Graders(Pooled(long_or_right, deadline=0.5)))
+    assert [one["rewards"]["accuracy"] for one in samples] == [1.0, 0.0, 0.0, 1.0]
+    assert figures["pass@1"] == 0.5 and figures["verifier_failed"] == 0.25
+    assert "verifier_failed" not in recompute([{**row, "generation": 0, "completion": "4"}],
+                                              Graders(Pooled(long_or_right)))
 
 
 def test_samples_say_where_the_prompt_opened_the_thought():

@@ -109,5 +109,7 @@ def table(figures: dict[str, Any]) -> str:
              "cons@k": f"{figures['cons@k']:.4f}",
              "tokens": f"{figures['mean_tokens']:.1f} a sample",
              "truncated": f"{figures['truncated']:.4f}",
+             **({"no verdict": f"{figures['verifier_failed']:.4f}  (a verifier failed; they count as wrong)"}
+                if "verifier_failed" in figures else {}),
              "samples": f"{figures['n']:,} problems x {k}"}
     return "\n".join(f"{name:12}{value}" for name, value in lines.items())
