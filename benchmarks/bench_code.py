@@ -77,12 +77,12 @@ def question(row: dict[str, Any]) -> str:
 
 def learn(rows: Sequence[dict[str, str]], tokenizer: Pieces, quick: bool) -> Model:
     config = ModelConfig.from_dict(dict(
-        model_type="llama", vocab_size=tokenizer.vocab_size, hidden_size=64, num_hidden_layers=3,
+        model_type="llama", vocab_size=tokenizer.vocab_size, hidden_size=64, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=4, intermediate_size=192, max_position_embeddings=256,
         tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=0))
     model = Model(config, seed=0)
     trainer = SFTTrainer(model, SFTConfig(
-        learning_rate=2e-3, lr_scheduler_type="cosine", warmup_steps=20, max_steps=3 if quick else 200,
+        learning_rate=8e-3, lr_scheduler_type="cosine", warmup_steps=10, max_steps=3 if quick else 150,
         per_device_train_batch_size=4 if quick else 32), rows, processing_class=tokenizer)
     for metrics in trainer:
         if trainer.step % 50 == 0:
@@ -93,7 +93,7 @@ def learn(rows: Sequence[dict[str, str]], tokenizer: Pieces, quick: bool) -> Mod
 def main() -> None:
     chosen = options(__doc__ or "", ("steps",), ("--level", {"choices": LEVELS[:2], "default": "full"}))
     report, quick = Report("bench_code", chosen.json, chosen.quick), chosen.quick
-    problems = [{**row, "prompt": question(row)} for row in sample_functions("train", 8 if quick else 80, 2)]
+    problems = [{**row, "prompt": question(row)} for row in sample_functions("train", 8 if quick else 24, 2)]
     rows = lessons(problems)
     tokenizer = Pieces(text for row in rows for text in row.values())
     model = learn(rows, tokenizer, quick)
@@ -103,7 +103,7 @@ def main() -> None:
         file = Path(folder) / "times"
         reward = get_code_reward(level=chosen.level, seconds=SECONDS, total_seconds=deadline)
         trainer = GRPOTrainer(model, Pooled(timed_code, times=str(file), **reward.options), GRPOConfig(
-            learning_rate=5e-5, beta=0.0, num_generations=group, per_device_train_batch_size=group * prompts,
+            learning_rate=1e-4, beta=0.0, num_generations=group, per_device_train_batch_size=group * prompts,
             max_steps=steps, max_completion_length=8 if quick else 48, seed=1), problems,
             processing_class=tokenizer)
         total: Counter[str] = Counter()

@@ -174,7 +174,7 @@ def test_the_program_of_a_text():
 
 VALUES = [None, True, 0, -1, 2**200, 1.5, -0.0, 1e300, "", 'é"\\\n\x00 \U0001f600\ud800', b"\x00\xff", [], [1, [2]],
           (), (1,), ((), []), set(), {1, "a"}, {}, {"a": [1], (1, 2): {"b": None}}, 1 + 2j,
-          float("inf"), -float("inf")]
+          complex(float("inf"), -0.0), float("inf"), -float("inf")]
 
 
 @pytest.mark.parametrize("value", VALUES, ids=repr)

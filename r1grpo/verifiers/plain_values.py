@@ -27,9 +27,11 @@ MAX_DEPTH = 100  # Python's parser reads 200 brackets in each other
 
 
 def render(value: Any) -> str:
-    """The Python literal of a plain value; names inf and nan are left in it. TypeError for others."""
-    if value is None or isinstance(value, (bool, float, str, bytes, complex)):
+    """The Python literal of a plain value; names set, complex, inf and nan are left in it. TypeError for others."""
+    if value is None or isinstance(value, (bool, float, str, bytes)):
         return repr(value)
+    if isinstance(value, complex):
+        return f"complex({value.real!r}, {value.imag!r})"  # repr would spell infj, and drop -0.0
     if isinstance(value, int):
         return repr(value) if abs(value) < 1 << 64 else hex(value)  # repr has a limit of digits
     if isinstance(value, (list, tuple, set, frozenset)):

@@ -221,10 +221,11 @@ def _run_program(source):
 
 def _test(request, calls_in=RESULT, calls_out=RESULT + 1):
     """Run tests whose functions are elsewhere. request: (source, names) as a literal; Class.method is
-    called as Class().method. A call of one of the names is a frame b"call " and JSON of [name, args, kwargs]; its answer is b"=" and a literal, or
-    b"!" and what _raised says, as a literal. Ends with b"right", b"wrong <why>" or, where these are no
-    tests of any program, b"error <why>". Until a call has been answered nothing of the program is here,
-    so that all that goes wrong is the tests' own fault; after that it may be the program's."""
+    called as Class().method. A call of one of the names is a frame b"call " and JSON of [name, args,
+    kwargs]; its answer is b"=" and a literal, or b"!" and what _raised says, as a literal. Ends with
+    b"right", b"wrong <why>" or, where these are no tests of any program, b"error <why>". Until a call
+    has been answered nothing of the program is here, so that all that goes wrong is the tests' own
+    fault; after that it may be the program's."""
     source, names = literal(request)
     answered = False
 
@@ -280,9 +281,9 @@ def _as_raised(kind, arguments, words):
 
 
 def literal(data):
-    """The value of a Python literal that sandbox.py wrote; inf and nan too."""
+    """The value of a Python literal that plain_values.render wrote."""
     return eval(data.decode("utf-8", "surrogatepass"),
-                {"__builtins__": {"set": set, "inf": float("inf"), "nan": float("nan")}})
+                {"__builtins__": {"set": set, "complex": complex, "inf": float("inf"), "nan": float("nan")}})
 
 
 def encode(value):
