@@ -97,7 +97,7 @@ def test_a_run_says_what_held_its_programs(level, here, tmp_path, capsys):
         judged = one["prompt"] != "what ?"
         assert one.get("sandbox") == ({"code_reward": level} if judged else None)
     assert cli.main(["audit", str(tmp_path / "run"), "--limit", "1"]) == 0
-    assert f" (sandbox {level})" in capsys.readouterr().out
+    assert f"sandbox {level})" in capsys.readouterr().out
     if level == "full":  # which `reject` takes, having no options of rewards
         assert cli.main(command("reject", tmp_path / "kept", "--reward", "code", data="functions.jsonl",
                                 settings=("k=1", "max_completion_length=8"))) == 0

@@ -96,9 +96,9 @@ def _matches(row: Row, flags: argparse.Namespace) -> bool:
 def _shown(row: Row, full: bool) -> str:
     parts = [f"{name} {'-' if value is None else f'{value:.4g}'}"
              for name, value in (row.get("rewards") or {}).items()]
-    why = {name: f" (sandbox {level})" for name, level in (row.get("sandbox") or {}).items()}
-    why |= {name: f" ({words})" for name, words in (row.get("details") or {}).items()}  # a program's name the level
-    reasons = [f"{name}: {reason}{why.get(name, '')}" for name, reason in (row.get("verdicts") or {}).items()]
+    words, levels = row.get("details") or {}, row.get("sandbox") or {}
+    reasons = [f"{name}: {reason}{_why(words.get(name, ''), levels.get(name))}"
+               for name, reason in (row.get("verdicts") or {}).items()]
     prompt, key = row.get("prompt"), row.get("problem_key")
     head = [*([row["stage"]] if row.get("stage") else []), f"step {row.get('step')}", f"sample {row.get('sample', '-')}", *([f"{key}"] if key else []),
             *([f"ended by {row['finish_reason']}"] if row.get("finish_reason") else [])]
@@ -107,6 +107,13 @@ def _shown(row: Row, full: bool) -> str:
              _text(prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False), full),
              "---", _text(row.get("completion") or f"ids {row.get('completion_ids')}", full), ""]
     return "\n".join(_plain(line) for line in lines)
+
+
+def _why(words: str, level: str | None) -> str:
+    """What stands behind a reason: the verdict's words, and its sandbox where they do not name it."""
+    held = f"sandbox {level}" if level else ""
+    said = [one for one in (words, "" if held in words else held) if one]
+    return f" ({'; '.join(said)})" if said else ""
 
 
 def _text(text: str, full: bool) -> str:
