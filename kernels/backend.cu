@@ -28,8 +28,10 @@ dev_check(r1_dev *dev, cudaError_t error, const char *what, r1_status *st)
         return R1_FAIL(st, R1_EDEVICE, "%s: %s", what, cudaGetErrorString(error));
     }
     cudaError_t now = dev->stream != NULL ? cudaStreamQuery(dev->stream) : error;
+    (void)cudaGetLastError(); /* "not ready" is an answer, which the next launch would take for its own failure */
     dev->dead = now != cudaSuccess && now != cudaErrorNotReady;
-    return R1_FAIL(st, R1_EDEVICE, "%s: %s%s", what, cudaGetErrorString(error),
+    return R1_FAIL(st, R1_EDEVICE, "%s%s: %s%s", what, dev->dead ? ", or what was queued before it" : "",
+                   cudaGetErrorString(error),
                    dev->dead ? "; this GPU is lost to this process, start a new one" : "");
 }
 

@@ -73,6 +73,9 @@ struct r1_weight {
 
 /* ---- starting a kernel ---- */
 
+/* 48 KiB of shared memory need no asking, static and dynamic together: no kernel has more than 16 static ones. */
+constexpr size_t UNASKED_SHARED = 32 * 1024;
+
 /* R1_TRY(LAUNCH(dev, st, kernel, grid, block, shared, args...)): shared is the bytes of dynamic shared
  * memory; a template kernel stands in parentheses. An empty grid is no launch. A failure carries the
  * kernel's name; what a kernel does wrong while it runs is seen at the next synchronisation. */
@@ -87,17 +90,17 @@ launch(r1_dev *dev, r1_status *st, const char *name, void (*kernel)(Params...), 
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) {
         return R1_OK;
     }
-    if (shared > 48 * 1024) {
+    if (shared > UNASKED_SHARED) {
         R1_TRY(dev_check(dev, cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
                                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                    (int)shared), name, st));
     }
 #ifdef __CUDACC__
     kernel<<<grid, block, shared, dev->stream>>>(args...);
-    return dev_check(dev, cudaGetLastError(), name, st);
 #else
-    return dev_check(dev, emulate(dev->stream, dev->ordinal, name, kernel, grid, block, shared, args...), name, st);
+    emulate(dev->stream, dev->ordinal, name, kernel, grid, block, shared, args...);
 #endif
+    return dev_check(dev, cudaGetLastError(), name, st);
 }
 
 /* Blocks that cover count things, `each` a block. */

@@ -247,12 +247,12 @@ lt_job_of(const job &j)
     return {inner, j.p.columns, F == FORM_NN ? LT_NN : LT_TN};
 }
 
-/* Rows to or from a place that is aligned. */
+/* Rows to or from a place that is aligned; they may lie in mapped memory of the host. */
 static r1_code
 copy_rows(r1_dev *dev, const r1_tensor &to, const r1_tensor &from, r1_status *st)
 {
     return dev_check(dev, cudaMemcpy2DAsync(to.data, to.ld * sizeof(float), from.data, from.ld * sizeof(float),
-                                            to.cols * sizeof(float), to.rows, cudaMemcpyDeviceToDevice,
+                                            to.cols * sizeof(float), to.rows, cudaMemcpyDefault,
                                             dev->stream), "copying rows", st);
 }
 

@@ -163,7 +163,7 @@ scan_row(sort_key *total, sort_key *failing, const float *logits, size_t V, cons
 }
 
 /* A block has a row. */
-static __global__ void
+static __global__ void __launch_bounds__(1024)
 limit_kernel(sort_key *limits, r1_tensor logits, id_filter filter)
 {
     const float *row = row_f32(logits, blockIdx.x);

@@ -91,6 +91,16 @@ def test_a_deadlock_says_where_the_threads_stand(probe: Probe) -> None:
           " returned, 40 wait at the block's barrier, 20 at one of their warp (the first: thread 40, mask 000f0000)")
 
 
+def test_a_refused_launch_is_no_later_ones_failure(probe: Probe) -> None:
+    given = np.arange(256, dtype=np.float32)
+    assert np.array_equal(probe("goes_on", given), given[::-1])
+
+
+def test_shared_memory_beyond_48_kib_has_to_be_asked_for(probe: Probe) -> None:
+    assert probe("much_shared", np.zeros(4, np.float32))[0] == 2.0
+    probe("unasked_shared", np.zeros(4, np.float32), says="more than 48 KiB of shared memory, for which nobody has")
+
+
 @pytest.mark.parametrize("name", ["host_pointer", "too_long"])
 def test_memory_that_is_not_the_devices_is_refused(probe: Probe, name: str) -> None:
     probe(name, np.zeros(256, np.float32), 0, "is no memory of the device")

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.gpu import build, checks, sanitize, speed  # noqa: E402
 from benchmarks.gpu.__main__ import MODULES, main  # noqa: E402
-from benchmarks.gpu.pytest_run import run_file  # noqa: E402
+from benchmarks.gpu.pytest_run import run_file, run_files  # noqa: E402
 from benchmarks.gpu.record import Part, Rows  # noqa: E402
 
 EMULATED = "emulated-cuda,emulated"
@@ -142,6 +143,16 @@ def test_a_process_of_tests_that_dies(tmp_path: Path) -> None:
     assert (found["passed"], found["failed"], found["missing"], found["ended"]) == (1, 1, 2, "exit code 7")
     assert "an error of the second test" in found["failures"][0]["text"] and found["output"]
     assert "dies" in found["first_missing"][0]
+
+
+def test_who_is_out_of_time_ends_with_its_children(tmp_path: Path) -> None:
+    """A program around pytest that is ended alone would leave it, and the pipe that is read, behind."""
+    around = tmp_path / "around"
+    around.write_text("#!/bin/sh\nsleep 100 & wait\n")
+    around.chmod(0o755)
+    begin = time.monotonic()
+    [found] = run_files(["test_it.py"], lambda file, seconds: run_file(file, EMULATED, seconds, [str(around)]), 0.5, 1)
+    assert found["ended"] == "out of time" and time.monotonic() - begin < 60
 
 
 SANITIZER = """#!/bin/sh

@@ -56,6 +56,15 @@ def test_values_and_gradients(device, rng, shape, softmax, normalize):
         check(dlogits, expected, "row")
 
 
+def test_as_many_experts_as_there_may_be(device, rng):
+    """Each a group: the most shared memory that a GPU's block needs."""
+    logits, spec = np.linspace(-4, 4, 1024, dtype=np.float32), (1024, 64, 1024, 64, False, True, 1.0)
+    rows = np.stack([rng.permutation(logits) for _ in range(5)])
+    idx, weight, _ = forward(device, rows, None, spec)
+    np.testing.assert_array_equal(idx, np.argsort(-rows, axis=1)[:, :64])
+    check(weight.sum(axis=1), np.ones(5), "row")
+
+
 @pytest.mark.parametrize("N", SIZES)
 def test_sizes(device, rng, N):
     spec = (16, 4, 4, 2, False, True, 1.0)

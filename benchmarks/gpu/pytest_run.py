@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -34,15 +36,19 @@ def _lines(outcomes: Path) -> list[Row]:
 
 
 def _run(command: Sequence[str], seconds: float) -> tuple[int | None, str]:
-    """Exit code (None: out of time) and output."""
+    """Exit code (None: out of time, and all that it has started is ended with it) and output."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(
         filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
-    try:
-        done = subprocess.run([*command], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, timeout=max(seconds, 1.0), errors="replace")
-    except subprocess.TimeoutExpired as error:
-        return None, (error.stdout or b"").decode(errors="replace")
-    return done.returncode, done.stdout
+    with subprocess.Popen([*command], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, errors="replace", start_new_session=True) as process:
+        try:
+            text, _ = process.communicate(timeout=max(seconds, 1.0))
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)  # a child alone would keep the pipe, and us, waiting
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            return None, process.communicate()[0]
+    return process.returncode, text
 
 
 def chosen_files(target: str, folder: str = "tests", seconds: float = 120.0) -> list[str]:
@@ -77,7 +83,11 @@ def run_file(file: str, target: str, seconds: float, before: Sequence[str] = (),
             "output": "" if whole and not keep else text[-3000:]}
 
 
-def run_files(files: Sequence[str], one: Callable[[str], Row], at_a_time: int) -> Iterator[Row]:
+def run_files(files: Sequence[str], one: Callable[[str, float], Row], seconds: float, at_a_time: int
+              ) -> Iterator[Row]:
+    """one(file, seconds that are left for all) of each."""
+    until = time.monotonic() + seconds
     with ThreadPoolExecutor(max_workers=at_a_time) as pool:
-        for job in as_completed([pool.submit(one, file) for file in files]):
+        for job in as_completed([pool.submit(lambda file: one(file, until - time.monotonic()), file)
+                                 for file in files]):
             yield job.result()

@@ -284,8 +284,8 @@ emulated_dynamic_shared()
 }
 
 const char *
-emulated_run(int device, const char *name, dim3 grid, dim3 block, size_t shared, void (*run)(void *),
-             void *with)
+emulated_run(int device, const char *name, dim3 grid, dim3 block, emulated_dynamic shared,
+             void (*run)(void *), void *with)
 {
     size_t size = (size_t)block.x * block.y * block.z, blocks = (size_t)grid.x * grid.y * grid.z;
     if (size == 0 || size > MAX_THREADS || block.z > 64) {
@@ -297,7 +297,7 @@ emulated_run(int device, const char *name, dim3 grid, dim3 block, size_t shared,
     count = (unsigned)size;
     body = run;
     context = with;
-    dynamic_bytes = shared;
+    dynamic_bytes = shared.bytes;
     shuffled = device > 0;
     random_state = 0x9E3779B97F4A7C15u * (uint64_t)(device + 1);
     std::vector<size_t> order(blocks);
@@ -316,6 +316,9 @@ emulated_run(int device, const char *name, dim3 grid, dim3 block, size_t shared,
         }
         if (shared_used > SHARED_LIMIT) {
             return refuse(name, "more shared memory than an sm_80 has, 163 KiB");
+        }
+        if (shared_used > SHARED_UNASKED && shared.asked < shared.bytes) {
+            return refuse(name, "more than 48 KiB of shared memory, for which nobody has asked");
         }
     }
     return NULL;

@@ -285,7 +285,7 @@ enum cudaError_t {
     cudaErrorStreamCaptureUnsupported,
     cudaErrorStreamCaptureInvalidated
 };
-enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
+enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault };
 enum cudaDeviceAttr {
     cudaDevAttrMultiProcessorCount,
     cudaDevAttrComputeCapabilityMajor,
@@ -388,6 +388,10 @@ emulated_good(const T &)
 
 /* Keeps why a launch failed for cudaGetErrorString. */
 cudaError_t emulated_failure(const char *why);
+/* What a call answers, kept for cudaGetLastError if it is no success: a launch answers there alone. */
+cudaError_t emulated_answer(cudaError_t error);
+/* Dynamic shared memory that cudaFuncSetAttribute has been asked for. */
+size_t emulated_asked(const void *kernel);
 
 template <class... Params>
 struct emulated_call {
@@ -409,22 +413,23 @@ emulated_graph *&emulated_graph_of(cudaStream_t stream);
 void emulated_finish();
 
 template <class... Params, class... Args>
-static cudaError_t
+static void
 emulate(cudaStream_t stream, int device, const char *name, void (*kernel)(Params...), dim3 grid, dim3 block,
         size_t shared, Args... args)
 {
     emulated_call<Params...> given = {kernel, std::tuple<Params...>(args...)};
-    return emulated_do(stream, [=]() {
+    size_t asked = emulated_asked(reinterpret_cast<const void *>(kernel));
+    (void)emulated_answer(emulated_do(stream, [=]() {
         emulated_call<Params...> call = given;
         bool good = std::apply([](const auto &...each) { return (emulated_good(each) && ...); }, call.args);
         if (!good) {
             return emulated_failure("a pointer among its arguments is no memory of the device");
         }
         emulated_unlock();
-        const char *why = emulated_run(device, name, grid, block, shared, call.run, &call);
+        const char *why = emulated_run(device, name, grid, block, {shared, asked}, call.run, &call);
         emulated_lock();
         return why != NULL ? emulated_failure(why) : cudaSuccess;
-    });
+    }));
 }
 
 #endif

@@ -19,7 +19,7 @@ struct uint3 {
     unsigned x, y, z;
 };
 
-enum { WARP_LANES = 32, SHARED_LIMIT = 163 * 1024 /* of sm_80 */ };
+enum { WARP_LANES = 32, SHARED_LIMIT = 163 * 1024 /* of sm_80 */, SHARED_UNASKED = 48 * 1024 };
 
 /* What the running fiber is. */
 struct emulated_place {
@@ -34,8 +34,13 @@ extern emulated_place emulated_now;
 #define gridDim (emulated_now.blocks)
 #define warpSize 32
 
+/* Dynamic shared memory of a launch, and how much the kernel may have: what cudaFuncSetAttribute said. */
+struct emulated_dynamic {
+    size_t bytes, asked;
+};
+
 /* Runs body(context) once per thread. NULL, or why the launch failed; the text lives until the next one. */
-const char *emulated_run(int device, const char *name, dim3 grid, dim3 block, size_t shared,
+const char *emulated_run(int device, const char *name, dim3 grid, dim3 block, emulated_dynamic shared,
                          void (*body)(void *), void *context);
 
 /* The block's barrier; returns how many threads brought a true predicate. */

@@ -33,6 +33,8 @@ size_t used, taken; /* address space that was ever given away; bytes that are */
 int depth;
 std::multimap<size_t, char *> freed; /* by size */
 std::map<const char *, size_t> given, mapped;
+std::map<const void *, size_t> asked; /* by kernel: cudaFuncSetAttribute */
+thread_local cudaError_t last;        /* that nobody has asked for yet */
 bool explained, broken;
 std::string reason;
 int (*ask_at_free)(void);
@@ -130,10 +132,10 @@ cudaMalloc(void **p, size_t bytes)
     std::lock_guard<std::recursive_mutex> hold(guard);
     *p = NULL;
     if (emulated_spoils()) {
-        return cudaErrorStreamCaptureUnsupported;
+        return emulated_answer(cudaErrorStreamCaptureUnsupported);
     }
     if (bytes > capacity || taken > capacity || rounded(bytes) > capacity - taken) {
-        return cudaErrorMemoryAllocation;
+        return emulated_answer(cudaErrorMemoryAllocation);
     }
     size_t size = rounded(bytes);
     if (region == NULL) {
@@ -149,7 +151,7 @@ cudaMalloc(void **p, size_t bytes)
         used += size + GUARD;
         __asan_poison_memory_region(found, size + GUARD);
     } else {
-        return cudaErrorMemoryAllocation;
+        return emulated_answer(cudaErrorMemoryAllocation);
     }
     taken += size;
     given[found] = bytes;
@@ -177,13 +179,13 @@ cudaFree(void *p)
     }
     answers += ask_at_free != NULL && ask_at_free() != 0;
     if (emulated_spoils()) {
-        return cudaErrorStreamCaptureUnsupported;
+        return emulated_answer(cudaErrorStreamCaptureUnsupported);
     }
     emulated_finish();
     std::lock_guard<std::recursive_mutex> hold(guard);
     auto one = given.find((char *)p);
     if (one == given.end()) {
-        return cudaErrorInvalidValue;
+        return emulated_answer(cudaErrorInvalidValue);
     }
     size_t size = rounded(one->second);
     uintptr_t page = 4096, begin = ((uintptr_t)p + page - 1) / page * page;
@@ -202,7 +204,7 @@ cudaError_t
 cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream)
 {
     if (emulated_spoils()) { /* a GPU would note the host's address, which means nothing later */
-        return cudaErrorStreamCaptureUnsupported;
+        return emulated_answer(cudaErrorStreamCaptureUnsupported);
     }
     bool staged, waits;
     {
@@ -211,7 +213,7 @@ cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, c
         const char *host = (const char *)(kind == cudaMemcpyDeviceToHost ? to : from);
         bool other = kind != cudaMemcpyDeviceToDevice || find(given, (const char *)from, bytes) != NULL;
         if (bytes > 0 && (find(given, device, bytes) == NULL || !other)) {
-            return cudaErrorInvalidValue;
+            return emulated_answer(cudaErrorInvalidValue);
         }
         bool pinned = find(mapped, host, bytes) != NULL;
         staged = kind == cudaMemcpyHostToDevice && !pinned;
@@ -235,7 +237,7 @@ cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch
         if (width == 0 || height == 0) {
             return cudaSuccess;
         }
-        if (kind != cudaMemcpyDeviceToDevice || !emulated_reachable(to, (height - 1) * to_pitch + width) ||
+        if (kind != cudaMemcpyDefault || !emulated_reachable(to, (height - 1) * to_pitch + width) ||
             !emulated_reachable(from, (height - 1) * from_pitch + width)) {
             return cudaErrorInvalidValue;
         }
@@ -354,15 +356,33 @@ cudaDeviceGetAttribute(int *value, cudaDeviceAttr what, int)
 }
 
 cudaError_t
-cudaFuncSetAttribute(const void *, cudaFuncAttribute, int)
+cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute, int value)
 {
+    std::lock_guard<std::recursive_mutex> hold(guard);
+    asked[kernel] = (size_t)value;
     return cudaSuccess;
+}
+
+size_t
+emulated_asked(const void *kernel)
+{
+    std::lock_guard<std::recursive_mutex> hold(guard);
+    return asked[kernel];
+}
+
+cudaError_t
+emulated_answer(cudaError_t error)
+{
+    last = error != cudaSuccess ? error : last;
+    return error;
 }
 
 cudaError_t
 cudaGetLastError()
 {
-    return cudaSuccess;
+    cudaError_t error = last;
+    last = cudaSuccess;
+    return error;
 }
 
 const char *

@@ -192,6 +192,46 @@ probe_too_long(int device, const float *in, float *out, size_t count)
     });
 }
 
+/* What went wrong before is no later launch's failure, though the stream is busy then. */
+PROBE
+probe_goes_on(int device, const float *in, float *out, size_t count)
+{
+    return run_probe(device, in, out, count, [](r1_dev *dev, float *from, float *to, size_t, r1_status *st) {
+        float mine[256];
+        r1_code code = LAUNCH(dev, NULL, race_kernel, 1, 256, 0, mine, (const float *)from, true);
+        return code == R1_OK ? R1_FAIL(st, R1_EINVAL, "it was not refused")
+                             : LAUNCH(dev, st, race_kernel, 1, 256, 0, to, (const float *)from, true);
+    });
+}
+
+/* Static and dynamic shared memory together: LAUNCH asks for what is above 48 KiB, unless too much is static. */
+template <unsigned KIB>
+static __global__ void
+shared_kernel(float *out)
+{
+    DYNAMIC_SHARED(float, dynamic);
+    SHARED(fixed, float[KIB * 256]);
+    dynamic[0] = fixed[0] = 1.0f;
+    out[0] = dynamic[0] + fixed[0];
+}
+
+PROBE
+probe_much_shared(int device, const float *in, float *out, size_t count)
+{
+    return run_probe(device, in, out, count, [](r1_dev *dev, float *, float *to, size_t, r1_status *st) {
+        R1_TRY(LAUNCH(dev, st, shared_kernel<16>, 1, 1, 32 * 1024, to));
+        return LAUNCH(dev, st, shared_kernel<16>, 1, 1, 100 * 1024, to);
+    });
+}
+
+PROBE
+probe_unasked_shared(int device, const float *in, float *out, size_t count)
+{
+    return run_probe(device, in, out, count, [](r1_dev *dev, float *, float *to, size_t, r1_status *st) {
+        return LAUNCH(dev, st, shared_kernel<17>, 1, 1, 32 * 1024, to);
+    });
+}
+
 /* The host reads device memory: the process ends. */
 PROBE
 probe_host_reads(int device, const float *in, float *out, size_t count)

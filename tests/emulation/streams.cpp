@@ -132,7 +132,7 @@ cudaSetDevice(int device)
     int count;
     cudaGetDeviceCount(&count);
     current = device >= 0 && device < count ? device : current;
-    return device == current ? cudaSuccess : cudaErrorInvalidDevice;
+    return device == current ? cudaSuccess : emulated_answer(cudaErrorInvalidDevice);
 }
 
 cudaError_t
@@ -160,10 +160,10 @@ cudaStreamSynchronize(cudaStream_t stream)
 {
     std::lock_guard<std::recursive_mutex> hold(guard);
     if (emulated_spoils()) {
-        return cudaErrorStreamCaptureUnsupported;
+        return emulated_answer(cudaErrorStreamCaptureUnsupported);
     }
     if (emulated_broken()) {
-        return cudaErrorLaunchFailure;
+        return emulated_answer(cudaErrorLaunchFailure);
     }
     if (is_default(stream)) {
         return cudaSuccess;
@@ -171,14 +171,15 @@ cudaStreamSynchronize(cudaStream_t stream)
     advance(stream, stream->given);
     cudaError_t error = stream->failed;
     stream->failed = cudaSuccess;
-    return error;
+    return emulated_answer(error);
 }
 
+/* A stream may always have something to do. */
 cudaError_t
 cudaStreamQuery(cudaStream_t)
 {
-    return emulated_spoils() ? cudaErrorStreamCaptureUnsupported
-           : emulated_broken() ? cudaErrorLaunchFailure : cudaSuccess;
+    return emulated_answer(emulated_spoils() ? cudaErrorStreamCaptureUnsupported
+                           : emulated_broken() ? cudaErrorLaunchFailure : cudaErrorNotReady);
 }
 
 cudaError_t
