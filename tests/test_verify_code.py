@@ -89,6 +89,7 @@ def test_reasons(level):
     assert judged("def f(x): return 2").reason == "correct"
     assert judged("def f(x): return 3").reason == "wrong"
     assert judged("def f(x): return 1 / 0").detail.startswith("test 1 of 1: ZeroDivisionError: division by")
+    assert judged("def f(x): raise ValueError('a\\n=== b\\ud800')").detail.startswith("test 1 of 1: ValueError: a === b?;")
     hanging = judged("def f(x):\n    while True: pass", limits={"seconds": 0.2})
     assert hanging.reason == "wrong" and "no end in 0.2 s" in hanging.detail and not hanging.failed
     assert judged("").reason == "unparsed"

@@ -195,7 +195,7 @@ class _Trial:
                 return _raised(decode(body))
         except ValueError:
             return "an answer that is no value"
-        words = body[:200].decode("utf-8", "replace") if kind == b"?" else "no answer"
+        words = _line(body.decode("utf-8", "replace")) if kind == b"?" else "no answer"
         if words.startswith(("SyntaxError", "IndentationError", "TabError")):
             raise _Unparsed(words)
         return words
@@ -225,7 +225,7 @@ class _Trial:
                 until += time.monotonic() - began  # the program's time is its own
         if word == b"error":
             raise _BadTest(rest.decode("utf-8", "replace"))
-        return None if word == b"right" else rest.decode("utf-8", "replace") or "the tests ended"
+        return None if word == b"right" else _line(rest.decode("utf-8", "replace")) or "the tests ended"
 
 
 class _Returned(NamedTuple):
@@ -247,7 +247,12 @@ def _raised(said: Any) -> _Raised:
     if not (type(said) is list and list(map(type, said)) == [str, list, str]):
         raise ValueError("no exception")
     kind, arguments, words = said
-    return _Raised(kind, arguments, words[:200].encode("utf-8", "replace").decode("utf-8"))
+    return _Raised(kind, arguments, _line(words))
+
+
+def _line(words: str) -> str:
+    """What a program says, on one line that any file can hold."""
+    return " ".join(words[:200].encode("utf-8", "replace").decode("utf-8").split())
 
 
 def _how_it_ended(ended: Outcome) -> str | None:
