@@ -93,7 +93,8 @@ def test_reasons(level):
     hanging = judged("def f(x):\n    while True: pass", limits={"seconds": 0.2})
     assert hanging.reason == "wrong" and "no end in 0.2 s" in hanging.detail and not hanging.failed
     assert judged("").reason == "unparsed"
-    assert judged("def f(x) return 2").reason == "unparsed"
+    broken = judged("def f(x) return 2")
+    assert broken.reason == "unparsed" and broken.detail.endswith(f"; sandbox {level}")
     assert judged("<think>def f(x): return 2").reason == "unparsed"
     assert judged("def f(x): return 2", inside=True).reason == "unparsed"
     assert judged("so: </think>\n```python\ndef f(x): return 2\n```", inside=True).correct

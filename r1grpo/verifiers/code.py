@@ -64,7 +64,7 @@ def verify_code(program: str, tests: Sequence[Any], *, level: str = "full", lang
         try:
             failures = trial.failures(wanted, partial)
         except _Unparsed as error:
-            return Verdict(False, "unparsed", str(error), nothing)
+            return Verdict(False, "unparsed", f"{error}; sandbox {level}", nothing)
         except (_BadTest, SandboxUnavailable, OSError) as error:
             return Verdict(False, "error", f"sandbox {level}: {error}")
     share = 1.0 - len(failures) / len(wanted) if partial else None
