@@ -143,7 +143,7 @@ def _all(judged: Callable[[Any], Row | None], items: Sequence[Any], counts: Coun
         except JudgeError as error:
             return error
 
-    kept, failures = [], 0
+    kept, failures, last = [], 0, None
     executor = ThreadPoolExecutor(threads, thread_name_prefix="judge")
     try:
         for item, found in zip(items, executor.map(tried, items), strict=True):
@@ -154,10 +154,13 @@ def _all(judged: Callable[[Any], Row | None], items: Sequence[Any], counts: Coun
                 if failures == MAX_FAILURES:
                     raise JudgeError(found.reason, f"no verdict {failures} times in a row: {found}")
                 counts["refused" if isinstance(found, Refused) else found.reason] += 1
+                last = found
             elif found is None:
                 counts["margin"] += 1
             else:
                 kept.append(found)
     finally:
         executor.shutdown(cancel_futures=True)
+    if failures == len(items) and last:
+        raise JudgeError(last.reason, f"no verdict at all: {last}")
     return Judged(kept, {"kept": len(kept), **counts})

@@ -10,6 +10,7 @@ from r1grpo.commands.inputs import INSTRUCTIONS, with_prompt_ids
 from r1grpo.commands.options import Inputs
 from r1grpo.readable import FILTERS
 from r1grpo.rundir import read_jsonl
+from r1grpo.toml import ConfigError
 
 EVEN = '''
 def even(prompts, completions, completion_ids, **columns):
@@ -104,6 +105,8 @@ def test_prompts_with_examples_and_with_a_call_for_reflection(here, rule, tmp_pa
     for model in ("model", "base"):  # by its name
         tokenizer = Tokenizer.from_pretrained(model)
         [row] = with_prompt_ids([{"prompt": "p"}], Inputs(model=model, instruction="reflect"), tokenizer)
+        with pytest.raises(ConfigError, match="did you mean 'reflect'"):
+            with_prompt_ids([{"prompt": "p"}], Inputs(model=model, instruction="reflct"), tokenizer)
         assert "p\n\n" + INSTRUCTIONS["reflect"] in tokenizer.decode(row["prompt_ids"])
 
 

@@ -92,6 +92,14 @@ def test_a_judge_that_stops_answering_ends_the_run_and_nothing_is_asked_twice(da
     assert "margin is 1.0 there, 0.5 here" in capsys.readouterr().err
 
 
+def test_a_judge_that_never_answers_is_said_however_few_the_questions(data, capsys):
+    with serving((400, "no")) as server:
+        assert cli.main(judge(server, data / "run", "n=2")) == 2  # six pairs, fewer than end a run
+    assert "no verdict at all" in (said := capsys.readouterr().err) and "answered 400" in said
+    with serving(prefers_longer) as server:
+        assert cli.main(["judge", "--out", str(data / "run"), "--resume", "--set", f"url={server.url}"]) == 0
+
+
 def test_ctrl_c_keeps_what_was_said(data):
     stopped = threading.Event()
 

@@ -123,6 +123,17 @@ def test_eval_measures_stores_and_checks(here, tmp_path, capsys):
     assert cli.main(check) == 1 and "pass@1: figures.json has" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["curate", "reject", "coldstart", "eval", "distill"])
+def test_the_reward_that_judges_samples_takes_options(name, here, tmp_path, capsys):
+    more = ("--teacher", "model") if name == "distill" else ()
+    for reward, option, words in (("cosine", "margn=1", "did you mean 'margin'"),
+                                  ("judge", "url=http://localhost", "needs reward_options.judge.model"),
+                                  ("code", "level=none", "accept_no_sandbox=True")):
+        line = command(name, tmp_path / "run", *more, "--reward", reward, data="problems.jsonl",
+                       settings=(f"reward_options.{reward}.{option}",))
+        assert words in refused(capsys, line, tmp_path / "run")
+
+
 def test_distill_with_and_without_a_teacher(here, tmp_path, capsys):
     settings = (*SFT_SET, "samples=2", "temperature=1.2", "max_completion_length=8")
     out = tmp_path / "asked"

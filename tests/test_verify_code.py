@@ -103,7 +103,9 @@ def test_reasons(level):
     assert level in judged("def f(x): return 2").detail
     text = [{"input": "", "output": "1"}]
     assert judged("int main() {", text, language="c").reason == "unparsed"
-    assert judged("print(2)", text).detail.startswith("test 1 of 1: another output")
+    assert judged("print(2)", text).detail.startswith("test 1 of 1: another output, '2\\n', expected '")
+    assert judged("def f(x): return [3] * 999", ["assert f(1) == 2"]).detail.startswith(
+        "test 1 of 1: another value, [3, 3, 3, 3, 3, 3, 3, 3, ...], expected 2; sandbox ")
     assert judged("import sys; print(1); sys.exit(2)", text).detail.startswith("test 1 of 1: exit status 2")
 
 

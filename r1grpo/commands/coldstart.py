@@ -54,7 +54,7 @@ def run(flags: argparse.Namespace) -> int:
 
 def _sample(options: Options, flags: argparse.Namespace) -> int:
     inputs = options.inputs
-    correct, filters = open_correct(inputs.reward), open_filters(inputs.filters)
+    correct, filters = open_correct(inputs, options.args), open_filters(inputs.filters)
     tokenizer = open_tokenizer(inputs)
     rows = open_rows(inputs, tokenizer)
     check_columns(inputs, rows)
@@ -163,7 +163,7 @@ def _take_back(options: Options, flags: argparse.Namespace) -> int:
         back = list(read_lines(stream, flags.edited.name))
     if not back:
         raise ValueError(f"{flags.edited}: there is no row")
-    correct = open_correct(inputs.reward)
+    correct = open_correct(inputs, options.args)
     try:
         found = take_back(list(read_jsonl(path)), back, correct, open_tokenizer(inputs),
                           open_filters(inputs.filters))

@@ -67,15 +67,15 @@ def _teacher(options: Options, flags: argparse.Namespace) -> Callable[[Work], li
     at once would be twice the memory. None where only its memory plan was asked for."""
     inputs = dataclasses.replace(options.inputs, model=options.inputs.teacher, lora=None,
                                  revision=options.inputs.teacher_revision)
-    correct = open_correct(inputs.reward)
+    args = EvalConfig(k=inputs.samples, temperature=inputs.temperature,
+                      max_completion_length=inputs.max_completion_length, batch_prompts=16,
+                      seed=options.args.seed)
+    correct = open_correct(inputs, args)
     open_filters(inputs.filters)
     tokenizer = open_tokenizer(inputs)
     problems = open_rows(inputs, tokenizer)
     check_columns(inputs, problems)
     check_ranker(inputs, problems)
-    args = EvalConfig(k=inputs.samples, temperature=inputs.temperature,
-                      max_completion_length=inputs.max_completion_length, batch_prompts=16,
-                      seed=options.args.seed)
     if not fits(flags, sampling_plan(inputs, args, problems)):
         return None
 

@@ -178,7 +178,10 @@ def with_prompt_ids(rows: Sequence[Row], inputs: Inputs, tokenizer: Tokenizer) -
     template = TEMPLATES.get(inputs.template or "", inputs.template) or "{prompt}"
     if "{prompt}" not in template:
         raise ConfigError(f"template {brief(template)} has no {{prompt}}{suggest(template, TEMPLATES)}")
-    instruction = INSTRUCTIONS.get(inputs.instruction or "", inputs.instruction)
+    given = inputs.instruction
+    instruction = INSTRUCTIONS.get(given or "", given)
+    if given and given not in INSTRUCTIONS and (near := suggest(given, INSTRUCTIONS)):
+        raise ConfigError(f"instruction {brief(given)} is neither a sentence nor of {', '.join(INSTRUCTIONS)}{near}")
     mark, done = tokenizer_mark(inputs), []
     for i, row in enumerate(rows):
         if row.get("tokenizer", mark) != mark:
@@ -223,7 +226,7 @@ def open_rewards(names: Sequence[str], options: Mapping[str, Mapping[str, Any]] 
 def check_columns(inputs: Any, rows: Sequence[Row]) -> None:
     """Refuse rows that a named reward could say nothing about, or whose answers cannot be right; what is
     right may be another's word."""
-    options = getattr(inputs, "reward_options", {})
+    options = inputs.reward_options
     decides = {name: options.get(name, {}).get("correct", name) for name in inputs.reward}
     for name, decider in decides.items():
         wanted = COLUMNS.get(decider, ())

@@ -85,6 +85,7 @@ class RewardInputs(TrainInputs):
     """And what decides over a completion."""
 
     reward: tuple[str, ...] = ("accuracy",)  # names, or FILE.py:function
+    reward_options: dict[str, dict[str, Any]] = field(default_factory=dict)  # how they are made (rewards/named.py)
 
 
 @dataclass
@@ -103,10 +104,8 @@ class SFTInputs(AdapterInputs, TrainInputs):
 
 @dataclass
 class GRPOInputs(AdapterInputs, RewardInputs):
-    """And how its rewards are made (rewards/named.py), and what becomes of prompts longer than
-    max_prompt_length."""
+    """And what becomes of prompts longer than max_prompt_length."""
 
-    reward_options: dict[str, dict[str, Any]] = field(default_factory=dict)
     audit: tuple[str, ...] = ()  # rewards by name that are asked about audit_share of the samples
     long_prompts: Literal["refuse", "drop"] = "refuse"
 
@@ -116,6 +115,7 @@ class EvalInputs(Inputs):
     """The same for a measurement."""
 
     reward: tuple[str, ...] = ("accuracy",)
+    reward_options: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass

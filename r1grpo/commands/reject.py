@@ -58,14 +58,14 @@ def open_judged(command: Command, flags: argparse.Namespace) -> tuple[Options, R
     what is right, the tokenizer."""
     options = options_of(command, flags, "reward", *MODEL)
     require(options.inputs, "model", "data", "reward")
-    return options, open_correct(options.inputs.reward), open_tokenizer(options.inputs)
+    return options, open_correct(options.inputs, options.args), open_tokenizer(options.inputs)
 
 
-def open_correct(names: Sequence[str]) -> RewardFunction:
-    """The one reward function that says which samples are right (1.0)."""
-    if len(names) != 1:
-        raise ConfigError(f"reward names {len(names)} functions; one says which samples are right")
-    return open_rewards(names)[0]
+def open_correct(inputs: Any, args: EvalConfig) -> RewardFunction:
+    """The one reward function that says which of the samples that args ask for are right (1.0)."""
+    if len(inputs.reward) != 1:
+        raise ConfigError(f"reward names {len(inputs.reward)} functions; one says which samples are right")
+    return open_rewards(inputs.reward, inputs.reward_options, args.max_completion_length)[0]
 
 
 def open_filters(names: Sequence[str]) -> dict[str, Filter]:

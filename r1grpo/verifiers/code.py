@@ -31,6 +31,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple
 
+from ..brief import brief
 from .code_tests import FunctionCall, InputOutput, Script, Test, read_tests
 from .plain_values import decode, render
 from .sandbox import LANGUAGES, Limits, Outcome, Sandbox, SandboxUnavailable, TimedOut, require_level
@@ -174,11 +175,14 @@ class _Trial:
         """Why a test does not pass; None where it does."""
         if isinstance(test, InputOutput):
             ended = self._ask(b"s", test.input)
-            return _how_it_ended(ended) or (None if test.passes(ended.output) else "another output")
+            if (failure := _how_it_ended(ended)) or test.passes(ended.output):
+                return failure
+            return f"another output, {_instead(ended.output.decode('utf-8', 'replace'), test.output)}"
         if isinstance(test, FunctionCall):
             answer = self._call(test.function, test.args, test.kwargs)
             if isinstance(answer, _Returned):
-                return None if test.passes(answer.value) else "another value"
+                return None if test.passes(answer.value) else \
+                    f"another value, {_instead(answer.value, test.expected)}"
             return answer if isinstance(answer, str) else answer.words
         return self._run_script(test)
 
@@ -226,6 +230,11 @@ class _Trial:
         if word == b"error":
             raise _BadTest(rest.decode("utf-8", "replace"))
         return None if word == b"right" else _line(rest.decode("utf-8", "replace")) or "the tests ended"
+
+
+def _instead(got: Any, want: Any) -> str:
+    """What came out where something else was expected, for people."""
+    return f"{brief(got)}, expected {brief(want)}"
 
 
 class _Returned(NamedTuple):
