@@ -98,11 +98,10 @@ def test_a_run_says_what_held_its_programs(level, here, tmp_path, capsys):
         assert one.get("sandbox") == ({"code_reward": level} if judged else None)
     assert cli.main(["audit", str(tmp_path / "run"), "--limit", "1"]) == 0
     assert f"sandbox {level})" in capsys.readouterr().out
-    if level == "full":  # which `reject` takes, having no options of rewards
-        assert cli.main(command("reject", tmp_path / "kept", "--reward", "code", data="functions.jsonl",
-                                settings=("k=1", "max_completion_length=8"))) == 0
-        kept = json.loads((tmp_path / "kept" / "manifest.json").read_text())
-        assert kept["run"]["sandbox"] == {"code_reward": words}
+    assert cli.main(command("reject", tmp_path / "kept", "--reward", "code", data="functions.jsonl",
+                            settings=("k=1", "max_completion_length=8", options[-1]))) == 0
+    kept = json.loads((tmp_path / "kept" / "manifest.json").read_text())
+    assert kept["run"]["sandbox"] == {"code_reward": words}
 
 
 def test_tests_that_are_none_are_refused_before_a_run():
