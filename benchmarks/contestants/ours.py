@@ -51,9 +51,12 @@ def step_of(work: Work, model: Model, rows: int | None = None) -> Callable[[], d
         weights = token_weights([work.new] * len(done), np.ones(len(done), np.float32), "dapo",
                                 work.new)
         clock.append(time.perf_counter())
+        old, sampled = done.logprobs, None
+        if not model.exact:  # as GRPOTrainer does there: truncated importance sampling
+            old, sampled = model.logprobs(ids, done.completion_ids), done.logprobs
         model.zero_grad()
-        model.policy_gradient(ids, done.completion_ids, advantages=advantages, weights=weights,
-                              old_logprobs=done.logprobs, total_tokens=1.0, micro_batch_tokens=rows)
+        model.policy_gradient(ids, done.completion_ids, advantages=advantages, weights=weights, old_logprobs=old,
+                              sampled_logprobs=sampled, total_tokens=1.0, micro_batch_tokens=rows)
         model.update(0.0)
         clock.append(time.perf_counter())
         return dict(zip(("rollout", "reward", "update"), np.diff(clock).tolist()))

@@ -18,7 +18,7 @@ from benchmarks.workloads import Work
 from .record import Part, Rows
 
 LIMIT = 240.0  # seconds for one answer: a compilation may take minutes
-ROUNDS, TIMES = 3, 2
+REPEATS = {"sft": (3, 2), "generate": (2, 1), "grpo": (2, 1)}  # rounds, measurements of each: generate is slow
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,18 +78,17 @@ class Field:
 
 
 def contest(rows: Rows, field: Field, work: Work, bars: Bars, quick: bool) -> None:
-    """A few measurements of each in turn, several times over."""
+    """A few measurements of each in turn, behind one that compiles and warms up, several times over."""
+    rounds, times = (1, 1) if quick else REPEATS[work.kind]
     found: dict[Peer, list[float]] = {}
-    for peer in (OURS, *bars):  # which also compiles and warms up
-        seconds = field.ask(peer, work, 1, not quick)
-        if seconds is None:
-            rows.add(who=peer.name, absent=field.absent[peer.name])
-        else:
-            found[peer] = [] if not quick else seconds
-    for _ in range(0 if quick else ROUNDS):
-        for peer in list(found):
-            found[peer] += field.ask(peer, work, TIMES, True) or []
-    took = {peer: statistics.median(seconds) for peer, seconds in found.items() if seconds}
+    for i in range(rounds):
+        for peer in (OURS, *bars) if i == 0 else list(found):
+            seconds = field.ask(peer, work, times, not quick)
+            if seconds is not None:
+                found.setdefault(peer, []).extend(seconds)
+            elif i == 0:
+                rows.add(who=peer.name, absent=field.absent[peer.name])
+    took = {peer: statistics.median(seconds) for peer, seconds in found.items()}
     for peer, seconds in took.items():
         rows.add(who=peer.name, seconds=seconds, tokens_per_second=work.tokens / seconds, spread=found[peer])
     for peer, bar in bars.items():

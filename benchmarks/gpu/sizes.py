@@ -52,9 +52,10 @@ WHOLE = Shapes(
     training={"0.5B": Work("sft", "qwen_0.5b", 32, 512), "1.5B": Work("sft", "qwen_1.5b", 32, 512)},
     rows=(8192, 4096),
     head=dict(num_hidden_layers=1, intermediate_size=64), head_of="qwen_0.5b", head_rows=(16, 512),
-    sampling=((Work("generate", "qwen_0.5b", 1, 64, 256), 1_500.0, 2_500.0),
-              (Work("generate", "qwen_0.5b", 256, 384, 256), 100_000.0, 160_000.0),
-              (Work("generate", "tiny_moe", 1024, 64, 128), None, None)),
+    sampling=((Work("generate", "tiny_moe", 1024, 64, 128), None, None),
+              (Work("generate", "qwen_0.5b", 1, 64, 256), 1_500.0, 2_500.0),
+              (Work("generate", "qwen_0.5b", 32, 384, 256), None, None),
+              (Work("generate", "qwen_0.5b", 256, 384, 256), 100_000.0, 160_000.0)),
     grpo=Work("grpo", "qwen_0.5b", 64, 128, 256, 8), repeats=7, at_least=0.05)
 
 QUICK = Shapes(

@@ -21,7 +21,7 @@ from r1grpo.plan import plan_memory, resident_memory
 
 from .ceilings import Ceilings
 from .op_loop import Loop, seconds
-from .record import Part, Rows
+from .record import OutOfTimeError, Part, Rows
 from .sizes import QUICK, WHOLE, Shapes
 
 TERA, GIGA = 1e12, 1e9
@@ -119,34 +119,41 @@ class Bench:
         self.price.append((f"training step, {name}", "tokens/s", work.tokens / took[best],
                            lambda device: work.tokens / self.step(work, best, device)))
 
-    def head(self, rows: Rows) -> None:
-        """Policy gradient of a model of one small layer: N C V multiply-adds three times, the layer's time
-        counted as the head's. Memory: what the first call took, less the plan's activations and KV."""
+    def head_step(self, device: str) -> tuple[ModelConfig, Callable[[], None]]:
+        """A model of one small layer, and its policy gradient."""
         shapes = self.shapes
         (B, T), how = shapes.head_rows, {**MODELS[shapes.head_of], **shapes.head, **NONE_ENDS}  # noqa: N806
-        config = ModelConfig.from_dict(how)
-        model = Model(config, dtype="bfloat16", device=self.device)
-        work = Work("sft", shapes.head_of, B, T + 1)
-        ids = work.ids()
+        model = Model(ModelConfig.from_dict(how), dtype="bfloat16", device=device)
+        ids = Work("sft", shapes.head_of, B, T + 1).ids()
         prompts, completions = [*ids[:, :1]], [*ids[:, 1:]]
         old = model.logprobs(prompts, completions)  # and scratch memory of forward
-        planned = plan_memory(config, dtype="bfloat16", length=T + 1, sequences=B, device=self.device,
-                              micro_batch_tokens=B * (T + 1))
-        before = resident_memory(self.device)
 
         def step() -> None:
             model.policy_gradient(prompts, completions, advantages=[1.0, -1.0] * (B // 2) + [1.0] * (B % 2),
                                   weights=[1.0] * B, old_logprobs=old, micro_batch_tokens=B * (T + 1))
+        return model.config, step
+
+    def head(self, rows: Rows) -> None:
+        """N C V multiply-adds three times, the layer's time counted as the head's. Memory: what the first call
+        took, less the plan's gradients, activations and KV; logits are float32 here, so they would be whole."""
+        B, T = self.shapes.head_rows  # noqa: N806
+        config, step = self.head_step(self.device)
+        planned = plan_memory(config, dtype="bfloat16", length=T + 1, sequences=B, device=self.device,
+                              micro_batch_tokens=B * (T + 1))
+        before = resident_memory(self.device)
         step()
-        took = resident_memory(self.device) - before - planned.bytes_of("training: activations") \
-            - planned.bytes_of("training: KV")
+        took = resident_memory(self.device) - before - sum(map(planned.bytes_of, (
+            "gradients", "training: activations", "training: KV")))
         N, C, V = B * T, config.hidden_size, config.vocab_size  # noqa: N806
-        rate = 6.0 * N * C * V / self.calls(step)
-        rows.bar(f"fused head with GRPO loss, {N} x {V}", rate / TERA, "TFLOP/s", 500.0, 650.0,
-                 share=rate / self.matmul)
-        logits = 2.0 * N * V
-        rows.bar("memory of the logits in bf16 over the head's", logits / max(took, 1), "x", 10.0, 10.0,
-                 head_bytes=took, planned=planned.bytes_of("training: head"))
+        work, name = 6.0 * N * C * V, f"fused head with GRPO loss, {N} x {V}"
+        rate = work / self.calls(step)
+        rows.bar(name, rate / TERA, "TFLOP/s", 500.0, 650.0, share=rate / self.matmul)
+        self.price.append((name, "TFLOP/s", rate / TERA,
+                           lambda device: work / TERA / self.calls(self.head_step(device)[1])))
+        logits = 4.0 * N * V
+        rows.bar("memory of the logits over the head's", logits / max(took, 1), "x", 10.0, 10.0,
+                 of_bf16_logits=logits / 2.0 / max(took, 1), head_bytes=took,
+                 planned=planned.bytes_of("training: head"))
 
     def decoding(self, work: Work, device: str) -> tuple[list[float], list[float]]:
         """Tokens a second behind the first one of each sequence, and those of the whole call."""
@@ -177,18 +184,27 @@ class Bench:
             self.price.append((f"decode, {work.name}", "tokens/s", rate,
                                lambda device, work=work: statistics.median(self.decoding(work, device)[0])))
 
-    def grpo(self, rows: Rows) -> None:
-        """Its bar is a ratio to a peer: part `peers`."""
+    def grpo_step(self, device: str) -> dict[str, float]:
+        """Median seconds of a step and of its parts; in fast mode with the scoring that it needs."""
         work = self.shapes.grpo
-        step = ours.step_of(work, ours.model_of(work.model, "bfloat16", self.device), self.shapes.rows[0])
+        step = ours.step_of(work, ours.model_of(work.model, "bfloat16", device), self.shapes.rows[0])
         step()
         found = [step() for _ in range(min(3, self.shapes.repeats))]
-        parts = {name: statistics.median(one[name] for one in found) for name in found[0]}
-        rows.add(what=work.name, tokens_per_second=work.tokens / parts["seconds"], **parts)
+        return {name: statistics.median(one[name] for one in found) for name in found[0]}
+
+    def grpo(self, rows: Rows) -> None:
+        """Its bar is a ratio to a peer: part `peers`."""
+        work, parts = self.shapes.grpo, self.grpo_step(self.device)
+        rate = work.tokens / parts["seconds"]
+        rows.add(what=work.name, tokens_per_second=rate, **parts)
+        self.price.append((f"GRPO step, {work.name}", "tokens/s", rate,
+                           lambda device: work.tokens / self.grpo_step(device)["seconds"]))
 
     def prices(self, rows: Rows) -> None:
         """What exactness costs: the same figures in both modes."""
         for what, unit, exact, measure in self.price:
+            if self.part.left <= 0:
+                raise OutOfTimeError(f"the part's minutes are over before {what}")
             fast = measure(FAST)
             rows.add(what=what, unit=unit, exact=exact, fast=fast, price=fast / exact)
 
@@ -204,9 +220,9 @@ def run(part: Part, device: str = "cuda", **_: str) -> None:
     part.piece("attention", bench.attention)
     part.piece("decode attention", bench.decode)
     part.piece("streams", bench.streams)
+    part.piece("sampling", bench.sampling)  # one model after the other: each is made once for what needs it
+    part.piece("a GRPO step", bench.grpo)
     for name, work in bench.shapes.training.items():
         part.piece(f"training, {name}", bench.training, name, work)
     part.piece("head", bench.head)
-    part.piece("sampling", bench.sampling)
-    part.piece("a GRPO step", bench.grpo)
     part.piece("price of exact mode", bench.prices)
