@@ -11,6 +11,7 @@
 #include "mma.cuh"
 
 constexpr int MIN_CAPABILITY = 80, SPIN_CHAINS = 8;
+constexpr size_t STAGING = (size_t)1 << 20, SMALL = (size_t)1 << 16; /* bytes of dev->staging, of an upload in it */
 
 /* ---- errors --------------------------------------------------------------------------------- */
 
@@ -53,11 +54,13 @@ dev_not_recording(const r1_dev *dev, const char *what, r1_status *st)
     return dev->recording ? R1_FAIL(st, R1_EDEVICE, "%s while ops are recorded", what) : R1_OK;
 }
 
-static r1_code
+r1_code
 dev_wait(r1_dev *dev, const char *what, r1_status *st)
 {
     R1_TRY(dev_not_recording(dev, what, st));
-    return dev_check(dev, cudaStreamSynchronize(dev->stream), what, st);
+    R1_TRY(dev_check(dev, cudaStreamSynchronize(dev->stream), what, st));
+    dev->staged = 0;
+    return R1_OK;
 }
 
 /* ---- device --------------------------------------------------------------------------------- */
@@ -79,6 +82,7 @@ open_stream(r1_dev *dev, r1_status *st)
     }
     R1_TRY(dev_check(dev, cudaEventCreateWithFlags(&dev->reached, cudaEventDisableTiming), "dev_open", st));
     R1_TRY(dev_check(dev, cudaStreamCreateWithFlags(&dev->stream, cudaStreamNonBlocking), "dev_open", st));
+    R1_TRY(dev_check(dev, cudaHostAlloc(&dev->staging, STAGING, cudaHostAllocDefault), "dev_open", st));
     return lt_open(dev, st);
 }
 
@@ -129,6 +133,7 @@ CUDA(dev_close)(r1_dev *dev)
     if (dev != NULL && dev_ready(dev, NULL) == R1_OK) { /* errors of the last moment help nobody */
         lt_close(dev);
         (void)cudaFree(dev->scratch);
+        (void)cudaFreeHost(dev->staging);
         if (dev->stream != NULL) {
             (void)cudaStreamDestroy(dev->stream);
         }
@@ -176,13 +181,27 @@ CUDA(mem_free)(r1_dev *dev, void *p)
     }
 }
 
-/* src may be written again as soon as this returns: what is pageable is staged first. */
+/* A copy of src in pinned memory, until the stream has been waited for; where there is no room, src itself, which
+ * the driver copies, after work of its own. */
+static const void *
+stage(r1_dev *dev, const void *src, size_t bytes)
+{
+    size_t begin = dev->staged, end = begin + (bytes + 15) / 16 * 16;
+    if (bytes == 0 || bytes > SMALL || end > STAGING) {
+        return src;
+    }
+    dev->staged = end;
+    return memcpy(static_cast<char *>(dev->staging) + begin, src, bytes);
+}
+
+/* src may be written again as soon as this returns: what is pageable is staged, the small uploads of a decode step
+ * here. */
 r1_code
 CUDA(mem_upload)(r1_dev *dev, void *dst, const void *src, size_t bytes, r1_status *st)
 {
     R1_TRY(dev_ready(dev, st));
     R1_TRY(dev_not_recording(dev, "mem_upload", st));
-    return dev_check(dev, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, dev->stream),
+    return dev_check(dev, cudaMemcpyAsync(dst, stage(dev, src, bytes), bytes, cudaMemcpyHostToDevice, dev->stream),
                      "mem_upload", st);
 }
 

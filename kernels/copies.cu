@@ -67,5 +67,5 @@ CUDA(mem_join)(r1_dev *dev, int host, r1_status *st)
         R1_TRY(dev_check(dev, cudaEventRecord(dev->reached, dev->copies), "mem_join", st));
         R1_TRY(dev_check(dev, cudaStreamWaitEvent(dev->stream, dev->reached, 0), "mem_join", st));
     }
-    return host ? dev_check(dev, cudaStreamSynchronize(dev->stream), "mem_join", st) : R1_OK;
+    return host ? dev_wait(dev, "mem_join", st) : R1_OK;
 }

@@ -41,6 +41,8 @@ struct r1_dev {
     cudaEvent_t reached; /* how far a stream has come: for another one that waits for it */
     void *scratch; /* dev_scratch's */
     size_t scratch_bytes;
+    void *staging; /* pinned; uploads under way have its first bytes */
+    size_t staged;
     struct lt *lt; /* cuBLASLt (cublaslt.cuh); NULL: there is none, */
     r1_status no_lt; /* or there is, and this is why it is of no use */
     size_t mapped; /* host memory that kernels may see for the length of a call: mem_map */
@@ -56,6 +58,8 @@ r1_code dev_ready(r1_dev *dev, r1_status *st);
 r1_code dev_not_recording(const r1_dev *dev, const char *what, r1_status *st);
 /* What a CUDA call answered, as a code: out of memory, or a message that names `what`. */
 r1_code dev_check(r1_dev *dev, cudaError_t error, const char *what, r1_status *st);
+/* Waits until the device has done everything; R1_EDEVICE while ops are recorded. */
+r1_code dev_wait(r1_dev *dev, const char *what, r1_status *st);
 /* bytes of device memory, 256-byte aligned, undefined, the op's own until it returns. Once per op: the
  * next call gives the same memory away again. It grows to the largest op's need and stays. */
 r1_code dev_scratch(r1_dev *dev, void **p, size_t bytes, r1_status *st);

@@ -12,7 +12,9 @@
  *
  * An instruction waits for the one before it, and in a product of one row that is most of the time where I is large.
  * So nt of bf16 cuts I into segments of at most CHAIN terms, as many as I says and nobody else: the first is a chain
- * from the start, the others from 0, and their sums are added in ascending order, of one row or of thousands.
+ * from the start, the others from 0, and their sums are added in ascending order, of one row or of thousands. Where
+ * that leaves a GPU idle, rows of more than a few are multiplied in narrower tiles (NARROW_TILES) and all segments
+ * at once, their sums in scratch memory.
  *
  * tn sums over rows. Where a gradient is too small to keep a GPU busy, the rows are cut into segments, as many
  * as its shape and N say: each is a sum of its own from 0 and they are added in ascending order, so gradients
@@ -32,6 +34,7 @@ enum tile_size { FEW, MEDIUM, LARGE };
 
 constexpr tile F32_TILES[] = {{16, 64, 32, 4}, {64, 64, 16, 4}, {128, 64, 16, 4}};
 constexpr tile BF16_TILES[] = {few_tile(32), {64, 64, 64, 4}, {128, 256, 32, 4}};
+constexpr tile NARROW_TILES[] = {{64, 32, 64, 6}, {64, 16, 64, 8}}; /* MEDIUM's, where its blocks were too few */
 
 constexpr size_t ENOUGH = 128;          /* blocks that keep a GPU busy: tn's segments may not know which GPU */
 constexpr size_t SEGMENT_ROWS = 1024;   /* at least, where tn's rows are cut */
@@ -67,21 +70,28 @@ round_rows_kernel(r1_tensor to, r1_tensor x)
     }
 }
 
-/* dw [+]= the segments' sums (segments, rows, columns), ascending */
+/* c [+]= the segments' sums (segments, rows, columns), ascending */
 static __global__ void
-merge_kernel(r1_tensor dw, const float *sums, size_t segments, int accumulate)
+merge_kernel(r1_tensor c, const float *sums, size_t segments, int accumulate)
 {
-    size_t i = (size_t)blockIdx.x * MERGE_THREADS + threadIdx.x, count = dw.rows * dw.cols;
+    size_t i = (size_t)blockIdx.x * MERGE_THREADS + threadIdx.x, count = c.rows * c.cols;
     if (i >= count) {
         return;
     }
-    float *to = row_f32(dw, i / dw.cols) + i % dw.cols;
+    float *to = row_f32(c, i / c.cols) + i % c.cols;
     float sum = accumulate ? *to : 0.0f;
     for (size_t s = 0; s < segments; s++) {
         sum += sums[s * count + i];
     }
     *to = sum;
 }
+
+struct job {
+    r1_tensor c, a, b;
+    const float *bias;
+    const int32_t *offsets;
+    product p;
+};
 
 /* ---- which tiles ------------------------------------------------------------------------------- */
 
@@ -113,6 +123,16 @@ choose(product p, const tile *tiles, const r1_dev *dev)
     return rows >= tiles[LARGE].rows && blocks >= (size_t)dev->processors ? LARGE : MEDIUM;
 }
 
+/* MEDIUM tiles of nt, or narrower ones, are enough blocks if every other multiprocessor has one: fewer wait for
+ * the weights alone, and more read x once more each. */
+static bool
+enough_blocks(const r1_dev *dev, const job &j, tile t)
+{
+    product p = j.p;
+    size_t blocks = count_blocks<FORM_NT>(&p, t, j.offsets) * (p.more != NULL ? p.segments : 1);
+    return 2 * blocks >= (size_t)dev->processors;
+}
+
 /* Cuts the rows of tn where large tiles are too few, by shapes alone. */
 static void
 cut_segments(product *p, tile large)
@@ -137,13 +157,6 @@ cut_chain(product *p)
 
 /* ---- a product ------------------------------------------------------------------------------- */
 
-struct job {
-    r1_tensor c, a, b;
-    const float *bias;
-    const int32_t *offsets;
-    product p;
-};
-
 template <form F, tile T>
 static r1_code
 start_f32(r1_dev *dev, job j, r1_status *st)
@@ -160,25 +173,26 @@ columns_from(const r1_tensor &x, size_t first)
     return {static_cast<uint16_t *>(x.data) + first, R1_BF16, x.rows, x.cols - first, x.ld};
 }
 
-/* Segment after segment of nt; the other forms have one. */
+/* Segment after segment of nt, or all at once; the other forms have one. */
 template <form F, tile T>
 static r1_code
 start_bf16(r1_dev *dev, const job &given, r1_status *st)
 {
-    for (size_t s = 0; s < (F == FORM_NT ? given.p.segments : 1); s++) {
+    size_t segments = F == FORM_NT ? given.p.segments : 1, at_once = given.p.more != NULL ? segments : 1;
+    for (size_t s = 0; s < segments; s += at_once) {
         job j = given;
         size_t first = F == FORM_NT ? s * j.p.segment : 0, left = j.p.depth - first;
         if (F == FORM_NT) {
             j.a = columns_from(j.a, first);
             j.b = columns_from(j.b, first);
-            j.p.depth = left < j.p.segment ? left : j.p.segment;
+            j.p.depth = at_once > 1 || left < j.p.segment ? left : j.p.segment;
         }
         if (s > 0) {
             j.bias = NULL;
             j.p.accumulate = 0;
             j.p.add = 1;
         }
-        unsigned blocks = grid_of(count_blocks<F>(&j.p, T, j.offsets), 1);
+        unsigned blocks = grid_of(count_blocks<F>(&j.p, T, j.offsets) * at_once, 1);
         R1_TRY(LAUNCH(dev, st, (product_bf16_kernel<F, T>), blocks, bf16_threads(T), bf16_shared(F, T), j.c, j.a,
                       j.b, j.bias, j.offsets, j.p));
     }
@@ -205,6 +219,12 @@ start(r1_dev *dev, const job &j, tile_size size, bool bf16, r1_status *st)
             return !bf16 ? start_f32<F, F32_TILES[FEW]>(dev, j, st)
                    : count_blocks<F>(&p, BF16_TILES[FEW], j.offsets) >= ENOUGH ? start_few<32>(dev, j, st)
                                                                                : start_few<8>(dev, j, st);
+        }
+    }
+    if constexpr (F == FORM_NT) {
+        if (bf16 && size == MEDIUM && !enough_blocks(dev, j, BF16_TILES[MEDIUM])) {
+            return enough_blocks(dev, j, NARROW_TILES[0]) ? start_bf16<F, NARROW_TILES[0]>(dev, j, st)
+                                                          : start_bf16<F, NARROW_TILES[1]>(dev, j, st);
         }
     }
     if (size == MEDIUM) {
@@ -316,6 +336,8 @@ run(r1_dev *dev, const job &given, r1_dtype dtype, r1_status *st)
     }
     tile_size size = choose<F>(j.p, tiles, dev);
     bool copy_a = bf16 && size != FEW, copy_b = bf16 && F == FORM_TN, merge = F == FORM_TN && j.p.segments > 1;
+    bool spread = F == FORM_NT && bf16 && size == MEDIUM && j.p.segments > 1 && j.offsets == NULL &&
+                  !enough_blocks(dev, j, tiles[MEDIUM]);
     r1_arena memory = {};
     for (int placing = 0; placing < 2; placing++) { /* measured, then placed */
         if (copy_a) {
@@ -330,6 +352,10 @@ run(r1_dev *dev, const job &given, r1_dtype dtype, r1_status *st)
                          columns);
             j.p.accumulate = 0;
         }
+        if (spread) {
+            size_t behind = (j.p.segments - 1) * j.p.N * j.p.columns;
+            j.p.more = static_cast<float *>(r1_arena_push(&memory, behind, sizeof(float)));
+        }
         if (placing == 0 && memory.used > 0) {
             void *base = NULL;
             R1_TRY(dev_scratch(dev, &base, memory.used, st));
@@ -343,6 +369,10 @@ run(r1_dev *dev, const job &given, r1_dtype dtype, r1_status *st)
         R1_TRY(round_rows(dev, j.b, given.b, st));
     }
     R1_TRY(start<F>(dev, j, size, bf16, st));
+    if (spread) {
+        return LAUNCH(dev, st, merge_kernel, grid_of(j.p.N * j.p.columns, MERGE_THREADS), MERGE_THREADS, 0, given.c,
+                      (const float *)j.p.more, j.p.segments - 1, 1);
+    }
     return merge ? LAUNCH(dev, st, merge_kernel, grid_of(j.p.rows * j.p.columns, MERGE_THREADS), MERGE_THREADS, 0,
                           given.c, (const float *)j.c.data, j.p.segments, given.p.accumulate)
                  : R1_OK;

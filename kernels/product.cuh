@@ -30,6 +30,7 @@ struct product {
     int add = 0;        /* it starts from 0, and is added to c */
     size_t segments = 1, segment = 0; /* NT: sums of so many terms, added up; TN with one matrix: of so many
                                        * rows of x and dy, one a c */
+    float *more = NULL; /* NT: all segments at once, and the sums behind the first here, (segments - 1, N, columns) */
     unsigned row_tiles = 0, column_tiles = 0;
 };
 

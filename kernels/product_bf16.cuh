@@ -4,7 +4,8 @@
  * filled up with zeros. In NT each segment of the depth is such a chain, the first from c, the others from 0, and
  * is added to those before it. Every tile size does this and nothing else, so a row's bits depend neither on how
  * many rows there are nor on the tile they are in. What the 16 products of one instruction add up to is the
- * hardware's affair, and the same wherever they stand in it. This kernel has one segment at a time (matmul.cu).
+ * hardware's affair, and the same wherever they stand in it. This kernel has one segment at a time, or where
+ * p.more is given all of them, each in blocks of its own (matmul.cu).
  *
  * A warp has a square of the tile in registers. The operands come to shared memory by 16 bytes, behind the
  * threads' backs, some stages ahead; rows there are 16 bytes longer than they need be, which keeps eight rows
@@ -20,7 +21,7 @@ constexpr unsigned PAD = 8, K16 = 16; /* elements behind a row of shared memory;
 static __host__ __device__ constexpr unsigned
 warp_side(tile t)
 {
-    return t.rows / 2;
+    return t.columns < t.rows / 2 ? t.columns : t.rows / 2;
 }
 
 static __host__ __device__ constexpr unsigned
@@ -149,6 +150,17 @@ product_bf16_kernel(r1_tensor c, r1_tensor a, r1_tensor b, const float *bias, co
     }
     unsigned warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     unsigned row = warp % (T.rows / SIDE) * SIDE, column = warp / (T.rows / SIDE) * SIDE;
+    if (F == FORM_NT) {
+        size_t s = blockIdx.x / (p.row_tiles * p.column_tiles), skip = s * p.segment;
+        a.data = static_cast<uint16_t *>(a.data) + skip;
+        b.data = static_cast<uint16_t *>(b.data) + skip;
+        t.depth = at_most(t.depth - skip, (unsigned)p.segment);
+        if (s > 0) {
+            c = {p.more + (s - 1) * p.N * p.columns, R1_F32, p.N, p.columns, p.columns};
+            p.accumulate = 0;
+            bias = NULL;
+        }
+    }
     const uint16_t *a0 = static_cast<const uint16_t *>(a.data) + a_begin<F>(p, t, a.ld);
     const uint16_t *b0 = static_cast<const uint16_t *>(b.data) + b_begin<F>(p, t, b.ld);
     float *c0 = static_cast<float *>(c.data) + c_begin<F>(p, t, c.ld);

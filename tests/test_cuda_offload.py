@@ -139,6 +139,16 @@ def test_what_is_loaded_from_pinned_memory_may_change_afterwards(gpu: Gpu, reque
         assert np.all(np.asarray(parameter) == 0.5)
 
 
+def test_uploads_that_nobody_waits_for(gpu: Gpu) -> None:
+    """A step of sampling has several under way, each in a place of its own."""
+    gpu(0)  # its streams do nothing before somebody waits, once they have met:
+    model = make("dense", dtype="bfloat16", device="cuda")
+    model.freeze(offload="unused").logprobs([[5, 6]], [[7]])
+    prompts = [[5, 6, 7], [8]]
+    drawn = model.generate(prompts, 2, max_new_tokens=5, seed=3)
+    assert bits(model.logprobs(prompts, drawn.completion_ids)) == bits(drawn.logprobs)
+
+
 def test_when_moments_may_move(gpu: Gpu) -> None:
     model = make("dense", device="cuda")
     model.offload_optimizer()

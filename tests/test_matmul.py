@@ -213,6 +213,29 @@ def test_long_sums_are_cut_alike_for_every_number_of_rows(device, rng, I, O):
     assert_same_bits([few[:18], few[18:]], [y[:18], y0[18:20]])
 
 
+@pytest.mark.parametrize("devices", ["emulated-cuda"], indirect=True)
+@pytest.mark.parametrize(("I", "O"), [(2100, 40), (100, 60), (100, 20)])
+def test_the_size_of_a_gpu_changes_no_bit(devices, rng, I, O):
+    """The last device has more processors, so narrower tiles, and segments of a sum side by side."""
+    x, w, y0, bias = coarse(rng, 70, I), coarse(rng, O, I), coarse(rng, 70, O), coarse(rng, O)
+
+    def run(device):
+        weight, found = _core.Weight(device, w, 1, "bfloat16"), []
+        for n in (17, 70):
+            y, biased = y0[:n].copy(), nan(n, O)
+            _core.matmul_nt(device, y, x[:n], weight, None, None, True)
+            _core.matmul_nt(device, biased, x[:n], weight, bias, None, False)
+            found += [y[:17], biased[:17]]
+        return found
+    assert len({device.threads for device in devices}) == 2
+    check_threads(devices, run)
+    few = [y0[:3].copy(), nan(3, O)]
+    _core.matmul_nt(devices[3], few[0], x[:3], _core.Weight(devices[3], w, 1, "bfloat16"), None, None, True)
+    _core.matmul_nt(devices[3], few[1], x[:3], _core.Weight(devices[3], w, 1, "bfloat16"), bias, None, False)
+    for got in (run(devices[3])[:2], run(devices[3])[2:]):
+        assert_same_bits(few, [one[:3] for one in got])
+
+
 def test_a_sum_over_many_rows(devices, rng, dtype):
     """A GPU adds up segments of rows."""
     N, I, O = 3001, 33, 20

@@ -23,7 +23,7 @@
 
 namespace {
 
-enum { DEVICES = 4, GUARD = 256, PROCESSORS = 4 };
+enum { DEVICES = 4, GUARD = 256, PROCESSORS = 4, MANY_PROCESSORS = 64 }; /* many: the last device */
 const size_t REGION = (size_t)1 << 34, CAPACITY = (size_t)1 << 31;
 size_t capacity = CAPACITY;
 
@@ -347,11 +347,10 @@ cudaGetDeviceCount(int *count)
 }
 
 cudaError_t
-cudaDeviceGetAttribute(int *value, cudaDeviceAttr what, int)
+cudaDeviceGetAttribute(int *value, cudaDeviceAttr what, int ordinal)
 {
-    *value = what == cudaDevAttrComputeCapabilityMajor ? 8
-             : what == cudaDevAttrMultiProcessorCount  ? (int)PROCESSORS
-                                                       : 0;
+    int processors = ordinal < DEVICES - 1 ? PROCESSORS : MANY_PROCESSORS;
+    *value = what == cudaDevAttrComputeCapabilityMajor ? 8 : what == cudaDevAttrMultiProcessorCount ? processors : 0;
     return cudaSuccess;
 }
 
