@@ -236,6 +236,14 @@ def test_the_trainers_column_says_where_the_thought_began():
         assert verdict.reason == reason
 
 
+def test_a_reward_of_0_says_what_was_found_and_what_was_expected():
+    texts = [r"\boxed{5}", "five", r"\boxed{4}", r"\boxed{\log_2 8}", r"\boxed{A or B}"]
+    found = accuracy_reward(["p"] * 5, texts, [[1]] * 5, answer=["4", "4", "4", 4, "A"], task=[None] * 4 + ["choice"])
+    assert [one.detail for one in found] == [
+        "'5', expected '4'", "no final answer", "", r"'\\log_2 8', expected 4; not decided by exact rules",
+        "'A or B', expected 'A'"]
+
+
 @pytest.mark.parametrize("gold, why", [
     ("", "empty"), ("  $ $ ", "empty"), (None, "type NoneType"), (r"\frac{1}{0}", "division by zero"),
     ("{1", "brackets"), (r"\left(1, 2)", "brackets"), ("nan", "nan"), ("9" * 3000, "3000 characters"),

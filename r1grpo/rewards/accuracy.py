@@ -5,8 +5,10 @@ the rest of the format is broken: format has a reward of its own."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from ..brief import brief
 from ..tokenizer import extract_answer
 from ..verifiers import (Verdict, equation_problem, final_answer, gold_problem, verify, verify_answer,
                          verify_choice, verify_equation, verify_logic, verify_string)
@@ -59,9 +61,19 @@ def _verdicts(completions: Sequence[Completion], algebra: bool, /,
     nothing = [None] * len(completions)
     if answer is None and solution is not None:
         answer = [one and (final_answer(one) or one) for one in solution]
-    return [_verdict(algebra, *row) for row in zip(
+    return [_explained(_verdict(algebra, *row), *row) for row in zip(
         texts(completions), prefilled or [False] * len(completions), template or nothing,
         task or nothing, numbers or nothing, target or nothing, answer or nothing, strict=True)]
+
+
+def _explained(verdict: Verdict | None, text: str, inside: bool, template: str | None, *row: Any) -> Verdict | None:
+    """A verdict that is not right, with the answer that was found and the reference in its words."""
+    *_, answer = row
+    if verdict is None or verdict.correct or template is not None or answer is None:
+        return verdict
+    found = final_answer(text, inside)
+    words = "no final answer" if found is None else f"{brief(found)}, expected {brief(answer)}"
+    return replace(verdict, detail=f"{words}; {verdict.detail}" if verdict.detail else words)
 
 
 def _verdict(algebra: bool, text: str, inside: bool, template: str | None, task: str | None,
