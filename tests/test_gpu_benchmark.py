@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import time
@@ -52,7 +53,7 @@ def test_without_a_gpu_every_part_says_so(part: str, tmp_path: Path) -> None:
 
 def test_bench(gpu: Callable[[int], None], tmp_path: Path) -> None:
     code, found = run("bench", tmp_path)
-    assert code == 0 and found["finished"] and found["facts"]["device"]
+    assert code == 0 and found["finished"] and found["facts"]["device"] and "cuda" in found["facts"]["pins"]
     assert {row["ceiling"] for row in rows(found, "ceilings")} == {"copy", "matmul"}
     bars = [row for piece in found["pieces"] for row in piece["rows"] if "least" in row]
     assert all(row["holds"] is (row["value"] >= row["least"]) and 0 < row["least"] <= row["aim"] for row in bars)
@@ -176,6 +177,13 @@ def test_sanitize(gpu: Callable[[int], None], tmp_path: Path, monkeypatch: pytes
     assert code == 1 and clean["found"] == 0 and clean["passed"] > 5 and not clean["output"]
     assert racy["found"] == 2 and racy["ended"] == "exit code 86" and racy["output"]
     assert [bool(piece["error"]) for piece in found["pieces"]] == [False, False, True]
+
+
+def test_the_sanitizer_looks_at_all_of_our_kernels() -> None:
+    text = "".join(path.read_text("utf-8") for path in sorted(ROOT.glob("kernels/*.cu*")))
+    names = re.findall(r"__global__ void[^\n]*\n(\w+)\(", text)
+    assert sanitize.OURS[1] == "kns=_kernel" and len(names) == text.count("__global__ void") > 60
+    assert [name for name in names if not name.endswith("_kernel") or "cublas" in name] == []
 
 
 def test_without_compute_sanitizer(gpu: Callable[[int], None], tmp_path: Path,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import benchmarks.gpu as package
 
-from .facts import machine
+from .facts import machine, pins
 from .record import Part
 
 MODULES = {"build": "build", "test": "checks", "sanitize": "sanitize", "bench": "speed", "peers": "peers"}
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None, **target: str) -> int:
         part.refuse(f"{error}; --part build first" if isinstance(error, ImportError) else str(error))
         return part.finish()
     importlib.import_module(f".{MODULES[args.part]}", __package__).run(part, **target)
-    part.found["facts"]["gpu_at_the_end"] = machine()["gpu"]
+    part.found["facts"] |= {"gpu_at_the_end": machine()["gpu"], "pins": pins() if args.part != "build" else None}
     return part.finish()
 
 

@@ -47,6 +47,14 @@ def cublaslt() -> dict[str, Any] | None:
     return {"path": path, "version": library.cublasLtGetVersion()}
 
 
+def pins() -> dict[str, list[str]]:
+    """Which products cuBLASLt computes and which are left to our kernels, for each GPU device that this process has
+    open: with all that it met, the first thing to look at."""
+    from r1grpo.device import _gpu
+
+    return {name: device.pins.splitlines() for name, device in _gpu.items()}
+
+
 def commit() -> str | None:
     """Of this tree; R1GRPO_COMMIT where the tree came without its history."""
     return os.environ.get("R1GRPO_COMMIT") or said(["git", "describe", "--always", "--dirty", "--abbrev=12"])
