@@ -109,16 +109,18 @@ def _whole(completion: str) -> str:
 # ---- out and back -------------------------------------------------------------------------------
 
 
-def candidates_of(rows: Iterable[Row], kept: str, end: str | None = None) -> list[Row]:
-    """Rows of rejection_sample or of_a_run as candidates. kept: why they are; end: a text with which an
-    answer is over."""
+def candidates_of(rows: Iterable[Row], rule: str, also: Sequence[str] = (), end: str | None = None) -> list[Row]:
+    """Rows of rejection_sample or of_a_run as candidates. rule: the name of who says what is right, also: why
+    else they are kept; end: the stop string of the sampling, which is no part of an answer."""
     found = []
     for row in rows:
         text = _whole(row["completion"])
         text = text.partition(end)[0].strip() if end else text
         source = row["source"]
+        verdict = source.get("verdict", "right")
         found.append({"id": _mark(row["prompt"], text, source), **_problem_of(row), "completion": text,
-                      "source": source, "verdict": source.get("verdict", "right"), "kept": kept})
+                      "source": source, "verdict": verdict,
+                      "kept": ", ".join([*([f"right by {rule}"] if verdict == "right" else []), *also])})
     return found
 
 

@@ -59,7 +59,7 @@ def short_paragraphs(row: Mapping[str, Any], completion: str) -> bool:
 
 def no_code(row: Mapping[str, Any], completion: str) -> bool:
     """Whether the thought has no block of code."""
-    return not re.search(r"^\s*(```|~~~)", _thought(completion), re.MULTILINE)
+    return not re.search(r"^[^\S\n]*(```|~~~)", _thought(completion), re.MULTILINE)
 
 
 def no_repetition(row: Mapping[str, Any], completion: str) -> bool:

@@ -8,8 +8,9 @@ data are rewritten besides (B.3.2). How many samples a prompt and how many are k
 published: ours. Every kept row says where it comes from, every dropped one is counted by reason.
 
 The best are the first, or those that a ranking puts first. Where there is one, rows that no rule can
-check (general prompts) are kept by it alone. A row with the column thought = False is a trivial query:
-its answer is learned without a chain of thought, as the paper has it for a greeting (B.3.3).
+check (general prompts) are kept by it alone, if anything follows the thought. A row with the column
+thought = False is a trivial query: its answer is learned without a chain of thought, as the paper has it
+for a greeting (B.3.3).
 
 The row's correct function, filters and ranking are given: nothing here knows what an answer is.
 """
@@ -123,6 +124,9 @@ class Sieve:
             learned = "" if reason else done.texts[i]
             if reason is None:
                 reason = next((name for name, keep in self.filters.items() if not keep(problem, learned)), None)
+            if reason is None and math.isnan(scores.parts[i, 0]) \
+                    and not split_thinking(learned, done.prefilled[i])[1]:
+                reason = "no_answer"  # a rule would have said so
             if reason is None and problem.get("thought") is False:
                 learned = without_thought(learned, done.prefilled[i])
                 reason = None if learned else "no_answer"

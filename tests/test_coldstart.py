@@ -27,7 +27,7 @@ def wished(prompts, completions, completion_ids, wish, **columns):
 def out():
     done = rejection_sample(FakeModel(TOKENIZER.vocab_size), ROWS, EvalConfig(k=512, max_completion_length=6, seed=4),
                             correct=wished, processing_class=TOKENIZER, source="zero", max_per_problem=2)
-    return json.loads(json.dumps(candidates_of(done.rows, "right by wished")))
+    return json.loads(json.dumps(candidates_of(done.rows, "wished")))
 
 
 def lines(rows):
@@ -96,7 +96,7 @@ def test_a_row_twice_and_candidates_that_were_edited_themselves(out):
 def test_a_thought_that_the_prompt_opened_is_whole_again_and_an_answer_ends_where_it_does():
     [one] = candidates_of([{"prompt": "p", "completion": f"so 7\n</think>7.{END_SHOT} next", "prompt_ids": [1],
                             "completion_ids": [2], "tokenizer": "t", "source": {"verdict": "none", "score": 2.0}}],
-                          "why", END_SHOT)
+                          "rule", ["why"], END_SHOT)
     assert one.pop("id") and one == {"prompt": "p", "completion": "<think>\nso 7\n</think>7.", "kept": "why",
                                      "verdict": "none", "source": {"verdict": "none", "score": 2.0}}
 
@@ -165,6 +165,8 @@ ENGLISH = {"prompt": "How many apples are there?"}
     ("code", {}, "<think>so\n```python\nprint(1)\n```\n</think>", False),
     ("code", {}, "<think>so</think>\n```python\nprint(1)\n```\n", True),
     ("code", {}, "<think>the mark ``` in a line</think>", True),
+    ("code", {}, "<think>indented\n \n\t ~~~\nx\n</think>", False),
+    ("code", {}, "<think>a" + "\n \n" * 150_000 + "b</think>", True),  # minutes, were it by the square
     ("repetition", {}, "<think>" + "is it so or is it not so, let me see that again. " * 9 + "</think>", False),
     ("repetition", {}, "<think>" + "wait " * 40 + "</think>", False),
     ("repetition", {}, "<think>" + " ".join(map(str, range(99))) + "</think>", True),

@@ -1,5 +1,6 @@
 """r1grpo coldstart on a tiny model: candidates out, edited, back, learned; its three sources; refusals."""
 
+import dataclasses
 import json
 
 import pytest
@@ -108,6 +109,20 @@ def test_prompts_with_examples_and_with_a_call_for_reflection(here, rule, tmp_pa
         with pytest.raises(ConfigError, match="did you mean 'reflect'"):
             with_prompt_ids([{"prompt": "p"}], Inputs(model=model, instruction="reflct"), tokenizer)
         assert "p\n\n" + INSTRUCTIONS["reflect"] in tokenizer.decode(row["prompt_ids"])
+
+
+def test_what_was_judged_is_what_is_kept(here, rule, tmp_path, monkeypatch):
+    """A chat model may well write what ends a base model's answer."""
+    def add(*more, rollout=rejection.rollout):
+        done = rollout(*more)
+        return dataclasses.replace(done, texts=[f"{text}\n\nProblem: {text}" for text in done.texts])
+
+    monkeypatch.setattr(rejection, "rollout", add)
+    write(here / "worked.jsonl", [{"prompt": "1?", "completion": "is 1"}])
+    for model, whole in (("model", True), ("base", False)):
+        assert cli.main(coldstart(tmp_path / model, settings=("examples=worked.jsonl", "shots=1"), model=model)) == 0
+        rows = list(read_jsonl(tmp_path / model / "candidates.jsonl"))
+        assert rows and all(("\n\nProblem:" in row["completion"]) == whole for row in rows)
 
 
 def test_filters_hold_for_samples_and_for_what_was_edited(here, rule, tmp_path, capsys, monkeypatch):

@@ -5,7 +5,7 @@ from fakes import FakeModel
 
 from r1grpo.config import EvalConfig
 from r1grpo.rejection import rejection_sample, without_thought
-from r1grpo.tokenizer import WordTokenizer
+from r1grpo.tokenizer import WordTokenizer, split_thinking
 from r1grpo.verifiers import Verdict
 
 TOKENIZER = WordTokenizer([*"abcdefgh"])
@@ -104,6 +104,19 @@ def test_rows_without_a_rule_are_kept_by_the_ranking_alone():
     ranked = draw(rank=lambda row, texts: [len(text) for text in texts])
     [general] = [row for row in ranked.rows if row["prompt"] == "a"]
     assert "no_verdict" not in ranked.dropped and len(general["completion_ids"]) > 4
+
+
+def test_without_a_rule_nothing_is_kept_that_answers_nothing():
+    class Thinker(WordTokenizer):
+        def decode(self, ids, *more, **options):
+            text = super().decode(ids, *more, **options)
+            return text if "a" in text.split() else f"<think> {text}"
+
+    done = rejection_sample(MODEL, ROWS, ARGS, correct=lambda completions, **_: [None] * len(completions),
+                            processing_class=Thinker([*"abcdefgh"]), max_per_problem=64,
+                            rank=lambda row, texts: [len(text) for text in texts])
+    assert done.rows and done.dropped["no_answer"] > 0
+    assert all(split_thinking(row["completion"])[1] for row in done.rows)
 
 
 def test_a_failed_verifier_says_nothing_whatever_the_ranking_says():

@@ -67,11 +67,10 @@ def _sample(options: Options, flags: argparse.Namespace) -> int:
     draw = ask(options, flags, rows, tokenizer, correct)
     if draw is None:
         return 0
-    kept = ", ".join([f"right by {correct.__name__}", *(["best by score"] if inputs.ranker else []),
-                      *(f"passes {name}" for name in filters)])
+    also = [*(["best by score"] if inputs.ranker else []), *(f"passes {name}" for name in filters)]
     with working(options, flags.out, flags.resume) as work, showing(work, {"samples": len(rows)}):
         found, counts, end = draw(work)
-        write_rows(flags.out / CANDIDATES, candidates_of(found, kept, end))
+        write_rows(flags.out / CANDIDATES, candidates_of(found, correct.__name__, also, end))
     print(describe(counts))
     print(f"{flags.out / CANDIDATES}\nedit a copy of it, then: r1grpo coldstart --out {flags.out} --edited COPY")
     return 0
@@ -86,9 +85,9 @@ def _of_the_model(options: Options, flags: argparse.Namespace, rows: Sequence[Ro
     if inputs.examples is not None:
         examples = _open_examples(inputs.examples)
         shown = [choose_examples(examples, row, inputs.shots, args.seed, i) for i, row in enumerate(rows)]
-        end = END_SHOT
         chat = tokenizer.chat_template is not None if inputs.chat is None else inputs.chat
         if not chat:  # a base model goes on where the examples end
+            end = END_SHOT
             inputs = dataclasses.replace(inputs, template=inputs.template or "{prompt}\nSolution:")
             args = dataclasses.replace(args, stop_strings=(*args.stop_strings, END_SHOT))
         plain = [{key: value for key, value in row.items() if key not in IDS} for row in rows]
