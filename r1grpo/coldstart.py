@@ -167,7 +167,7 @@ def take_back(candidates: Sequence[Row], edited: Iterable[tuple[str, Row]], corr
         raise ValueError(f"{len(problems)} edited rows cannot be learned: {'; '.join(problems[:10])}"
                          f"{'; ...' if len(problems) > 10 else ''}")
     rows = [{**_problem_of(known[one]), "completion": text,
-             "source": {**known[one]["source"], "candidate": one, "edited": one in changed}}
+             "source": {**known[one]["source"], "candidate": one, "edited": text != known[one]["completion"]}}
             for one, (_, text) in back.items()]
     return Returned(rows, {"as_sampled": len(back) - len(changed), "edited": len(changed),
                            "dropped": len(known) - len(back)})
@@ -203,9 +203,8 @@ def _judged_again(candidates: Sequence[Row], texts: Sequence[str], correct: Rewa
     scores = rewards.score(rows, _completions(texts, processing_class, 1, ["stop"] * len(texts)))
     told = scores.reasons.get(rewards.names[0], [None] * len(rows))
     found: list[str | None] = []
-    for i, (row, text) in enumerate(zip(rows, texts)):
-        value = scores.parts[i, 0]
-        if scores.failed[i]:
+    for i, (row, text, value, failed) in enumerate(zip(rows, texts, scores.parts[:, 0], scores.failed)):
+        if failed:
             found.append(f"it could not be judged: {told[i]}")
         elif value != 1.0 and value == value:
             found.append(f"its answer is {told[i] or 'wrong'} by {rewards.names[0]}")

@@ -119,8 +119,9 @@ class Sieve:
         'none' where no rule applied) of those of prompt p that are kept, the best first; the others are
         counted by reason."""
         passed: dict[str, int] = {}  # what is to be learned -> its sample
+        failed = scores.failed
         for i in done.group(p):
-            reason = self._refused(done.finish_reasons[i], scores.parts[i, 0], scores.failed[i])
+            reason = self._refused(done.finish_reasons[i], scores.parts[i, 0], failed[i])
             learned = "" if reason else done.texts[i]
             if reason is None:
                 reason = next((name for name, keep in self.filters.items() if not keep(problem, learned)), None)

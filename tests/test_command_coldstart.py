@@ -115,7 +115,7 @@ def test_what_was_judged_is_what_is_kept(here, rule, tmp_path, monkeypatch):
     """A chat model may well write what ends a base model's answer."""
     def add(*more, rollout=rejection.rollout):
         done = rollout(*more)
-        return dataclasses.replace(done, texts=[f"{text}\n\nProblem: {text}" for text in done.texts])
+        return dataclasses.replace(done, texts=[f"{text}\n\nProblem:  {text}" for text in done.texts])
 
     monkeypatch.setattr(rejection, "rollout", add)
     write(here / "worked.jsonl", [{"prompt": "1?", "completion": "is 1"}])

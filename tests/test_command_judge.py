@@ -119,6 +119,15 @@ def test_ctrl_c_keeps_what_was_said(data):
     assert len(list(read_jsonl(out / "rows.jsonl"))) == 6
 
 
+def test_a_cache_that_runs_share_is_found_from_another_directory(data, monkeypatch):
+    with serving(prefers_longer) as server:
+        assert cli.main(judge(server, data / "run", "n=2", "cache=shared.jsonl")) == 0
+        (data / "elsewhere").mkdir()
+        monkeypatch.chdir(data / "elsewhere")
+        assert cli.main(["judge", "--out", str(data / "run"), "--resume"]) == 0
+        assert len(server.requests) == 12 and not list((data / "elsewhere").iterdir())
+
+
 def test_requests_that_cannot_be_are_refused_before_work(data, capsys):
     out = data / "run"
     with serving(prefers_longer) as server:

@@ -10,7 +10,7 @@ from r1grpo.verifiers import VerifierPool, verify_code
 from r1grpo.verifiers.code import extract_program
 from r1grpo.verifiers.code_tests import FunctionCall, InputOutput, Script, read_tests, same_output
 from r1grpo.verifiers.plain_values import decode, render, same
-from r1grpo.verifiers.sandbox import SandboxUnavailable, require_level
+from r1grpo.verifiers.sandbox import Sandbox, SandboxUnavailable, require_level
 
 # ---- hacks --------------------------------------------------------------------------------------
 
@@ -124,6 +124,21 @@ def test_time_is_bounded_over_all_tests(level):
     verdict = verify_code("import time\ndef f(x): time.sleep(0.1); return x", tests, level=level,
                           limits={"total_seconds": 0.5})
     assert "no end of all tests in 0.5 s" in verdict.detail
+
+
+def test_no_tester_is_started_when_the_time_is_over(level, monkeypatch):
+    """A hundred in vain are seconds, and then the pool's deadline says timeout, which is no wrong answer."""
+    started = []
+
+    class Counted(Sandbox):
+        def __init__(self, *more):
+            started.append(more)
+            super().__init__(*more)
+
+    monkeypatch.setattr("r1grpo.verifiers.code.Sandbox", Counted)
+    found = verify_code("def f(x):\n    while True: pass", ["def check(f): assert f(1) == 1\ncheck(f)"] * 9,
+                        level=level, partial=True, limits={"total_seconds": 0.5})
+    assert found.reason == "wrong" and found.share == 0.0 and len(started) == 2
 
 
 def test_in_the_pool(level):

@@ -8,7 +8,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+from pathlib import Path
 
 from ..judge import Judge, JudgeError, key_in_environment
 from ..preferences import judge_labels, judge_pairs, with_responses
@@ -24,6 +26,9 @@ ROWS, VERDICTS, FIGURES = "rows.jsonl", "verdicts.jsonl", "figures.json"
 def run(flags: argparse.Namespace) -> int:
     """The command; flags are those of cli.py."""
     options = options_of(JUDGE, flags, "model", "data", "layout")
+    if cache := options.args.cache:  # the same file for who goes on from another directory
+        args = dataclasses.replace(options.args, cache=str(Path(cache).absolute()))
+        options = dataclasses.replace(options, args=args)
     inputs, args = options.inputs, options.args
     require(inputs, "data")
     require(args, "model", "url")

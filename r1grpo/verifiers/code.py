@@ -173,6 +173,8 @@ class _Trial:
 
     def _run(self, test: Test) -> str | None:
         """Why a test does not pass; None where it does."""
+        if self._left() <= 0:  # before a tester is started in vain
+            raise TimedOut
         if isinstance(test, InputOutput):
             ended = self._ask(b"s", test.input)
             if (failure := _how_it_ended(ended)) or test.passes(ended.output):
