@@ -120,6 +120,12 @@ def test_a_program_cannot_make_its_fault_the_tests(level, answer, test):
     assert found.reason == "wrong", found
 
 
+def test_an_answer_that_the_tests_have_no_memory_for_is_a_wrong_one(level):
+    found = verify_code("def f(x): return [1] * 340_000", ["def check(f): assert f(1) == 2\ncheck(f)"], level=level,
+                        limits={"memory": 128 << 20})
+    assert found.reason == "wrong" and "MemoryError" in found.detail, found
+
+
 @pytest.mark.parametrize("depth", [MAX_DEPTH, MAX_DEPTH + 1, 250, 500, 900, 1100, 100_000])
 def test_an_answer_nested_deep_is_a_wrong_one(level, depth):
     program = f"import os\ndef f(x): os.write(3, b'=' + b'[' * {depth} + b']' * {depth}); os._exit(0)"
