@@ -153,10 +153,14 @@ def test_in_the_pool(level):
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="language 'cobol' is none of python, c, c"):
         verify_code("x", ["assert 1"], language="cobol")
-    with pytest.raises(ValueError, match=r"tests\[1\]: expected \{"):
+    with pytest.raises(ValueError, match=r"tests\[1\]: \{'in': 'x'\} is none of \{"):
         verify_code("x", ["assert f(1) == 2", {"in": "x"}])
     with pytest.raises(ValueError, match="by input and output alone"):
         verify_code("x", ["assert f(1) == 2"], language="c")
+    for tests, words in (("assert f(1) == 2", "at least one test, not 'assert f"),
+                         ([{"inputs": ["1"], "outputs": ["2"]}], r"tests\[0\]: \{'inputs': .* is none of")):
+        with pytest.raises(ValueError, match=words):
+            read_tests(tests)
     with pytest.raises(ValueError, match="at least one test"):
         verify_code("x", [])
     with pytest.raises(ValueError, match=r"tests\[0\]: no test"):

@@ -30,6 +30,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ..brief import brief
 from .plain_values import check_depth, close, render, same
 
 _FLOAT = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?", re.ASCII)
@@ -81,7 +82,7 @@ def read_tests(tests: Sequence[Any], language: str = "python") -> list[Test]:
     """The tests of a row of data. ValueError with the number of the one that is none, so call it on
     all data before a run."""
     if isinstance(tests, (str, Mapping)) or not tests:
-        raise ValueError("tests: a list of at least one test")
+        raise ValueError(f"tests: a list of at least one test, not {brief(tests)}")
     found: list[Test] = []
     for i, test in enumerate(tests):
         try:
@@ -111,7 +112,7 @@ def _read(test: Any) -> list[Test]:
         render([call.args, dict(call.kwargs), call.expected])  # plain values, or TypeError
         check_depth([call.args, call.kwargs, call.expected])
         return [call]
-    raise ValueError(f"expected {_FORMS}")
+    raise ValueError(f"{brief(test)} is none of {_FORMS}")
 
 
 def _split(text: str) -> list[Test]:
