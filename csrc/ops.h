@@ -1,6 +1,6 @@
 /* ops.h - THE op table: every op of the network, its equation, its shapes, what forward saves.
  *
- * A backend fills one `r1_ops`; no entry is optional but those of graphs. The model calls nothing else.
+ * A backend fills one `r1_ops`; no entry is optional but those of plans and graphs. The model calls nothing else.
  *
  * Rules of every op
  *   - Argument order: device, outputs, inputs, sizes and options, status. Inputs are const.
@@ -22,7 +22,7 @@
 #include "r1.h"
 
 enum {
-    R1_OPS_ABI = 4,
+    R1_OPS_ABI = 5,
     R1_KV_BLOCK = 64,
     R1_MAX_HEAD_DIM = 256,
     R1_MAX_TOPK = 64,
@@ -430,6 +430,15 @@ typedef struct {
                             const r1_tensor *v, const r1_tensor *g, const r1_adamw_spec *spec,
                             r1_status *st);
 
+    /* ---- plans: what a device's memory holds beside what ops are given; both NULL in a backend that takes
+     * none, the CPU's ----
+     * dev_pretend: a device like this one, which outlives it, that does nothing: ops return R1_OK, memory has
+     * an address that nobody may read, downloads are 0. It knows no graphs. dev_own: bytes that a device holds
+     * for itself; one that pretends: that it would hold once such ops as it was given were done, of as many rows
+     * or fewer. */
+    r1_code (*dev_pretend)(r1_dev **out, r1_dev *like, r1_status *st);
+    size_t (*dev_own)(const r1_dev *dev);
+
     /* ---- graphs: ops recorded once and queued again with one call; all four NULL in a backend
      * that gains nothing by them, the CPU's ----
      * Between graph_begin and graph_end ops are noted down, with the pointers and sizes that they are
@@ -444,7 +453,7 @@ typedef struct {
     void (*graph_close)(r1_dev *dev, r1_graph *graph);
 } r1_ops;
 
-/* Every function of the table but a graph's, in its order: what a backend declares and lists. */
+/* Every function of the table but a plan's and a graph's, in its order: what a backend declares and lists. */
 #define R1_OPS(X)                                                                                \
     X(dev_open) X(dev_close) X(dev_threads) X(dev_spin) X(dev_pins) X(mem_alloc) X(mem_free)     \
     X(mem_upload) X(mem_download) X(mem_map) X(mem_unmap) X(mem_alloc_host) X(mem_free_host)     \
@@ -458,6 +467,7 @@ typedef struct {
     X(router_bias_update) X(dispatch_plan) X(combine_fwd) X(combine_bwd) X(dispatch_bwd)         \
     X(logp_scratch) X(logp_fwd) X(logp_bwd) X(sample) X(token_loss) X(score_loss) X(advantage)   \
     X(sum_squares) X(adamw) X(weight_adamw)
+#define R1_PLAN_OPS(X) X(dev_pretend) X(dev_own)
 #define R1_GRAPH_OPS(X) X(graph_begin) X(graph_end) X(graph_run) X(graph_close)
 
 /* The CPU's table for a tier ("auto", "amx", "avx512bf16", "avx512", "avx2", "baseline"); NULL when this processor or

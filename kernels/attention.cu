@@ -223,7 +223,8 @@ fwd_launch(r1_dev *dev, const fwd_job &job, dim3 grid, bool tall, r1_status *st)
     return tall ? tile_launch<TALL>(dev, job, grid, st) : tile_launch<FLAT>(dev, job, grid, st);
 }
 
-/* A tile is tall where sequences have many rows. Blocks take one chunk each where there would be too few. */
+/* A tile is tall where sequences have many rows. Blocks take one chunk each where there would be too few: in a plan
+ * that may be, for as many rows as such a grid can have. */
 r1_code
 CUDA(attention_fwd)(r1_dev *dev, const r1_tensor *o, const r1_tensor *lse, const r1_tensor *q,
                     const r1_kv *kv, const r1_seqs *seqs, size_t H, size_t window, float scale,
@@ -238,10 +239,12 @@ CUDA(attention_fwd)(r1_dev *dev, const r1_tensor *o, const r1_tensor *lse, const
     fwd_job job = {*o, *lse, *q, *kv, *seqs, window_keys(window), scale, (unsigned)H, share, heads, step,
                    0, NULL, NULL, NULL};
     size_t chunks = (seqs->max_blocks * KEYS + CHUNK - 1) / CHUNK, parts = seqs->N * H * chunks;
-    bool split = rows == FLAT && chunks > 1 && (size_t)grid.x * grid.y < 2 * (size_t)dev->processors;
-    if (split) {
+    size_t few = 2 * (size_t)dev->processors, most = few * FLAT * chunks; /* blocks; parts of theirs */
+    bool split = rows == FLAT && chunks > 1 && (size_t)grid.x * grid.y < few;
+    if (split || (dev->pretends && chunks > 1)) {
         void *scratch;
-        R1_TRY(dev_scratch(dev, &scratch, parts * (kv->Dv + 2) * sizeof(float), st));
+        assert(dev->pretends || parts <= most);
+        R1_TRY(dev_scratch(dev, &scratch, min(parts, most) * (kv->Dv + 2) * sizeof(float), st));
         job.chunks = grid.z = (unsigned)chunks;
         job.acc = static_cast<float *>(scratch);
         job.m = job.acc + parts * kv->Dv;

@@ -39,6 +39,9 @@ dev_check(r1_dev *dev, cudaError_t error, const char *what, r1_status *st)
 r1_code
 dev_ready(r1_dev *dev, r1_status *st)
 {
+    if (dev->pretends) {
+        return R1_OK;
+    }
     if (dev->pid != (int)getpid()) {
         return R1_FAIL(st, R1_EDEVICE, "CUDA does not work in a forked process: start it with 'spawn'");
     }
@@ -130,7 +133,7 @@ dev_open_fast(r1_dev **out, size_t ordinal, r1_status *st)
 void
 CUDA(dev_close)(r1_dev *dev)
 {
-    if (dev != NULL && dev_ready(dev, NULL) == R1_OK) { /* errors of the last moment help nobody */
+    if (dev != NULL && !dev->pretends && dev_ready(dev, NULL) == R1_OK) { /* errors of the last moment help nobody */
         lt_close(dev);
         (void)cudaFree(dev->scratch);
         (void)cudaFreeHost(dev->staging);
@@ -162,6 +165,9 @@ CUDA(mem_alloc)(r1_dev *dev, size_t bytes, r1_status *st)
     if (dev_ready(dev, st) != R1_OK || dev_not_recording(dev, "mem_alloc", st) != R1_OK) {
         return NULL;
     }
+    if (dev->pretends) {
+        return nowhere();
+    }
     cudaError_t error = cudaMalloc(&p, bytes > 0 ? bytes : 1);
     if (dev_check(dev, error, "cudaMalloc", error == cudaErrorMemoryAllocation ? NULL : st) != R1_OK) {
         return NULL;
@@ -176,7 +182,7 @@ CUDA(mem_alloc)(r1_dev *dev, size_t bytes, r1_status *st)
 void
 CUDA(mem_free)(r1_dev *dev, void *p)
 {
-    if (p != NULL && dev_ready(dev, NULL) == R1_OK) {
+    if (p != NULL && !dev->pretends && dev_ready(dev, NULL) == R1_OK) {
         (void)cudaFree(p); /* waits for kernels that use it */
     }
 }
@@ -201,6 +207,9 @@ CUDA(mem_upload)(r1_dev *dev, void *dst, const void *src, size_t bytes, r1_statu
 {
     R1_TRY(dev_ready(dev, st));
     R1_TRY(dev_not_recording(dev, "mem_upload", st));
+    if (dev->pretends) {
+        return R1_OK;
+    }
     return dev_check(dev, cudaMemcpyAsync(dst, stage(dev, src, bytes), bytes, cudaMemcpyHostToDevice, dev->stream),
                      "mem_upload", st);
 }
@@ -210,6 +219,10 @@ CUDA(mem_download)(r1_dev *dev, void *dst, const void *src, size_t bytes, r1_sta
 {
     R1_TRY(dev_ready(dev, st));
     R1_TRY(dev_not_recording(dev, "mem_download", st));
+    if (dev->pretends) {
+        memset(dst, 0, bytes);
+        return R1_OK;
+    }
     R1_TRY(dev_check(dev, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, dev->stream),
                      "mem_download", st));
     return dev_wait(dev, "mem_download", st);
@@ -219,6 +232,11 @@ r1_code
 dev_scratch(r1_dev *dev, void **p, size_t bytes, r1_status *st)
 {
     *p = NULL;
+    if (dev->pretends) {
+        dev->scratch_bytes = bytes > dev->scratch_bytes ? bytes : dev->scratch_bytes;
+        *p = nowhere();
+        return R1_OK;
+    }
     if (bytes > dev->scratch_bytes) {
         R1_TRY(dev_ready(dev, st));
         R1_TRY(dev_not_recording(dev, "scratch memory grows", st));
@@ -373,7 +391,7 @@ static constexpr r1_ops
 table(const char *name, decltype(r1_ops::dev_open) open)
 {
     r1_ops ops = {.abi = R1_OPS_ABI, .name = name, R1_OPS(R1_ENTRY)
-                  R1_GRAPH_OPS(R1_ENTRY)};
+                  R1_PLAN_OPS(R1_ENTRY) R1_GRAPH_OPS(R1_ENTRY)};
     ops.dev_open = open;
     return ops;
 }

@@ -16,6 +16,9 @@ CUDA(mem_alloc_host)(r1_dev *dev, size_t bytes, r1_status *st)
     if (dev_ready(dev, st) != R1_OK || dev_not_recording(dev, "mem_alloc_host", st) != R1_OK) {
         return NULL;
     }
+    if (dev->pretends) {
+        return nowhere();
+    }
     cudaError_t error = cudaHostAlloc(&p, bytes > 0 ? bytes : 1, cudaHostAllocDefault);
     r1_status *tell = error == cudaErrorMemoryAllocation ? NULL : st;
     return dev_check(dev, error, "cudaHostAlloc", tell) == R1_OK ? memset(p, 0, bytes) : NULL;
@@ -24,7 +27,7 @@ CUDA(mem_alloc_host)(r1_dev *dev, size_t bytes, r1_status *st)
 void
 CUDA(mem_free_host)(r1_dev *dev, void *p)
 {
-    if (p != NULL && dev_ready(dev, NULL) == R1_OK) {
+    if (p != NULL && !dev->pretends && dev_ready(dev, NULL) == R1_OK) {
         if (dev->copies != NULL) {
             (void)cudaStreamSynchronize(dev->copies);
         }
@@ -38,6 +41,9 @@ copy_beside(r1_dev *dev, void *dst, const void *src, size_t bytes, cudaMemcpyKin
 {
     R1_TRY(dev_ready(dev, st));
     R1_TRY(dev_not_recording(dev, what, st));
+    if (dev->pretends) {
+        return R1_OK;
+    }
     if (dev->copies == NULL) {
         R1_TRY(dev_check(dev, cudaStreamCreateWithFlags(&dev->copies, cudaStreamNonBlocking), what, st));
     }
@@ -63,6 +69,9 @@ CUDA(mem_join)(r1_dev *dev, int host, r1_status *st)
 {
     R1_TRY(dev_ready(dev, st));
     R1_TRY(dev_not_recording(dev, "mem_join", st));
+    if (dev->pretends) {
+        return R1_OK;
+    }
     if (dev->copies != NULL) {
         R1_TRY(dev_check(dev, cudaEventRecord(dev->reached, dev->copies), "mem_join", st));
         R1_TRY(dev_check(dev, cudaStreamWaitEvent(dev->stream, dev->reached, 0), "mem_join", st));

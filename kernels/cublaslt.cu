@@ -4,7 +4,8 @@
  * weight's shape there is one algorithm for 1 row, up to 7, 64, 257, and more rows: of those that the library
  * proposes for so many, the first that gives every row, with the fewest and with the most rows that it would
  * serve and with some number between (TRIED), the bits that the row has among 4,096 (find_equal). Products of more
- * rows than were tried are done in parts (lt_shape.most). If a number of rows has no algorithm, our own kernel
+ * rows than were tried are done in parts (lt_shape.most; a wide matrix is tried with fewer, so that a trial stays
+ * small). If a number of rows has no algorithm, our own kernel
  * computes the form for all. Gradients need the same bits in every run alone, and the fast mode no more than that
  * for all forms: there the library's first proposal is taken, untried, and where it turns out not to do some
  * number of rows (its parts outgrow the workspace), our kernel multiplies those. In all of them an algorithm is
@@ -19,10 +20,11 @@
 #include "math.cuh"
 
 constexpr size_t ROWS[LT_CLASSES] = {1, 7, 64, 257, 4096};
-constexpr size_t MOST = 3 * 4096 + 1, WIDE = 16384; /* so many rows at once, of more columns no more than 4,096 */
+/* Rows at once: as many as have x and y in so many bytes, within these bounds. */
+constexpr size_t LEAST = ROWS[LT_CLASSES - 2] + 1, MOST = 3 * 4096 + 1, TRIAL_BYTES = (size_t)256 << 20;
 /* What an algorithm is tried with beside ROWS: the fewest of its class, one just above a likely tile, the most. */
-constexpr size_t TRIED[LT_CLASSES][3] = {{}, {2, 4}, {8, 33}, {65, 129}, {258, 2049, MOST}};
-constexpr size_t PERIOD = 257; /* test rows repeat after so many: row n is row n % 257 of the first */
+constexpr size_t TRIED[LT_CLASSES][3] = {{}, {2, 4}, {8, 33}, {65, 129}, {LEAST, 2049, MOST}};
+constexpr size_t PERIOD = 61;  /* test rows repeat after so many, a prime: each lies everywhere in a tile */
 constexpr size_t ALIGNED = 8;  /* O and I are multiples of so many elements: 16 bytes of bf16 */
 constexpr int PROPOSALS = 8;
 constexpr unsigned THREADS = 256, EACH = 64; /* elements of a thread, THREADS apart */
@@ -39,11 +41,17 @@ find_shape(const r1_dev *dev, size_t O, size_t I)
     return shape;
 }
 
+static bool
+may_serve(const r1_dev *dev, size_t O, size_t I)
+{
+    return dev->lt != NULL && O > 0 && I > 0 && O % ALIGNED == 0 && I % ALIGNED == 0;
+}
+
 bool
 lt_serves(const r1_dev *dev, lt_form form, size_t O, size_t I)
 {
     const lt_shape *shape = find_shape(dev, O, I);
-    return shape != NULL && shape->serves[form];
+    return dev->pretends ? may_serve(dev, O, I) : shape != NULL && shape->serves[form];
 }
 
 static size_t
@@ -69,6 +77,10 @@ r1_code
 lt_multiply(r1_dev *dev, lt_form form, size_t O, size_t I, const r1_tensor &c, const r1_tensor &a,
             const r1_tensor &b, const float *bias, int accumulate, bool *refused, r1_status *st)
 {
+    *refused = dev->pretends; /* our kernel's need is looked at too */
+    if (*refused) {
+        return R1_OK;
+    }
     const lt_shape *shape = find_shape(dev, O, I);
     bool bound = !dev->fast && form <= LT_NT_ADD; /* by the rule, to its algorithms and what they were tried with */
     size_t parts = bound ? (a.rows - 1) / shape->most + 1 : 1, each = (a.rows - 1) / parts + 1;
@@ -134,13 +146,12 @@ take_first(lt *t, lt_shape *shape, lt_form form)
     return true;
 }
 
-/* What equal rows are looked for with; device memory. */
+/* What equal rows are looked for with: w is a weight's own memory, the rest lies in scratch memory. */
 struct trial {
     float *c, *first; /* results (most, O); those that rows must have, (PERIOD, O) */
     uint16_t *x, *w;  /* (most, I), (O, I) */
     float *bias;      /* (O) */
     int32_t *differ;
-    void *memory;
 };
 
 /* Numbers of -1 to 1, rows again the same after PERIOD. */
@@ -205,13 +216,12 @@ open_trial(r1_dev *dev, trial *t, const lt_shape *shape, r1_status *st)
         t->c = static_cast<float *>(r1_arena_push(&memory, most * O, sizeof(float)));
         t->first = static_cast<float *>(r1_arena_push(&memory, PERIOD * O, sizeof(float)));
         t->x = static_cast<uint16_t *>(r1_arena_push(&memory, most * I, sizeof(uint16_t)));
-        t->w = static_cast<uint16_t *>(r1_arena_push(&memory, O * I, sizeof(uint16_t)));
         t->bias = static_cast<float *>(r1_arena_push(&memory, O, sizeof(float)));
         t->differ = static_cast<int32_t *>(r1_arena_push(&memory, 1, sizeof(int32_t)));
         if (placing == 0) {
-            R1_TRY(dev_ready(dev, st));
-            R1_TRY(dev_check(dev, cudaMalloc(&t->memory, memory.used), "trying cuBLASLt's algorithms", st));
-            memory = {static_cast<unsigned char *>(t->memory), memory.used, 0};
+            void *base;
+            R1_TRY(dev_scratch(dev, &base, memory.used, st));
+            memory = {static_cast<unsigned char *>(base), memory.used, 0};
         }
     }
     R1_TRY(LAUNCH(dev, st, noise_bf16_kernel, grid_of(most * I, THREADS * EACH), THREADS, 0, t->x, most * I, I));
@@ -244,20 +254,27 @@ rows_are_equal(r1_dev *dev, const trial &t, lt_form form, const lt_shape *shape,
     return R1_OK;
 }
 
+static constexpr size_t
+fewer(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
 /* The rule, for one form: algorithms whose rows are equal, or none. */
 static r1_code
 find_equal(r1_dev *dev, const trial &t, lt_shape *shape, lt_form form, r1_status *st)
 {
     for (size_t i = LT_CLASSES; i-- > 0;) { /* the most rows first: they say what the bits are */
         lt_proposal found[PROPOSALS];
-        int count = propose(dev->lt, form, shape->O, shape->I, ROWS[i], LT_ONE_SUM, found), k = 0;
+        size_t most = fewer(ROWS[i], shape->most);
+        int count = propose(dev->lt, form, shape->O, shape->I, most, LT_ONE_SUM, found), k = 0;
         bool equal = false;
         for (; k < count && !equal; k++) {
             const lt_algorithm *one = &found[k].algorithm;
-            R1_TRY(rows_are_equal(dev, t, form, shape, ROWS[i], i == LT_CLASSES - 1, one, &equal, st));
+            R1_TRY(rows_are_equal(dev, t, form, shape, most, i == LT_CLASSES - 1, one, &equal, st));
             for (size_t rows : TRIED[i]) {
-                if (equal && rows > 0 && rows <= shape->most) {
-                    R1_TRY(rows_are_equal(dev, t, form, shape, rows, false, one, &equal, st));
+                if (equal && rows > 0) {
+                    R1_TRY(rows_are_equal(dev, t, form, shape, fewer(rows, shape->most), false, one, &equal, st));
                 }
             }
         }
@@ -270,23 +287,31 @@ find_equal(r1_dev *dev, const trial &t, lt_shape *shape, lt_form form, r1_status
     return R1_OK;
 }
 
+/* Rows at once of the products of a weight (O, I). */
+static size_t
+most_rows(size_t O, size_t I)
+{
+    size_t fit = TRIAL_BYTES / (O * sizeof(float) + I * sizeof(uint16_t));
+    return fit < LEAST ? LEAST : fewer(fit, MOST);
+}
+
 static r1_code
-plan_forward(r1_dev *dev, lt_shape *shape, r1_status *st)
+plan_forward(r1_dev *dev, lt_shape *shape, uint16_t *w, r1_status *st)
 {
     trial t = {};
-    r1_code code = open_trial(dev, &t, shape, st);
-    for (int form = LT_NT; form <= LT_NT_ADD && code == R1_OK; form++) {
-        code = find_equal(dev, t, shape, (lt_form)form, st);
+    t.w = w;
+    R1_TRY(open_trial(dev, &t, shape, st));
+    for (int form = LT_NT; form <= LT_NT_ADD && !dev->pretends; form++) {
+        R1_TRY(find_equal(dev, t, shape, (lt_form)form, st));
     }
-    (void)cudaFree(t.memory);
-    return code;
+    return dev->pretends ? R1_OK : dev_check(dev, cudaMemsetAsync(w, 0, shape->O * shape->I * sizeof *w, dev->stream),
+                                             "cudaMemset", st);
 }
 
 r1_code
-lt_plan(r1_dev *dev, size_t O, size_t I, r1_status *st)
+lt_plan(r1_dev *dev, size_t O, size_t I, uint16_t *w, r1_status *st)
 {
-    lt *t = dev->lt;
-    if (t == NULL || O == 0 || I == 0 || O % ALIGNED != 0 || I % ALIGNED != 0 || find_shape(dev, O, I) != NULL) {
+    if (!may_serve(dev, O, I) || (!dev->pretends && find_shape(dev, O, I) != NULL)) {
         return R1_OK;
     }
     R1_TRY(dev_ready(dev, st));
@@ -296,17 +321,17 @@ lt_plan(r1_dev *dev, size_t O, size_t I, r1_status *st)
     }
     shape->O = O;
     shape->I = I;
-    shape->most = O > WIDE ? ROWS[LT_CLASSES - 1] : MOST;
-    for (int form = 0; form < LT_FORMS; form++) {
-        shape->serves[form] = (dev->fast || form > LT_NT_ADD) && take_first(t, shape, (lt_form)form);
+    shape->most = most_rows(O, I);
+    for (int form = 0; form < LT_FORMS && !dev->pretends; form++) {
+        shape->serves[form] = (dev->fast || form > LT_NT_ADD) && take_first(dev->lt, shape, (lt_form)form);
     }
-    r1_code code = dev->fast ? R1_OK : plan_forward(dev, shape, st);
-    if (code != R1_OK) {
+    r1_code code = dev->fast ? R1_OK : plan_forward(dev, shape, w, st);
+    if (code != R1_OK || dev->pretends) {
         r1_free(shape);
         return code;
     }
-    shape->next = t->shapes;
-    t->shapes = shape;
+    shape->next = dev->lt->shapes;
+    dev->lt->shapes = shape;
     return R1_OK;
 }
 

@@ -19,8 +19,11 @@ enum lt_form { LT_NT, LT_NT_BIAS, LT_NT_ADD, LT_NN, LT_TN, LT_FORMS };
 r1_code lt_open(r1_dev *dev, r1_status *st);
 void lt_close(r1_dev *dev);
 
-/* Plans all forms for weights (O, I), once: the only place that allocates, waits, and tries algorithms. */
-r1_code lt_plan(r1_dev *dev, size_t O, size_t I, r1_status *st);
+/* Plans all forms for weights (O, I), once: the only place that waits, and tries algorithms. w (O, I): the first
+ * such weight, zero before and after. */
+r1_code lt_plan(r1_dev *dev, size_t O, size_t I, uint16_t *w, r1_status *st);
+/* Bytes that it holds. */
+size_t lt_bytes(const r1_dev *dev);
 /* May cuBLASLt compute this form? One answer for every number of rows. */
 bool lt_serves(const r1_dev *dev, lt_form form, size_t O, size_t I);
 /* c [+]= a b as the form has them; a (y's x, dx's dy, dW's dy) and b in bf16, c in float32, each aligned to 16

@@ -106,6 +106,12 @@ lt_open(r1_dev *dev, r1_status *st)
     return code == R1_EDEVICE && !dev->dead ? R1_OK : R1_FAIL(st, code, "%s", dev->no_lt.message);
 }
 
+size_t
+lt_bytes(const r1_dev *dev)
+{
+    return dev->lt != NULL ? LT_WORKSPACE : 0;
+}
+
 void
 lt_close(r1_dev *dev)
 {

@@ -23,7 +23,7 @@ extern "C" {
 
 /* Every op, declared from its entry in the table. */
 #define R1_DECLARE(op) extern "C" std::remove_pointer<decltype(r1_ops::op)>::type CUDA(op);
-R1_OPS(R1_DECLARE) R1_GRAPH_OPS(R1_DECLARE)
+R1_OPS(R1_DECLARE) R1_PLAN_OPS(R1_DECLARE) R1_GRAPH_OPS(R1_DECLARE)
 
 /* ---- the device (backend.cu) --------------------------------------------------------------- */
 
@@ -35,6 +35,7 @@ struct r1_dev {
     int dead;    /* an error that only a new process gets rid of */
     int fast;    /* E1 is given up for speed: cublaslt.cu */
     int processors;
+    int pretends;  /* nothing is done on it: pretend.cu */
     int recording; /* between graph_begin and graph_end: nothing may wait, copy or allocate */
     cudaStream_t stream;
     cudaStream_t copies; /* beside the ops': copies.cu; NULL before the first copy */
@@ -61,8 +62,16 @@ r1_code dev_check(r1_dev *dev, cudaError_t error, const char *what, r1_status *s
 /* Waits until the device has done everything; R1_EDEVICE while ops are recorded. */
 r1_code dev_wait(r1_dev *dev, const char *what, r1_status *st);
 /* bytes of device memory, 256-byte aligned, undefined, the op's own until it returns. Once per op: the
- * next call gives the same memory away again. It grows to the largest op's need and stays. */
+ * next call gives the same memory away again. It grows to the largest op's need and stays. On a device that
+ * pretends an op asks for what any number of rows up to its own can need. */
 r1_code dev_scratch(r1_dev *dev, void **p, size_t bytes, r1_status *st);
+
+/* The memory of a device that pretends. */
+static inline void *
+nowhere()
+{
+    return reinterpret_cast<void *>((uintptr_t)1 << 12);
+}
 
 /* ---- the weight (weight.cu) ---- */
 
@@ -91,7 +100,7 @@ launch(r1_dev *dev, r1_status *st, const char *name, void (*kernel)(Params...), 
        size_t shared, Args... args)
 {
     R1_TRY(dev_ready(dev, st));
-    if (grid.x == 0 || grid.y == 0 || grid.z == 0) {
+    if (dev->pretends || grid.x == 0 || grid.y == 0 || grid.z == 0) {
         return R1_OK;
     }
     if (shared > UNASKED_SHARED) {

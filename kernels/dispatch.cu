@@ -157,10 +157,9 @@ CUDA(dispatch_plan)(r1_dev *dev, int32_t *offsets, int32_t *source, int32_t *pla
     assert(spec->E <= R1_MAX_EXPERTS && N * spec->K <= INT32_MAX);
     size_t pairs = N * spec->K;
     unsigned E = (unsigned)spec->E, blocks = grid_of(pairs, PAIRS);
-    if (pairs == 0) {
-        R1_TRY(dev_ready(dev, st));
-        return dev_check(dev, cudaMemsetAsync(offsets, 0, (E + 1) * sizeof *offsets, dev->stream),
-                         "dispatch_plan", st);
+    if (pairs == 0) { /* an int32 0 is a float 0 */
+        r1_tensor none = r1_f32(reinterpret_cast<float *>(offsets), 1, E + 1);
+        return CUDA(fill_zero)(dev, &none, st);
     }
     void *counts = NULL;
     if (blocks > 1) {

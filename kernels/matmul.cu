@@ -133,8 +133,9 @@ enough_blocks(const r1_dev *dev, const job &j, tile t)
     return 2 * blocks >= (size_t)dev->processors;
 }
 
-/* Cuts the rows of tn where large tiles are too few, by shapes alone. */
-static void
+/* Cuts the rows of tn where large tiles are too few, by shapes alone. How many segments there is to be room for:
+ * as they are whole steps, there may be one fewer of more rows. */
+static size_t
 cut_segments(product *p, tile large)
 {
     size_t wanted = ENOUGH / split(p->rows, large.rows) / split(p->columns, large.columns);
@@ -144,6 +145,7 @@ cut_segments(product *p, tile large)
         p->segment = split(split(p->N, wanted), SEGMENT_STEP) * SEGMENT_STEP;
         p->segments = split(p->N, p->segment);
     }
+    return wanted;
 }
 
 /* Cuts the sums of nt, by their length alone. */
@@ -271,7 +273,8 @@ lt_job_of(const job &j)
 static r1_code
 copy_rows(r1_dev *dev, const r1_tensor &to, const r1_tensor &from, r1_status *st)
 {
-    return dev_check(dev, cudaMemcpy2DAsync(to.data, to.ld * sizeof(float), from.data, from.ld * sizeof(float),
+    return dev->pretends ? R1_OK
+         : dev_check(dev, cudaMemcpy2DAsync(to.data, to.ld * sizeof(float), from.data, from.ld * sizeof(float),
                                             to.cols * sizeof(float), to.rows, cudaMemcpyDefault,
                                             dev->stream), "copying rows", st);
 }
@@ -328,16 +331,14 @@ run(r1_dev *dev, const job &given, r1_dtype dtype, r1_status *st)
             return R1_OK;
         }
     }
-    if (F == FORM_TN && j.offsets == NULL) {
-        cut_segments(&j.p, tiles[LARGE]);
-    }
+    size_t room = F == FORM_TN && j.offsets == NULL ? cut_segments(&j.p, tiles[LARGE]) : 1;
     if (F == FORM_NT && bf16) {
         cut_chain(&j.p);
     }
     tile_size size = choose<F>(j.p, tiles, dev);
     bool copy_a = bf16 && size != FEW, copy_b = bf16 && F == FORM_TN, merge = F == FORM_TN && j.p.segments > 1;
-    bool spread = F == FORM_NT && bf16 && size == MEDIUM && j.p.segments > 1 && j.offsets == NULL &&
-                  !enough_blocks(dev, j, tiles[MEDIUM]);
+    bool may_spread = F == FORM_NT && bf16 && j.p.segments > 1 && j.offsets == NULL;
+    bool spread = may_spread && size == MEDIUM && !enough_blocks(dev, j, tiles[MEDIUM]);
     r1_arena memory = {};
     for (int placing = 0; placing < 2; placing++) { /* measured, then placed */
         if (copy_a) {
@@ -348,12 +349,13 @@ run(r1_dev *dev, const job &given, r1_dtype dtype, r1_status *st)
         }
         if (merge) {
             size_t rows = j.p.segments * j.p.rows, columns = j.p.columns;
-            j.c = r1_f32(static_cast<float *>(r1_arena_push(&memory, rows * columns, sizeof(float))), rows,
-                         columns);
+            float *sums = static_cast<float *>(r1_arena_push(&memory, room * j.p.rows * columns, sizeof(float)));
+            j.c = r1_f32(sums, rows, columns);
             j.p.accumulate = 0;
         }
-        if (spread) {
-            size_t behind = (j.p.segments - 1) * j.p.N * j.p.columns;
+        if (spread || (may_spread && dev->pretends)) { /* a plan: of as many rows as are spread at most */
+            size_t most = (size_t)dev->processors / 2 * tiles[MEDIUM].rows * tiles[MEDIUM].columns;
+            size_t behind = (j.p.segments - 1) * (j.p.N * j.p.columns < most ? j.p.N * j.p.columns : most);
             j.p.more = static_cast<float *>(r1_arena_push(&memory, behind, sizeof(float)));
         }
         if (placing == 0 && memory.used > 0) {

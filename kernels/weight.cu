@@ -53,7 +53,7 @@ CUDA(weight_open)(r1_dev *dev, r1_weight **out, size_t E, size_t O, size_t I, r1
         CUDA(weight_close)(dev, w);
         return R1_FAIL(st, R1_ENOMEM, "no GPU memory for a weight of %zu x %zu x %zu", E, O, I);
     }
-    r1_code code = dtype == R1_BF16 && E == 1 ? lt_plan(dev, O, I, st) : R1_OK;
+    r1_code code = dtype == R1_BF16 && E == 1 ? lt_plan(dev, O, I, static_cast<uint16_t *>(w->seen), st) : R1_OK;
     if (code != R1_OK) {
         CUDA(weight_close)(dev, w);
         return code;

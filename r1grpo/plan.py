@@ -3,7 +3,8 @@
     parameters + gradients + moments + the buffers of every kind of call + the reference
 
 The bytes come from the core, which runs the functions that place its tensors without memory
-(csrc/model/plan.c), so that the plan is what will be allocated. Rows marked * are there one at a
+(csrc/model/plan.c), so that the plan is what will be allocated. What a GPU holds beside, scratch
+memory of its ops and cuBLASLt's workspace, its ops say themselves (csrc/model/rehearse.c). Rows marked * are there one at a
 time and count with the largest. Left out: the interpreter, its libraries, the data.
 
     print(plan_memory(config, length=4096))          a table
@@ -39,6 +40,7 @@ MICRO_TOKENS = 4096  # packed rows of a micro-batch when nobody says
 _PART_ROWS = 2048  # csrc/model/micro.c
 SLOTS = 128  # sequences decoded at a time, as far as they fit a GiB of KV
 GIB = 2.0**30
+_BUFFERS = ("acts", "head", "cache")  # of a pass
 
 
 @dataclass(frozen=True)
@@ -160,12 +162,14 @@ def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
     shared = {"prompt": min(as_count(prompt_length, "prompt_length", 1), length),
               "groups": [as_count(num_generations, "num_generations", 1)] + [1] * shuffled}
     items, sizes = core.weights("parameters"), core.model()
+    calls = [sizes]  # each with what a GPU then holds for itself
     host, moments = sizes["host"], sizes["moments"] or sizes["host"]
     weights = moments // 2 if lora else sizes["master"] + sizes["vectors"]
     state = weights + moments if checkpoint else 0  # of adapters alone, where there are any
     if training:
         found = core.one_pass(length, sequences, rows, "stream" if recompute else "all", pairs=pairs,
                               **shared)
+        calls.append(found)
         how = ", recomputed" if recompute else ""
         items += [Item("gradients", sizes["grads"]), Item("Adam's moments", sizes["moments"]),
                   Item(f"training: activations{how}", found["acts"]),
@@ -184,8 +188,9 @@ def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
         items += [Item(f"sampling: KV of {session['slots']} sequences", session["kv"], True),
                   Item("sampling: lists and results", session["rest"])]
     if forward:  # one workspace, as large as the largest call asks
+        calls += forward
         items.append(Item("without gradient: activations, head, KV", sum(
-            max(one[part] for one in forward) for part in ("acts", "head", "cache"))))
+            max(one[part] for one in forward) for part in _BUFFERS)))
     if not training:  # what sampling does not take later
         later = sum(item.bytes for item in items[2:] if not item.one_at_a_time)
         items.append(Item("loading: the largest tensor, beyond that",
@@ -196,9 +201,12 @@ def plan_memory(config: ModelConfig | dict[str, Any], *, dtype: str = "float32",
         second = dataclasses.replace(core, frozen=reference != "master",
                                      offload=reference == "offloaded" and not in_file)
         items += [*second.weights("reference")[:1 if in_file else 2],
-                  Item("reference: activations, head, KV", sum(found.values()))]
+                  Item("reference: activations, head, KV", sum(found[part] for part in _BUFFERS))]
+        calls += [found, second.model()]
         host += second.model()["host"]
         state += state and sizes["master"] + sizes["vectors"]
+    if own := max(one["own"] for one in calls):
+        items.append(Item("scratch memory of ops, cuBLASLt's workspace", own))
     if state and device == "cpu":  # the arrays; the file is streamed
         items.append(Item("checkpoint, while it is written", state, True))
     elif state:

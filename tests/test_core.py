@@ -200,6 +200,7 @@ MEMORY = {"dev_open", "dev_close", "dev_threads", "dev_spin", "dev_pins", "mem_a
           "mem_fetch", "mem_store", "mem_join",
           "weight_bytes", "weight_open", "weight_close", "weight_view",
           "weight_write", "weight_read", "logp_scratch",  # behind Device, Weight, Kv and the calls that need scratch
+          "dev_pretend", "dev_own",  # behind plans
           "graph_begin", "graph_end", "graph_run", "graph_close"}  # behind Decode, on a GPU
 
 

@@ -154,6 +154,13 @@ device_pins(PyObject *object, void *Py_UNUSED(closure))
 }
 
 static PyObject *
+device_own_bytes(PyObject *object, void *Py_UNUSED(closure))
+{
+    Device *self = (Device *)object;
+    return PyLong_FromSize_t(self->ops->dev_own != NULL ? self->ops->dev_own(self->dev) : 0);
+}
+
+static PyObject *
 device_repr(PyObject *object)
 {
     Device *self = (Device *)object;
@@ -197,6 +204,7 @@ static PyGetSetDef device_getset[] = {
     {"name", device_name, NULL, "Backend and tier: 'cpu/avx512'.", NULL},
     {"place", device_place, NULL, "(DLPack's kind of device, number, stream): r1_place of csrc/ops.h.", NULL},
     {"pins", device_pins, NULL, "What bits depend on beside the build, as lines: a GPU's products.", NULL},
+    {"own_bytes", device_own_bytes, NULL, "Of a GPU's memory, what it holds for its ops and libraries.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

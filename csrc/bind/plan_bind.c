@@ -30,10 +30,11 @@ static PyObject *
 model_dict(const void *from)
 {
     const r1_model_bytes *b = from;
-    return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K}", "master", (unsigned long long)b->master, "packed",
+    return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K}", "master", (unsigned long long)b->master, "packed",
                          (unsigned long long)b->packed, "vectors", (unsigned long long)b->vectors, "grads",
                          (unsigned long long)b->grads, "moments", (unsigned long long)b->moments, "update",
-                         (unsigned long long)b->update, "host", (unsigned long long)b->host);
+                         (unsigned long long)b->update, "host", (unsigned long long)b->host,
+                         "own", (unsigned long long)b->own);
 }
 
 static PyObject *
@@ -55,8 +56,9 @@ static PyObject *
 pass_dict(const void *from)
 {
     const r1_pass_bytes *b = from;
-    return Py_BuildValue("{s:K,s:K,s:K}", "acts", (unsigned long long)b->acts, "head",
-                         (unsigned long long)b->head, "cache", (unsigned long long)b->cache);
+    return Py_BuildValue("{s:K,s:K,s:K,s:K}", "acts", (unsigned long long)b->acts, "head",
+                         (unsigned long long)b->head, "cache", (unsigned long long)b->cache, "own",
+                         (unsigned long long)b->own);
 }
 
 static PyObject *
@@ -139,10 +141,11 @@ plan_decode(PyObject *Py_UNUSED(module), PyObject *const *items, Py_ssize_t coun
     }
 
 static PyMethodDef functions[] = {
-    FUNCTION(plan_model, "", "Bytes of a model: master, packed, vectors, grads, moments, update."),
+    FUNCTION(plan_model, "", "Bytes of a model: master, packed, vectors, grads, moments, update, host; own: what the "
+             "device holds for itself then."),
     FUNCTION(plan_pass, "start, first, group, micro_rows, pairs, keep, ",
              "Bytes of log-probs or a gradient of packed sequences, in groups or in pairs: acts, head, "
-             "cache. keep: 'none' without gradient, 'stream' recomputed, 'all'."),
+             "cache, own. keep: 'none' without gradient, 'stream' recomputed, 'all'."),
     FUNCTION(plan_decode, "prompts, num_generations, prompt_length, max_new_tokens, slots, speculative, ",
              "Bytes of a sampling session: slots (a count), kv, rest, and its pass."),
     {NULL, NULL, 0, NULL},

@@ -144,7 +144,7 @@ seq_finish(r1_decode *d, size_t i, int stopped)
 /* ---- one step -------------------------------------------------------------------------------- */
 
 /* The trunk on a step's batch. */
-static r1_code
+r1_code
 trunk_part(r1_decode *d, size_t rows, r1_status *st)
 {
     decode_batch batch = decode_batch_at(d, rows, rows);

@@ -114,6 +114,9 @@ size_t padded_rows(const r1_ops *ops, size_t rows);
 r1_code graphs_open(r1_decode *d, size_t rows, r1_status *st);
 void graphs_close(r1_decode *d);
 void graphs_check(r1_decode *d);
+r1_code trunk_part(r1_decode *d, size_t rows, r1_status *st);  /* bodies: decode.c, */
+r1_code draw_part(r1_decode *d, size_t rows, r1_status *st);   /* decode_batch.c, */
+r1_code module_part(r1_decode *d, size_t rows, r1_status *st); /* speculate.c */
 r1_code part_run(r1_decode *d, decode_part part, part_body body, size_t rows, r1_status *st);
 
 /* How a session is sized: the longest prompt, blocks of a sequence, slots wanted. */

@@ -86,7 +86,7 @@ draw_rows(r1_decode *d, const r1_tensor *h, int guesses, r1_status *st)
                                    d->ws->logp_scratch, st);
 }
 
-static r1_code
+r1_code
 draw_part(r1_decode *d, size_t rows, r1_status *st)
 {
     r1_tensor h = r1_rows(&d->ws->y, 0, rows);

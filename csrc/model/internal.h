@@ -60,6 +60,13 @@ r1_code offload_open(r1_model *m, r1_status *st);
 void offload_close(r1_model *m);
 r1_code offload_enter(r1_model *m, size_t i, r1_status *st);
 r1_code offload_keep(r1_model *m, size_t i, const r1_param *p, r1_status *st);
+/* rehearse.c: bytes that the device comes to hold for itself in the calls that plan.c sizes. */
+r1_code rehearse_model(const r1_config *c, r1_dtype dtype, const r1_ops *ops, r1_dev *dev, size_t *bytes,
+                       r1_status *st);
+r1_code rehearse_pass(const r1_config *c, r1_dtype dtype, const r1_ops *ops, r1_dev *dev, const r1_batch *batch,
+                      size_t micro_rows, r1_keep keep, size_t *bytes, r1_status *st);
+r1_code rehearse_decode(const r1_config *c, r1_dtype dtype, const r1_ops *ops, r1_dev *dev,
+                        const r1_decode_spec *sizes, size_t prompt, size_t *bytes, r1_status *st);
 /* Bytes that an update takes while it runs. */
 size_t update_bytes(const r1_model *m);
 /* Makes ws hold at least these and keep just this; contents are lost when it changes. */

@@ -9,6 +9,7 @@
  *   update.c  norm, clip, AdamW, router bias        decode.c sampling (decode_open.c, kvpool.c)
  *             (its batches: decode_batch.c)        graphs.c  steps recorded where a backend can
  *   plan.c    bytes of all this, nothing allocated  speculate.c drafts of the MTP module
+ *   rehearse.c what a device holds for itself
  *
  * What these files share with each other alone is internal.h.
  * A model is not locked here: whoever calls owns it. Errors leave the weights as they were, except
@@ -355,10 +356,12 @@ typedef struct {
     size_t master, packed, vectors; /* parameters: matrices, their packed copies, all the rest */
     size_t grads, moments, update;  /* update: what an optimiser step takes while it runs */
     size_t host;                    /* in host memory: matrices, moments */
+    size_t own;                     /* and in each of these: what the device then holds for itself */
 } r1_model_bytes;
 typedef struct {
     size_t acts, head, cache;       /* activations and rotary table; hidden states to losses; one
                                      * layer's KV */
+    size_t own;
 } r1_pass_bytes;
 typedef struct {
     size_t slots, kv, rest;         /* sequences at a time; KV blocks; lists and results */

@@ -2,8 +2,8 @@
  *
  * Every figure comes from the function that places or sizes the thing itself, run without memory:
  * layout.c (parameters, gradients, moments), the backend's weight_bytes, workspace.c (a pass),
- * decode_open.c and kvpool.c (a session), rope.c. So the plan cannot differ from what is allocated. Knows
- * nothing about what else lives in the process.
+ * decode_open.c and kvpool.c (a session), rope.c. rehearse.c has what a device holds beside.
+ * So the plan cannot differ from what is allocated. Knows nothing about what else lives in the process.
  */
 #include "decode.h"
 
@@ -31,6 +31,22 @@ plan_open(r1_model **out, const r1_config *c, r1_dtype dtype, const r1_ops *ops,
     return R1_OK;
 }
 
+/* Beyond the memory of any device: nobody asks what it would hold beside. */
+static int
+is_absurd(size_t bytes)
+{
+    return bytes > (size_t)1 << 39;
+}
+
+static int
+is_absurd_model(const r1_model *m)
+{
+    r1_arena master = {0}, packed = {0};
+    size_t largest;
+    matrices_measure(m, &master, &packed);
+    return is_absurd(master.used) || is_absurd(packed.used) || is_absurd(offload_measure(m, &largest));
+}
+
 r1_code
 r1_plan_model(const r1_config *c, r1_dtype dtype, const r1_ops *ops, r1_dev *dev,
               r1_model_bytes *out, r1_status *st)
@@ -45,9 +61,10 @@ r1_plan_model(const r1_config *c, r1_dtype dtype, const r1_ops *ops, r1_dev *dev
     size_t largest, layers = offload_measure(m, &largest);
     *out = (r1_model_bytes){master.used, packed.used + 2 * largest, vectors.used, grads.used,
                             c->offload ? 0 : moments.used, update_bytes(m),
-                            layers + (c->offload ? moments.used : 0)};
+                            layers + (c->offload ? moments.used : 0), 0};
+    int absurd = is_absurd_model(m);
     r1_model_close(m);
-    return R1_OK;
+    return absurd ? R1_OK : rehearse_model(c, dtype, ops, dev, &out->own, st);
 }
 
 r1_code
@@ -59,8 +76,10 @@ r1_plan_pass(const r1_config *c, r1_dtype dtype, const r1_ops *ops, r1_dev *dev,
     r1_micro_size s = micro_size(c, batch, micro_rows);
     r1_code code = workspace_measure(m, s.rows, s.seqs, s.blocks, s.table, keep, out, st);
     out->acts += rope_bytes(c, s.longest);
+    int absurd = is_absurd_model(m) || is_absurd(out->acts) || is_absurd(out->head) || is_absurd(out->cache);
     r1_model_close(m);
-    return code;
+    return code != R1_OK || absurd ? code
+           : rehearse_pass(c, dtype, ops, dev, batch, micro_rows, keep, &out->own, st);
 }
 
 r1_code
@@ -86,6 +105,9 @@ r1_plan_decode(const r1_config *c, r1_dtype dtype, const r1_ops *ops, r1_dev *de
     *out = (r1_decode_bytes){.slots = s.slots, .kv = kv.used, .rest = rest.used};
     r1_code code = workspace_measure(m, s.rows, s.slots + 1, 0, 0, R1_KEEP_NONE, &out->pass, st);
     out->pass.acts += rope_bytes(c, prompt + room_of(c, prompt, max_new));
+    int absurd = is_absurd_model(m) || is_absurd(out->pass.acts) || is_absurd(out->pass.head) || is_absurd(out->kv);
     r1_model_close(m);
-    return code;
+    r1_decode_spec spec = {.P = P, .G = G, .max_new = max_new, .slots = s.slots, .speculative = speculative};
+    return code != R1_OK || absurd ? code
+           : rehearse_decode(c, dtype, ops, dev, &spec, prompt, &out->pass.own, st);
 }

@@ -78,7 +78,7 @@ module_fwd(r1_decode *d, size_t B, size_t N, r1_tensor *z, r1_status *st)
 }
 
 /* The module on a step's batch, and the last row of each sequence to ws->hm. */
-static r1_code
+r1_code
 module_part(r1_decode *d, size_t rows, r1_status *st)
 {
     r1_tensor z, h = r1_rows(&d->ws->hm, 0, rows);

@@ -219,7 +219,7 @@ workspace_measure(r1_model *m, size_t rows, size_t seqs, size_t blocks, size_t t
     trunk_place(&ws, &acts, &m->config);
     head_place(&ws, &head, m);
     cache_place(&ws, &cache, m);
-    *out = (r1_pass_bytes){acts.used, head.used, cache.used};
+    *out = (r1_pass_bytes){acts.used, head.used, cache.used, 0};
     r1_free(ws.acts);
     return R1_OK;
 }

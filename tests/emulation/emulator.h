@@ -71,12 +71,14 @@ void emulated_lock();
 bool emulated_broken();
 /* For tests, which call them through ctypes. From now on every call fails, as after a kernel that read a
  * wrong address; false: no longer. A GPU's memory is so many bytes, at most what it is by nature. Host memory
- * is pinned, by another library say; bytes 0: no longer. From now on cudaFree asks (Python, whether it is kept
+ * is pinned, by another library say; bytes 0: no longer. The most bytes that were given at a time, all GPUs
+ * together, since this was called last. From now on cudaFree asks (Python, whether it is kept
  * waiting); returns how many answers since the last call were yes. */
 #define FOR_TESTS extern "C" __attribute__((visibility("default")))
 FOR_TESTS void emulated_break(bool broken);
 FOR_TESTS void emulated_limit(size_t bytes);
 FOR_TESTS void emulated_pin(void *p, size_t bytes);
+FOR_TESTS size_t emulated_peak();
 FOR_TESTS int emulated_ask_at_free(int (*ask)(void));
 
 /* ---- graph.cpp ---- */

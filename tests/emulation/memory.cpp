@@ -30,6 +30,7 @@ size_t capacity = CAPACITY;
 std::recursive_mutex guard;
 char *region;
 size_t used, taken; /* address space that was ever given away; bytes that are */
+size_t wanted, peak; /* as they were asked for, not rounded; the most of them */
 int depth;
 std::multimap<size_t, char *> freed; /* by size */
 std::map<const char *, size_t> given, mapped;
@@ -154,12 +155,23 @@ cudaMalloc(void **p, size_t bytes)
         return emulated_answer(cudaErrorMemoryAllocation);
     }
     taken += size;
+    wanted += bytes;
+    peak = wanted > peak ? wanted : peak;
     given[found] = bytes;
     __asan_unpoison_memory_region(found, bytes);
     open_memory access;
     memset(found, 0xff, bytes);
     *p = found;
     return cudaSuccess;
+}
+
+size_t
+emulated_peak()
+{
+    std::lock_guard<std::recursive_mutex> hold(guard);
+    size_t before = peak;
+    peak = wanted;
+    return before;
 }
 
 int
@@ -195,6 +207,7 @@ cudaFree(void *p)
     }
     __asan_poison_memory_region(p, size);
     taken -= size;
+    wanted -= one->second;
     freed.insert({size, (char *)p});
     given.erase(one);
     return cudaSuccess;
