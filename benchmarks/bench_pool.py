@@ -6,8 +6,11 @@ item      of a function that does nothing: one after the other, and many at once
 start     from a pool without processes to its first result
 deadline  what a hanging item costs beyond its deadline: the kill, what it left, a new worker
 hidden    GRPO steps of 64 completions with a KL to a reference, once with a reward that costs nothing and
-          once with one that waits a second for each completion, in 8 workers. Both sample the same. `ratio`
-          is the throughput with it over that without; `left` the seconds of rewards that the trainer saw
+          once with one that waits a second for each completion. Both sample the same. `ratio` is the
+          throughput with it over that without; `left` the seconds of rewards that the trainer saw. Workers
+          hide no more seconds of rewards than they have while the engine samples: of the short completions
+          (200 tokens, 8 workers) 8 s of rewards would stand behind less than that of sampling, which shows
+          what is left then; the long ones (800 tokens, 16 workers) are those that the bar is for
 
 Both sides of `hidden` are measured in turn; medians.
 """
@@ -26,7 +29,8 @@ from r1grpo.verifiers import VerifierPool
 from .harness import Report, interleaved, options, timed
 from .workloads import MODELS, NONE_ENDS, slow_reward
 
-PARTS = ("item", "start", "deadline", "hidden tiny_moe", "hidden small_dense")
+PARTS = ("item", "start", "deadline", "hidden short", "hidden long")
+HIDDEN = {"short": ("small_dense", 200, 8), "long": ("small_dense", 800, 16)}  # model, tokens, workers
 BAR = 0.95
 
 
@@ -69,17 +73,18 @@ def deadline(report: Report, quick: bool) -> None:
 
 
 def hidden(report: Report, name: str, quick: bool) -> None:
-    config = ModelConfig.from_dict({**MODELS[name], **NONE_ENDS})
+    model, length, workers = HIDDEN[name]
+    config = ModelConfig.from_dict({**MODELS[model], **NONE_ENDS})
     rng = np.random.default_rng(0)
     rows = [{"prompt_ids": one} for one in rng.integers(64, config.vocab_size, (4, 8)).tolist()]
     group, wait = (2, 0.01) if quick else (16, 1.0)
-    ends = tuple(range(config.vocab_size // 200))  # one token in 200: 200 tokens a completion
+    ends = tuple(range(round(config.vocab_size / length)))  # one token in `length` ends a completion
 
     def trainer(reward: Any) -> GRPOTrainer:
         return GRPOTrainer(Model(config, seed=0), reward, GRPOConfig(
             learning_rate=0.0, beta=0.001, num_generations=group, max_steps=100,
             per_device_train_batch_size=len(rows) * group, stop_token_ids=ends,
-            max_completion_length=8 if quick else 512, verifier_workers=2 if quick else 8), rows)
+            max_completion_length=8 if quick else 5 * length // 2, verifier_workers=2 if quick else workers), rows)
     trainers = {"without": trainer(slow_reward), "with": trainer(Pooled(slow_reward, seconds=wait))}
     if not quick:
         for one in trainers.values():
@@ -92,7 +97,8 @@ def hidden(report: Report, name: str, quick: bool) -> None:
     left = statistics.median(one["verdicts/wait_time"] for one in steps["with"])
     count = len(rows) * group
     report.title(f"{'hidden, ' + name:20} {'rewards':>10} {'without':>10} {'with':>10} {'left':>8} {'ratio':>6}")
-    report.add({"part": "hidden", "model": name, "completions": count, "reward_seconds": wait * count,
+    report.add({"part": "hidden", "name": name, "model": model, "completions": count, "workers": workers,
+                "reward_seconds": wait * count,
                 "without": without, "with": with_, "left": left, "ratio": without / with_},
                f"{'':20} {wait * count:10.2f} {without:10.2f} {with_:10.2f} {left:8.2f} {without / with_:6.3f}"
                f"   bar {BAR}")
