@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from tiny_run import write_recipe
+
+sys.path.append(str(Path(__file__).parents[1]))  # benchmarks/ is no part of the package
 
 from benchmarks.ablations.__main__ import main
 from benchmarks.ablations.arms import ARMS, RULE
