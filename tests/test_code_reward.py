@@ -105,7 +105,7 @@ def test_a_run_says_what_held_its_programs(level, here, tmp_path, capsys):
 
 
 def test_tests_that_are_none_are_refused_before_a_run():
-    with pytest.raises(ValueError, match=r"data.jsonl: row 1: tests\[0\]: expected"):
+    with pytest.raises(ValueError, match=r"data.jsonl: row 1: tests\[0\]: {'in': 'x'} is none of"):
         check_tests([{"tests": ["assert f(1) == 2"]}, {"tests": [{"in": "x"}]}], "data.jsonl", "python")
     check_tests([{"tests": None}, {}], "data.jsonl", "python")
 
