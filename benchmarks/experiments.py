@@ -18,19 +18,16 @@ from typing import Any
 from r1grpo.charts import Series, interval_chart, line_chart
 from r1grpo.rundir import read_jsonl
 
-from .ablations.tables import sections
+from .ablations.tables import NAMES, rounded, sections
 
-COLUMNS = {"pass@1": "pass@1", "pass@16": "pass@16", "cons@k": "cons@16",
-           "wellformed_accuracy": "acc. if well-formed", "format": "format",
-           "language_consistency": "one language", "mean_tokens": "tokens",
-           "truncated": "truncated", "reflection_per_response": "\"wait\" etc."}
+COLUMNS = {name: NAMES.get(name, name) for name in (
+    "pass@1", "pass@16", "cons@k", "wellformed_accuracy", "format", "language_consistency", "mean_tokens",
+    "truncated", "reflection_per_response")}
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
 def number(value: float) -> str:
-    if value == 0:  # a gap of 0 is exactly that
-        return "0"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}"
+    return "0" if value == 0 else rounded(value)  # a gap of 0 is exactly that
 
 
 def stage_table(summary: Mapping[str, Any]) -> list[str]:

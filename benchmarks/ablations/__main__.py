@@ -10,24 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from r1grpo.safe_files import write_atomic
+from r1grpo.stages import STAGES
 
 from .arms import ARMS
 from .figures import arm_figures, by_budget, by_votes
 from .learning import draw_test
 from .reference import Reference
 
-STAGES = ("base", "r1_zero", "cold_start", "reasoning_rl", "rejection_sft", "r1", "student_base",
-          "distilled", "student_rl_only")
-
 
 def write(path: Path, found: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, (json.dumps(found, indent=None, allow_nan=False) + "\n").encode())
+    write_atomic(path, (json.dumps(found, allow_nan=False) + "\n").encode())
 
 
 def measure_stages(ref: Reference, out: Path) -> None:
     """The run's own checkpoints with the arms' figures, from their stored samples."""
-    for stage in STAGES:
+    for stage in [one.name for one in STAGES if one.is_policy]:
         path = out / f"seed{ref.seed}" / f"{stage}.json"
         if not path.exists():
             samples = ref.samples(stage)

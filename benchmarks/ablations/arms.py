@@ -24,7 +24,7 @@ and the template that it is asked with.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -36,11 +36,12 @@ from r1grpo.reward_model import ModelReward, RewardTrainer
 from r1grpo.rewards import (accuracy_reward, format_reward, get_cosine_scaled_reward,
                             get_repetition_penalty_reward, language_reward)
 from r1grpo.rundir import read_jsonl
+from r1grpo.scoring import RewardFunction
 from r1grpo.sources import prompt_rows, train_problems, training_row
 from r1grpo.tasks.trace import is_readable
 from r1grpo.tokenizer import is_wellformed, split_thinking
 
-from .learning import Reinforce, fine_tune, reinforce, draw_test
+from .learning import Reinforce, draw_test, fine_tune, reinforce
 from .reference import Reference, Row
 
 Arm = Callable[[Reference, dict[str, Any]], tuple[Model, str]]
@@ -49,24 +50,25 @@ BAND = (0.2, 0.625)  # Light-R1's, the default of `r1grpo curate`
 SFT_ROWS = (300, 1200, 4800)
 
 
-def repetition_penalty(ref: Reference, found: dict[str, Any]) -> tuple[Model, str]:
+def _r1_zero(ref: Reference, found: dict[str, Any], rewards: Sequence[RewardFunction] = RULE,
+             more_weights: tuple[float, ...] = (), **changes: Any) -> tuple[Model, str]:
+    """R1-Zero's RL on the base, with changes. The first two rewards have the stage's weights."""
     model = ref.load("base")
-    penalty = get_repetition_penalty_reward(8, -1.0, unit="tokens")
-    found["curve"] = reinforce(ref, "r1_zero", "zero", model, (*RULE, penalty), (1.0, 0.1, 0.5))
+    found["curve"] = reinforce(ref, "r1_zero", "zero", model, rewards,
+                               (*ref.weights("r1_zero", 2), *more_weights), **changes)
     return model, "zero"
 
 
 def no_language(ref: Reference, found: dict[str, Any]) -> tuple[Model, str]:
     model = ref.load("cold_start")
-    accuracy, shape, _ = ref.recipe.reasoning_rl.grpo.reward_weights or (1.0, 1.0, 1.0)
-    found["curve"] = reinforce(ref, "reasoning_rl", "r1", model, RULE, (accuracy, shape))
+    found["curve"] = reinforce(ref, "reasoning_rl", "r1", model, RULE, ref.weights("reasoning_rl", 2))
     return model, "r1"
 
 
 def no_cold_start(ref: Reference, found: dict[str, Any], template: str) -> tuple[Model, str]:
     model = ref.load("base")
-    weights = ref.recipe.reasoning_rl.grpo.reward_weights or (1.0, 1.0, 1.0)
-    found["curve"] = reinforce(ref, "reasoning_rl", template, model, (*RULE, language_reward), weights)
+    found["curve"] = reinforce(ref, "reasoning_rl", template, model, (*RULE, language_reward),
+                               ref.weights("reasoning_rl", 3))
     return model, template
 
 
@@ -88,15 +90,12 @@ def reward_model(ref: Reference, found: dict[str, Any]) -> tuple[Model, str]:
     judge = ModelReward(trainer.model.score, ref.tokenizer, "whole", "learned")
     prompts = [{key: value for key, value in row.items() if key != "reward_model"}
                for row in ref.prompts("r1_zero", "zero")]
-    found["curve"] = reinforce(ref, "r1_zero", "zero", model, (judge, format_reward), (1.0, 0.1), prompts,
-                               select=False)
-    return model, "zero"
+    return _r1_zero(ref, found, (judge, format_reward), rows=prompts, select=False)
 
 
 def band(ref: Reference, found: dict[str, Any]) -> tuple[Model, str]:
-    model = ref.load("base")
     prompts = ref.prompts("r1_zero", "zero")
-    samples = draw_samples(model, prompts, _sampling(ref, "band", 8), ref.tokenizer)
+    samples = draw_samples(ref.load("base", frozen=True), prompts, _sampling(ref, "band", 8), ref.tokenizer)
     recompute(samples)
     right = [0] * len(prompts)
     for one in samples:
@@ -105,27 +104,12 @@ def band(ref: Reference, found: dict[str, Any]) -> tuple[Model, str]:
     kept = [row for row, r in zip(prompts, right) if low <= r / 8 <= high]
     found["data"] = {"prompts": len(prompts), "kept": len(kept), "never": right.count(0),
                      "always": right.count(8)}
-    found["curve"] = reinforce(ref, "r1_zero", "zero", model, RULE, (1.0, 0.1), kept)
-    return model, "zero"
+    return _r1_zero(ref, found, rows=kept)
 
 
 def cosine_length(ref: Reference, found: dict[str, Any]) -> tuple[Model, str]:
-    model = ref.load("base")
     cosine = get_cosine_scaled_reward(max_len=ref.recipe.evaluation.max_completion_length)
-    found["curve"] = reinforce(ref, "r1_zero", "zero", model, (cosine, format_reward), (1.0, 0.1))
-    return model, "zero"
-
-
-def cap_64(ref: Reference, found: dict[str, Any]) -> tuple[Model, str]:
-    model = ref.load("base")
-    found["curve"] = reinforce(ref, "r1_zero", "zero", model, RULE, (1.0, 0.1), max_completion_length=64)
-    return model, "zero"
-
-
-def reinforce_baseline(ref: Reference, found: dict[str, Any]) -> tuple[Model, str]:
-    model = ref.load("base")
-    found["curve"] = reinforce(ref, "r1_zero", "zero", model, RULE, (1.0, 0.1), trainer_class=Reinforce)
-    return model, "zero"
+    return _r1_zero(ref, found, (cosine, format_reward))
 
 
 def small(ref: Reference, found: dict[str, Any]) -> tuple[Model, str]:
@@ -136,8 +120,8 @@ def small(ref: Reference, found: dict[str, Any]) -> tuple[Model, str]:
     rows = [training_row(row, ref.tokenizer) for row in read_jsonl(ref.path / "data" / "corpus.jsonl")]
     fine_tune(model, ref.recipe.student_base, ref.stream("student_base"), rows)
     found["before"] = recompute(draw_test(ref, model, "zero"))["pass@1"]
-    found["curve"] = reinforce(ref, "student_rl_only", "zero", model, RULE, (1.0, 0.1),
-                               **ref.student_options())
+    found["curve"] = reinforce(ref, "student_rl_only", "zero", model, RULE,
+                               ref.weights("student_rl_only", 2), **ref.student_options())
     return model, "zero"
 
 
@@ -181,8 +165,11 @@ def _sampled(ref: Reference, model: Model, purpose: str, problems: int, k: int,
 
 ARMS: dict[str, Arm] = {
     "no_language": no_language, "no_cold_start": partial(no_cold_start, template="zero"),
-    "no_cold_start_chat": partial(no_cold_start, template="r1"), "reinforce": reinforce_baseline,
-    "repetition_penalty": repetition_penalty, "cosine_length": cosine_length, "cap_64": cap_64,
+    "no_cold_start_chat": partial(no_cold_start, template="r1"),
+    "reinforce": partial(_r1_zero, trainer_class=Reinforce),
+    "repetition_penalty": partial(_r1_zero, rewards=(*RULE, get_repetition_penalty_reward(
+        8, -1.0, unit="tokens")), more_weights=(0.5,)),
+    "cosine_length": cosine_length, "cap_64": partial(_r1_zero, max_completion_length=64),
     "band": band, "reward_model": reward_model,
     **{f"sft_{count}_{name}": partial(sft, count=count, filtered=name == "kept")
        for count in SFT_ROWS for name in ("kept", "all")},

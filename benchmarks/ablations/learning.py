@@ -45,7 +45,7 @@ def reinforce(ref: Reference, stage: str, template: str, model: Model, rewards: 
               **changes: Any) -> Curve:
     """The RL of `stage` on `model`, with its options but for `changes`; the curves of training."""
     spec = getattr(ref.recipe, stage)
-    worth = dict(zip(RULE_FIGURES, spec.grpo.reward_weights))
+    worth = dict(zip(RULE_FIGURES, spec.grpo.reward_weights or (1.0,) * len(rewards)))
     options = with_seed(spec.grpo, ref.stream(stage), reward_weights=weights,
                         stop_token_ids=ref.tokenizer.stop_token_ids(template), **changes)
     trainer = trainer_class(model, rewards, options, ref.prompts(stage, template) if rows is None else rows,

@@ -44,6 +44,10 @@ class Reference:
         """The stage's graded samples of the test problems."""
         return [row for row in read_jsonl(eval_path(self.path, stage, "jsonl")) if row["split"] == "test"]
 
+    def weights(self, stage: str, rewards: int) -> tuple[float, ...]:
+        """The weights of a stage's first rewards."""
+        return (getattr(self.recipe, stage).grpo.reward_weights or (1.0,) * rewards)[:rewards]
+
     def prompts(self, stage: str, template: str) -> list[Row]:
         """The reasoning prompts that the stage learned from."""
         spec = getattr(self.recipe, stage)

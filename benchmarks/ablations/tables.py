@@ -126,7 +126,7 @@ def read_results(folder: Path) -> Results:
     return found
 
 
-def number(value: float) -> str:
+def rounded(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}"
 
 
@@ -139,9 +139,9 @@ def table(ablation: Ablation, results: Results, seeds: Sequence[int]) -> list[st
         ran = [results[arm][seed]["figures"] for seed in seeds if seed in results.get(arm, {})]
         if not ran:
             continue
-        cells = [number(results[arm][seed]["figures"]["pass@1"]) if seed in results[arm] else "not run"
+        cells = [rounded(results[arm][seed]["figures"]["pass@1"]) if seed in results[arm] else "not run"
                  for seed in seeds]
-        medians = [number(median(one[name] for one in ran)) for name in ("pass@1", *ablation.columns)]
+        medians = [rounded(median(one[name] for one in ran)) for name in ("pass@1", *ablation.columns)]
         lines.append(f"| {label} | " + " | ".join([*cells, *medians]) + " |")
     return lines
 
@@ -178,9 +178,9 @@ def notes(name: str, results: Results) -> list[str]:
         return ["- prompts in the band, never solved, always solved: "
                 + each("band", lambda one: "{kept} of {prompts}, {never}, {always}".format(**one["data"]))]
     if name == "sizes":
-        return ["- 2 x 48 before RL: " + each("small", lambda one: number(one["before"]))
-                + "; the others' bases: " + each("student_base", lambda one: number(one["figures"]["pass@1"]))
-                + " and " + each("base", lambda one: number(one["figures"]["pass@1"]))]
+        return ["- 2 x 48 before RL: " + each("small", lambda one: rounded(one["before"]))
+                + "; the others' bases: " + each("student_base", lambda one: rounded(one["figures"]["pass@1"]))
+                + " and " + each("base", lambda one: rounded(one["figures"]["pass@1"]))]
     return []
 
 
